@@ -1,0 +1,36 @@
+"""What every test shares: deterministic hypothesis, and tests that need foreign programs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+settings.register_profile(
+    "edgepack",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("edgepack")
+
+FOREIGN_REQUIRED = os.environ.get("EDGEPACK_FOREIGN") == "1"
+"""Set by ``make test-foreign``, which installs the programs: there a skip is a failure."""
+
+
+def _missing(item: pytest.Item) -> list[str]:
+    marker = item.get_closest_marker("foreign")
+    path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
+    return [tool for tool in marker.args if shutil.which(tool, path=path) is None] if marker else []
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    missing = _missing(item)
+    if missing and FOREIGN_REQUIRED:
+        pytest.fail(f"needs {', '.join(missing)}, which make test-foreign should have installed")
+    if missing:
+        pytest.skip(f"not run: needs {', '.join(missing)} (make test-foreign installs them)")
