@@ -1,4 +1,4 @@
-"""SHA-256 digests as the OCI specification writes them: ``sha256:`` and 64 lower-case hex digits."""
+"""SHA-256 digests as the OCI specification writes them: ``sha256:`` and 64 hex digits."""
 
 from __future__ import annotations
 
