@@ -87,11 +87,14 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Platform(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The OCI platform; without ``variant`` any variant of the architecture will do."""
+    """The OCI platform; without ``variant`` any variant of the architecture will do.
+
+    The levels of amd64 (x86-64-v2 and so on) are features, not platform variants.
+    """
 
     os: Literal["linux"] = "linux"
     architecture: Literal["amd64", "arm64"]
-    variant: Annotated[str, msgspec.Meta(pattern=r"\Av[0-9]{1,2}\Z")] | None = None
+    variant: Literal["v8"] | None = None
 
 
 class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
