@@ -1,0 +1,105 @@
+"""How every process of edgepack reads its configuration: TOML, then environment, then checks.
+
+The shape is a frozen msgspec struct whose nested structs are the TOML tables. An environment
+variable ``PREFIX_TABLE_KEY`` overrides ``[table] key``. Unknown keys and variables are errors, so
+that a misspelt setting is never silently ignored.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from edgepack_contract.errors import ConfigError
+from edgepack_contract.limits import LIMITS
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def load_settings(
+    path: Path | None, shape: type[T], *, prefix: str, environ: Mapping[str, str]
+) -> T:
+    """Read a configuration.
+
+    Args:
+        path: A TOML file, or None for defaults and environment only.
+        shape: The struct to fill.
+        prefix: Such as ``EDGEPACK``; variables that start with it and ``_`` are ours.
+        environ: The environment.
+
+    Raises:
+        ConfigError: Unreadable, not TOML, an unknown key, a wrong type or a missing value.
+    """
+    table = read_toml(path) if path is not None else {}
+    names = _variables(shape, prefix)
+    for variable, value in environ.items():
+        if variable in names:
+            _put(table, names[variable], value)
+    return convert(table, shape, what=str(path) if path else "the configuration")
+
+
+def convert(table: Mapping[str, Any], shape: type[T], *, what: str) -> T:
+    """Check a decoded table against its shape; text is turned into numbers where one is due.
+
+    Raises:
+        ConfigError: It does not fit; the message names the key.
+    """
+    try:
+        return msgspec.convert(table, shape, strict=False)
+    except msgspec.ValidationError as error:
+        known = ", ".join(sorted(_keys(shape)))
+        raise ConfigError(f"{what}: {error}. Known keys: {known}", code="bad-config") from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file within limits.
+
+    Raises:
+        ConfigError: Missing, unreadable, too large, or not TOML.
+    """
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(LIMITS.config_bytes + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", code="no-config") from error
+    if len(raw) > LIMITS.config_bytes:
+        raise ConfigError(
+            f"{path} is larger than {LIMITS.config_bytes} bytes: not a configuration",
+            code="bad-config",
+        )
+    try:
+        return tomllib.loads(raw.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}", code="bad-config") from error
+
+
+def _fields(shape: type[msgspec.Struct]) -> dict[str, Any]:
+    return {field.encode_name: field.type for field in msgspec.structs.fields(shape)}
+
+
+def _keys(shape: type[msgspec.Struct], before: str = "") -> list[str]:
+    keys = []
+    for name, kind in _fields(shape).items():
+        nested = _struct(kind)
+        keys += _keys(nested, f"{before}{name}.") if nested else [before + name]
+    return keys
+
+
+def _struct(kind: Any) -> type[msgspec.Struct] | None:
+    return kind if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else None
+
+
+def _variables(shape: type[msgspec.Struct], prefix: str) -> dict[str, list[str]]:
+    paths = [key.split(".") for key in _keys(shape)]
+    return {f"{prefix}_{'_'.join(path)}".upper(): path for path in paths}
+
+
+def _put(table: dict[str, Any], path: list[str], value: str) -> None:
+    *tables, key = path
+    for name in tables:
+        table = table.setdefault(name, {})
+    table[key] = value

@@ -1,0 +1,128 @@
+"""The configuration of the device daemon: ``/etc/edgepack/device.toml`` and ``EDGEPACK_*``.
+
+Relative paths are relative to the folder of the file.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from edgepack_contract.errors import ConfigError
+from edgepack_contract.names import DEFAULT_TENANT, check_id
+from edgepack_contract.settings import load_settings
+
+
+class IdentityConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who this device is, as enrolment left it.
+
+    ``owner`` is the pinned fingerprint of the owner key (64 hex digits).
+    """
+
+    key: str
+    mac_key: str
+    keyring: str
+    owner: str
+
+
+class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where predictions are served; ``port = 0`` takes a free one."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    unix_socket: str | None = None
+
+
+class MqttConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The broker."""
+
+    host: str
+    port: int = 1883
+    keepalive_seconds: int = 60
+
+
+class TelemetryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How often windows are closed, and how much may wait on the disk for the broker."""
+
+    window_seconds: float = 60.0
+    health_seconds: float = 60.0
+    spool_bytes: int = 64 * 1024 * 1024
+
+
+class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything a device daemon is told."""
+
+    device: str
+    state_dir: str
+    identity: IdentityConfig
+    mqtt: MqttConfig
+    tenant: str = DEFAULT_TENANT
+    serve: ServeConfig = ServeConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+
+
+def load_config(path: Path, environ: Mapping[str, str]) -> RuntimeConfig:
+    """Read and check the daemon's configuration.
+
+    Raises:
+        ConfigError: See :func:`~edgepack_contract.settings.load_settings`; an id is malformed, or a
+            setting is insecure (code ``insecure``).
+    """
+    config = load_settings(path, RuntimeConfig, prefix="EDGEPACK", environ=environ)
+    check_id(config.device, what="device")
+    check_id(config.tenant, what="tenant")
+    for seconds in (config.telemetry.window_seconds, config.telemetry.health_seconds):
+        if not 0.1 <= seconds <= 86_400:
+            raise ConfigError(
+                f"{path}: telemetry periods must lie between 0.1 and 86400 s, not {seconds}",
+                code="bad-config",
+            )
+    violations = security_gate(config)
+    if violations:
+        raise ConfigError(f"{path}: " + "; ".join(violations), code="insecure")
+    return _absolute(config, path.parent.resolve())
+
+
+def security_gate(config: RuntimeConfig) -> list[str]:
+    """What keeps this configuration from being safe, each with what to do; empty when nothing."""
+    found = []
+    if not is_loopback(config.serve.host):
+        found.append(
+            f"serve.host {config.serve.host} is not loopback: predictions off the device need TLS "
+            'and a token, which this version has not; use "127.0.0.1" or a unix_socket'
+        )
+    if not is_loopback(config.mqtt.host):
+        found.append(
+            f"mqtt.host {config.mqtt.host} is not loopback: a broker off the device needs TLS, "
+            'which this version has not; use a local bridge and "127.0.0.1"'
+        )
+    return found
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address can only be reached from this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _absolute(config: RuntimeConfig, base: Path) -> RuntimeConfig:
+    identity = msgspec.structs.replace(
+        config.identity,
+        key=str(base / config.identity.key),
+        mac_key=str(base / config.identity.mac_key),
+        keyring=str(base / config.identity.keyring),
+    )
+    socket = config.serve.unix_socket
+    serve = msgspec.structs.replace(
+        config.serve, unix_socket=str(base / socket) if socket is not None else None
+    )
+    return msgspec.structs.replace(
+        config, state_dir=str(base / config.state_dir), identity=identity, serve=serve
+    )

@@ -1,0 +1,61 @@
+"""Who this device is: its key, its MAC key, and the keyring that its pinned owner signed."""
+
+from __future__ import annotations
+
+import binascii
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgepack_contract.errors import ConfigError
+from edgepack_contract.instructions import Identity
+from edgepack_contract.keyring import Keyring, open_keyring
+from edgepack_contract.keys import read_private_key
+from edgepack_contract.limits import LIMITS
+from edgepack_contract.sealing import MAC_KEY_BYTES
+from edgepack_runtime.config import RuntimeConfig
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceIdentity:
+    """What enrolment left on this device, checked."""
+
+    identity: Identity
+    mac_key: bytes
+    keyring: Keyring
+
+
+def load_identity(config: RuntimeConfig) -> DeviceIdentity:
+    """Read and check the files of the ``[identity]`` table.
+
+    Raises:
+        ConfigError: A file is missing or malformed.
+        SigningKeyError: The device's key cannot be used.
+        DocumentError: The keyring is not one of the pinned owner.
+    """
+    key = read_private_key(Path(config.identity.key))
+    raw = _read(Path(config.identity.keyring))
+    return DeviceIdentity(
+        identity=Identity(config.tenant, config.device, key.public.fingerprint),
+        mac_key=_mac_key(Path(config.identity.mac_key)),
+        keyring=open_keyring(raw, owner_fingerprint=config.identity.owner),
+    )
+
+
+def _mac_key(path: Path) -> bytes:
+    try:
+        key = binascii.unhexlify(_read(path).strip())
+    except binascii.Error as error:
+        raise ConfigError(f"{path} does not hold hex digits", code="bad-mac-key") from error
+    if len(key) != MAC_KEY_BYTES:
+        raise ConfigError(
+            f"{path} holds {len(key)} bytes, a MAC key has {MAC_KEY_BYTES}", code="bad-mac-key"
+        )
+    return key
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(LIMITS.keyring_bytes + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", code="no-identity") from error

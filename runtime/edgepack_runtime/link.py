@@ -1,0 +1,197 @@
+"""The MQTT link of a device: paho wrapped in one place.
+
+The link keeps retained messages (state, birth, reported) in memory and says them again on every
+connection; it hands out at most :data:`IN_FLIGHT` spool items at a time, because paho resends
+everything that it holds at once after a reconnect. Callbacks arrive on paho's thread; what they do
+is hand bytes over, nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from edgepack_contract.canonical import canonical_json
+from edgepack_contract.messages import State
+from edgepack_contract.sealing import seal
+from edgepack_contract.states import Presence
+from edgepack_contract.topics import Kind, device_filters, device_topic
+
+logger = logging.getLogger(__name__)
+
+IN_FLIGHT = 20
+RECONNECT_MAX_SECONDS = 120
+
+
+@dataclass(frozen=True, slots=True)
+class LinkIdentity:
+    """Who speaks: the ids that go into topics, the session, and the key that seals."""
+
+    tenant: str
+    device: str
+    session: int
+    mac_key: bytes
+
+
+class DeviceLink:
+    """One connection to the broker, kept up for as long as the daemon runs.
+
+    Args:
+        who: Ids, session and MAC key.
+        host: The broker's host.
+        port: The broker's port.
+        keepalive_seconds: The MQTT keep-alive.
+        on_message: Called on paho's thread with (topic, payload).
+        on_connected: Called on paho's thread after every subscription.
+        rng: Spreads reconnects of many devices.
+        now_ms: Wall clock, milliseconds since 1970 UTC.
+    """
+
+    def __init__(
+        self,
+        who: LinkIdentity,
+        *,
+        host: str,
+        port: int,
+        keepalive_seconds: int,
+        on_message: Callable[[str, bytes], None],
+        on_connected: Callable[[], None],
+        rng: random.Random,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._who = who
+        self._on_message = on_message
+        self._on_connected = on_connected
+        self._now_ms = now_ms
+        self._lock = threading.Lock()
+        self._sequence = 0
+        self._retained: dict[str, bytes] = {}
+        self._connected = threading.Event()
+        self._client = self._make_client(rng)
+        self._client.connect_async(host, port, keepalive=keepalive_seconds)
+
+    def _make_client(self, rng: random.Random) -> mqtt.Client:
+        client = mqtt.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=self._who.device,
+            clean_session=True,
+            protocol=mqtt.MQTTv311,
+        )
+        client.max_inflight_messages_set(IN_FLIGHT)
+        client.max_queued_messages_set(4 * IN_FLIGHT)
+        # Devices that lost the same broker must not come back in the same instant.
+        client.reconnect_delay_set(1 + rng.randrange(2), RECONNECT_MAX_SECONDS)
+        client.on_connect = self._connected_callback
+        client.on_disconnect = self._disconnected_callback
+        client.on_message = self._message_callback
+        topic, lost = self._sealed_state(Presence.LOST, sequence=0)
+        client.will_set(topic, lost, qos=1, retain=True)
+        return client
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker has accepted the connection and no disconnect was seen since."""
+        return self._connected.is_set()
+
+    def next_sequence(self) -> int:
+        """The next sequence of this session's device-level messages, from 1."""
+        with self._lock:
+            self._sequence += 1
+            return self._sequence
+
+    def start(self) -> None:
+        """Connect in the background, and again whenever the connection is lost."""
+        self._client.loop_start()
+
+    def stop(self) -> None:
+        """Say ``offline`` and disconnect cleanly, so that the will is not sent."""
+        if self._connected.is_set():
+            topic, offline = self._sealed_state(Presence.OFFLINE, sequence=self.next_sequence())
+            info = self._client.publish(topic, offline, qos=1, retain=True)
+            info.wait_for_publish(timeout=2.0)
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def retain(self, kind: Kind, body: bytes) -> None:
+        """Publish a retained message now and on every later connection."""
+        topic = device_topic(self._who.tenant, self._who.device, kind)
+        sealed = seal(body, topic=topic, key=self._who.mac_key)
+        with self._lock:
+            self._retained[topic] = sealed
+        if self._connected.is_set():
+            self._client.publish(topic, sealed, qos=1, retain=True)
+
+    def send(self, kind: Kind, name: str | None, body: bytes, *, qos: int) -> bool:
+        """Publish once, not retained; False when there is no connection or no room."""
+        if not self._connected.is_set():
+            return False
+        topic = device_topic(self._who.tenant, self._who.device, kind, name)
+        sealed = seal(body, topic=topic, key=self._who.mac_key)
+        info = self._client.publish(topic, sealed, qos=qos, retain=False)
+        return info.rc == mqtt.MQTT_ERR_SUCCESS
+
+    def say_again(self) -> None:
+        """Publish every retained message again: the fleet service has a new session."""
+        with self._lock:
+            messages = list(self._retained.items())
+        for topic, sealed in messages:
+            self._client.publish(topic, sealed, qos=1, retain=True)
+
+    def _sealed_state(self, state: Presence, *, sequence: int) -> tuple[str, bytes]:
+        topic = device_topic(self._who.tenant, self._who.device, Kind.STATE)
+        message = State(
+            session=self._who.session, sequence=sequence, at=self._now_ms(), state=state
+        )
+        return topic, seal(canonical_json(message), topic=topic, key=self._who.mac_key)
+
+    def _connected_callback(
+        self,
+        client: mqtt.Client,
+        _userdata: object,
+        _flags: mqtt.ConnectFlags,
+        reason: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        if reason.is_failure:
+            logger.warning(
+                "broker refused the connection: %s", reason, extra={"event": "mqtt_refused"}
+            )
+            return
+        filters = device_filters(self._who.tenant, self._who.device)
+        client.subscribe([(one, 1) for one in filters])
+        topic, online = self._sealed_state(Presence.ONLINE, sequence=self.next_sequence())
+        client.publish(topic, online, qos=1, retain=True)
+        self._connected.set()
+        self.say_again()
+        logger.info("connected to the broker", extra={"event": "mqtt_connected"})
+        self._on_connected()
+
+    def _disconnected_callback(
+        self,
+        _client: mqtt.Client,
+        _userdata: object,
+        _flags: mqtt.DisconnectFlags,
+        reason: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        self._connected.clear()
+        logger.info(
+            "disconnected from the broker: %s", reason, extra={"event": "mqtt_disconnected"}
+        )
+
+    def _message_callback(
+        self, _client: mqtt.Client, _userdata: object, message: mqtt.MQTTMessage
+    ) -> None:
+        # An exception on paho's thread ends the thread silently and with it the link.
+        try:
+            self._on_message(message.topic, message.payload)
+        except Exception:  # noqa: BLE001 - see the comment above
+            logger.exception("message handler failed", extra={"event": "mqtt_handler_failed"})
