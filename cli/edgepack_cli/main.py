@@ -1,0 +1,96 @@
+"""The one command ``edgepack``. Sub-commands are loaded when they are called, never before, so
+that a device without the packager's libraries has a working command line.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from edgepack_cli.errors import Exit, exit_code_of
+from edgepack_contract import __version__
+from edgepack_contract.errors import EdgepackError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "build": ("edgepack_cli.commands.build", "Convert a model, search precisions, write a bundle."),
+    "bundle": ("edgepack_cli.commands.bundle", "Push bundles to the fleet and list them."),
+    "demo": ("edgepack_cli.commands.demo", "The whole loop on this machine, on real data."),
+    "device": ("edgepack_cli.commands.device", "Add and look at devices."),
+    "fleet": ("edgepack_cli.commands.fleet", "Run the fleet service."),
+    "group": ("edgepack_cli.commands.group", "Create and list groups of devices."),
+    "inspect": ("edgepack_cli.commands.inspect", "Show what is in a bundle."),
+    "keys": ("edgepack_cli.commands.keys", "Make and show the owner, publisher and fleet keys."),
+    "rollout": ("edgepack_cli.commands.rollout", "Roll a bundle out in stages, watch, roll back."),
+    "run": ("edgepack_cli.commands.run", "Run the device daemon, or serve one bundle."),
+    "sign": ("edgepack_cli.commands.sign", "Sign a bundle with a publisher key."),
+    "targets": ("edgepack_cli.commands.targets", "List the kinds of hardware to build for."),
+    "unpack": ("edgepack_cli.commands.unpack", "Write a bundle's files into a folder."),
+    "verify": ("edgepack_cli.commands.verify", "Check a bundle's signature and every digest."),
+}
+EXTRAS = {
+    "build": "packager",
+    "demo": "demo",
+    "fleet": "fleet",
+    "run": "runtime",
+    "targets": "packager",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in modules of their own."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """The names, without importing anything."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import the module of one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        try:
+            module = importlib.import_module(COMMANDS[cmd_name][0])
+        except ModuleNotFoundError as error:
+            extra = EXTRAS.get(cmd_name)
+            if extra is None or (error.name or "").startswith("edgepack"):
+                raise
+            raise click.ClickException(
+                f"`edgepack {cmd_name}` needs {error.name}; run: pip install 'edgepack[{extra}]'"
+            ) from error
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in ``--help``, from the table instead of from every module."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, words) for name, (_, words) in sorted(COMMANDS.items())])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgepack")
+def edgepack() -> None:
+    """Take a trained model to a fleet of edge devices and keep it healthy there."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command and exit with a code of :class:`~edgepack_cli.errors.Exit`."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code; expected errors become one line on stderr."""
+    try:
+        result: Any = edgepack.main(args=arguments, prog_name="edgepack", standalone_mode=False)
+    except EdgepackError as error:
+        click.echo(f"error: {error}", err=True)
+        return exit_code_of(error)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return Exit.INTERRUPTED
+    return result if isinstance(result, int) else Exit.OK
