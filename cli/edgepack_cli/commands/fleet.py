@@ -1,0 +1,50 @@
+"""``edgepack fleet``: run the fleet service."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+CONFIG_OPTION = click.option(
+    "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=True,
+    help="The service's configuration, such as /etc/edgepack/fleet.toml.",
+)  # fmt: skip
+
+
+@click.group()
+def command() -> None:
+    """Run the fleet service."""
+
+
+@command.command()
+@CONFIG_OPTION
+def serve(config: Path) -> None:
+    """Serve the API, the page and the bundles, and drive rollouts.
+
+    Example: edgepack fleet serve --config fleet.toml
+    """
+    _become("--config", str(config))
+
+
+@command.command()
+@CONFIG_OPTION
+@click.option("--name", required=True, help="Whose token this is.")
+@click.option(
+    "--role", type=click.Choice(["viewer", "operator", "publisher", "admin"]), default="viewer",
+    show_default=True, help="What it may do.",
+)  # fmt: skip
+@click.option("--days", default=90, show_default=True, help="How long it is valid.")
+def token(config: Path, name: str, role: str, days: int) -> None:
+    """Make an access token on the machine of the service and print it once.
+
+    Example: edgepack fleet token --config fleet.toml --name ci --role publisher
+    """
+    _become("token", "--config", str(config), "--name", name, "--role", role, "--days", str(days))
+
+
+def _become(*arguments: str) -> None:
+    # The process becomes the service, so that signals and exit codes are the service's own.
+    os.execv(sys.executable, [sys.executable, "-m", "edgepack_fleet", *arguments])  # noqa: S606
