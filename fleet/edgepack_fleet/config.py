@@ -1,0 +1,190 @@
+"""The configuration of the fleet service: one TOML file and ``EDGEPACK_FLEET_*``, strictly read.
+
+An environment variable is named after its key: ``EDGEPACK_FLEET_TENANT``,
+``EDGEPACK_FLEET_HTTP_PORT`` for ``port`` of ``[http]``. Unknown keys are refused by name.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from edgepack_contract.errors import ConfigError
+from edgepack_contract.names import DEFAULT_TENANT, check_id
+from edgepack_contract.settings import load_settings
+
+ENVIRONMENT_PREFIX = "EDGEPACK_FLEET"
+DATABASE_FILE = "fleet.db"
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Seconds = Annotated[float, msgspec.Meta(ge=0.05, le=366 * 86400)]
+Fingerprint = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+
+
+class DatabaseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where state is kept; without a URL, ``fleet.db`` in the data folder."""
+
+    url: str | None = None
+
+
+class HttpConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The listener of the API, the bundle store and the page.
+
+    ``public_url`` is how devices reach it, and the base of bundle sources; without one it is the
+    address that was bound. Port 0 takes a free one.
+    """
+
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    unix: str | None = None
+    public_url: str | None = None
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+
+
+class MqttConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The broker. ``protocol`` 5 is tried by default; a broker without it needs ``3.1.1``."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1883
+    protocol: Literal["5", "3.1.1"] = "5"
+    username: str | None = None
+    password_file: str | None = None
+    tls_ca: str | None = None
+
+
+class KeysConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The fleet key (signs desired state), the keyring, and the owner's pinned fingerprint."""
+
+    fleet: str
+    keyring: str
+    owner: Fingerprint
+
+
+class TimingsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Seconds.
+
+    ``device_lease`` without a message makes a device offline; ``desired_refresh`` is the age at
+    which a desired document is issued again; ``gap`` is how long a hole in a device's sequence is
+    waited for; ``retention`` is how long windows are kept.
+    """
+
+    tick: Seconds = 1.0
+    lease: Seconds = 15.0
+    device_lease: Seconds = 180.0
+    desired_ttl: Seconds = 7 * 86400.0
+    desired_refresh: Seconds = 86400.0
+    gap: Seconds = 60.0
+    retention: Seconds = 2 * 86400.0
+
+
+class FleetConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that ``edgepack fleet serve`` is told."""
+
+    data_dir: str
+    keys: KeysConfig
+    tenant: str = DEFAULT_TENANT
+    database: DatabaseConfig = DatabaseConfig()
+    http: HttpConfig = HttpConfig()
+    mqtt: MqttConfig = MqttConfig()
+    timings: TimingsConfig = TimingsConfig()
+
+    @property
+    def database_url(self) -> str:
+        """The SQLAlchemy URL of the database."""
+        return self.database.url or f"sqlite:///{self.data_path / DATABASE_FILE}"
+
+    @property
+    def data_path(self) -> Path:
+        """The data folder, absolute."""
+        return Path(self.data_dir).absolute()
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """Why the service refuses to start: the rule that is broken, and what fixes it."""
+
+    key: str
+    words: str
+
+
+def load_config(path: Path | None, environment: Mapping[str, str]) -> FleetConfig:
+    """Read the configuration file and apply the environment.
+
+    Raises:
+        ConfigError: The file cannot be read, or a key is unknown, missing or out of range.
+    """
+    for name in environment:
+        if name.startswith(f"{ENVIRONMENT_PREFIX}_") and name not in environment_names():
+            raise ConfigError(
+                f"{name} is not a setting of the fleet service; known are "
+                f"{', '.join(sorted(environment_names()))}",
+                code="unknown-key",
+            )
+    config = load_settings(path, FleetConfig, prefix=ENVIRONMENT_PREFIX, environ=environment)
+    check_id(config.tenant, what="tenant")
+    _check_timings(config.timings)
+    return config
+
+
+def environment_names() -> frozenset[str]:
+    """Every environment variable that is a setting."""
+    names = []
+    for field in msgspec.structs.fields(FleetConfig):
+        kind = field.type
+        nested = isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+        inner = [f"_{name}" for name in kind.__struct_fields__] if nested else [""]
+        names += [f"{ENVIRONMENT_PREFIX}_{field.name}{part}".upper() for part in inner]
+    return frozenset(names)
+
+
+def security_gate(config: FleetConfig) -> list[Violation]:
+    """What makes this configuration unsafe to start: anything in the clear off this machine."""
+    found = []
+    http = config.http
+    if http.unix is None and not is_loopback(http.host) and not _has_tls(http):
+        found.append(
+            Violation(
+                "http.host",
+                f"the API would listen on {http.host} without TLS; set http.tls_certificate and "
+                "http.tls_key, or http.host = '127.0.0.1' behind a proxy that has them",
+            )
+        )
+    if not is_loopback(config.mqtt.host) and config.mqtt.tls_ca is None:
+        found.append(
+            Violation(
+                "mqtt.host",
+                f"the connection to the broker on {config.mqtt.host} would be in the clear; set "
+                "mqtt.tls_ca to the certificate authority of the broker",
+            )
+        )
+    return found
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` is this machine only; a name other than ``localhost`` is not trusted."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _has_tls(http: HttpConfig) -> bool:
+    return http.tls_certificate is not None and http.tls_key is not None
+
+
+def _check_timings(timings: TimingsConfig) -> None:
+    if timings.desired_refresh >= timings.desired_ttl:
+        raise ConfigError(
+            "timings.desired_refresh must be shorter than timings.desired_ttl, or devices would "
+            "hold expired documents"
+        )
+    if timings.lease <= timings.tick:
+        raise ConfigError("timings.lease must be longer than timings.tick, which renews it")
