@@ -70,7 +70,8 @@ class LatencyHistogram:
         Raises:
             ValueError: It is not a number.
         """
-        seconds = min(max(seconds, SHORTEST), LONGEST)
+        if not SHORTEST <= seconds <= LONGEST:
+            seconds = min(max(seconds, SHORTEST), LONGEST)
         index = ceil(log2(seconds) * PER_OCTAVE) - 1
         counts = self._counts
         counts[index] = counts.get(index, 0) + 1

@@ -1,0 +1,274 @@
+"""Count rows against a reference, on the device and at build time with the same functions.
+
+The only module of the contract that needs numpy. Everything is counted in blocks of rows: one
+comparison of a block with all edges of all features costs a fraction of a microsecond per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgepack_contract.reference import DESCRIPTORS, FeatureReference
+from edgepack_contract.window import InputColumns
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+CHUNK_ROWS = 255
+"""Rows compared at once: their number must fit in the 8 bits of a partial sum."""
+
+FARTHEST = 1e100
+"""Values farther than this from the reference (in its units) are left out of the moments, as
+infinities are: their squares must stay finite."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What was counted so far; one entry per feature, ``counts`` padded to the widest feature."""
+
+    counts: Integers
+    null: Integers
+    n: Integers
+    mean: Floats
+    m2: Floats
+    low: Floats
+    high: Floats
+
+    @classmethod
+    def empty(cls, features: int, columns: int) -> Tally:
+        """A tally of no rows."""
+        return cls(
+            counts=np.zeros((features, columns), np.int64),
+            null=np.zeros(features, np.int64),
+            n=np.zeros(features, np.int64),
+            mean=np.zeros(features),
+            m2=np.zeros(features),
+            low=np.full(features, np.inf),
+            high=np.full(features, -np.inf),
+        )
+
+    def add(self, other: Tally) -> Tally:
+        """Both together; moments as :meth:`edgepack_contract.moments.Moments.merge`."""
+        n = self.n + other.n
+        some = np.maximum(n, 1)
+        delta = other.mean - self.mean
+        return Tally(
+            counts=self.counts + other.counts,
+            null=self.null + other.null,
+            n=n,
+            mean=(self.n * self.mean + other.n * other.mean) / some,
+            m2=self.m2 + other.m2 + delta * delta * (self.n * other.n / some),
+            low=np.minimum(self.low, other.low),
+            high=np.maximum(self.high, other.high),
+        )
+
+
+class Counter(Protocol):
+    """Counts the rows of one tensor."""
+
+    def count(self, rows: Array) -> Tally:
+        """Count ``rows`` of shape (n, ...)."""
+        ...
+
+
+class EdgeCounter:
+    """Counts the rows of a numeric tensor against the edges and categories of its features."""
+
+    def __init__(self, features: Sequence[FeatureReference]) -> None:
+        self._features = len(features)
+        self._width = max((item.columns for item in features), default=1)
+        self._source = _source(features)
+        self._index = np.array([item.index for item in features], np.intp)
+        self._last = np.array([item.columns - 1 for item in features], np.intp)
+        self._category = np.array([item.kind == "category" for item in features], np.bool_)
+        self._mean = np.array([item.mean for item in features], np.float64)
+        self._unit = np.array([item.unit for item in features], np.float64)
+        # NaN compares false with everything, so that padding counts nothing
+        self._marks = np.full((self._width - 1, self._features), np.nan)
+        for place, item in enumerate(features):
+            marks = item.edges or item.categories
+            self._marks[: len(marks), place] = np.array(marks, np.float64)
+
+    def count(self, rows: Array) -> Tally:
+        """Count a block of rows.
+
+        Args:
+            rows: Numbers of shape (n, ...); flattened to (n, columns).
+        """
+        block = _numeric(self._select(rows.reshape(len(rows), -1)))
+        total = self._chunk(block[:CHUNK_ROWS])
+        for start in range(CHUNK_ROWS, len(block), CHUNK_ROWS):
+            total = total.add(self._chunk(block[start : start + CHUNK_ROWS]))
+        return total
+
+    def _select(self, flat: Array) -> Array:
+        if self._source == "descriptor":
+            return descriptors(flat)[:, self._index]
+        if np.array_equal(self._index, np.arange(flat.shape[1])):
+            return flat
+        return flat[:, self._index]
+
+    def _chunk(self, block: Array) -> Tally:
+        null = np.isnan(block).sum(axis=0, dtype=np.int64)
+        n, mean, m2, low, high = _moments(block, self._mean, self._unit)
+        counts = self._columns(block, len(block) - null)
+        return Tally(counts=counts, null=null, n=n, mean=mean, m2=m2, low=low, high=high)
+
+    def _columns(self, block: Array, valid: Integers) -> Integers:
+        marks = self._marks.astype(block.dtype)
+        counts = np.zeros((self._width, self._features), np.int64)
+        if not self._category.all():
+            # the number of values at or over each edge; differences are the bins
+            over = _true((block[:, None, :] >= marks))
+            counts[0] = valid
+            counts[1:] = over
+            counts[:-1] -= over
+        if self._category.any():
+            same = _true((block[:, None, :] == marks))[:, self._category]
+            counts[:, self._category] = 0
+            counts[:-1, self._category] = same
+            rest = valid[self._category] - same.sum(axis=0)
+            counts[self._last[self._category], np.flatnonzero(self._category)] = rest
+        return counts.T
+
+
+class TextCounter:
+    """Counts the rows of a tensor of text against the categories of its features."""
+
+    def __init__(self, features: Sequence[FeatureReference]) -> None:
+        self._features = features
+        self._width = max((item.columns for item in features), default=1)
+        self._places = [
+            {category: place for place, category in enumerate(item.categories)} for item in features
+        ]
+
+    def count(self, rows: Array) -> Tally:
+        """Count a block of rows of text; None is null."""
+        flat = rows.reshape(len(rows), -1)
+        tally = Tally.empty(len(self._features), self._width)
+        for place, item in enumerate(self._features):
+            known, other = self._places[place], item.columns - 1
+            for value in flat[:, item.index].tolist():
+                if value is None:
+                    tally.null[place] += 1
+                else:
+                    tally.counts[place, known.get(as_text(value), other)] += 1
+        return tally
+
+
+class InputCounter:
+    """Counts the rows of all tensors of a reference, in the order of its features."""
+
+    def __init__(self, features: Sequence[FeatureReference]) -> None:
+        self._features = list(features)
+        self._width = max((item.columns for item in features), default=1)
+        places: dict[tuple[str, str, bool], list[int]] = {}
+        for place, item in enumerate(features):
+            places.setdefault((item.tensor, item.source, item.textual), []).append(place)
+        self._parts = [
+            (tensor, np.array(some, np.intp), _counter([features[place] for place in some]))
+            for (tensor, _, _), some in places.items()
+        ]
+
+    @property
+    def tensors(self) -> frozenset[str]:
+        """The names of the tensors that are counted."""
+        return frozenset(tensor for tensor, _, _ in self._parts)
+
+    def empty(self) -> Tally:
+        """A tally of no rows."""
+        return Tally.empty(len(self._features), self._width)
+
+    def count(self, tensors: Mapping[str, Array]) -> Tally:
+        """Count a block of rows; every tensor has the same number of them.
+
+        Raises:
+            KeyError: A tensor of the reference is missing.
+        """
+        total = self.empty()
+        for name, places, counter in self._parts:
+            part = counter.count(tensors[name])
+            total.counts[places, : part.counts.shape[1]] = part.counts
+            for field in ("null", "n", "mean", "m2", "low", "high"):
+                getattr(total, field)[places] = getattr(part, field)
+        return total
+
+    def columns(self, tally: Tally) -> InputColumns:
+        """The wire form of a tally."""
+        rows = zip(tally.counts.tolist(), self._features, strict=True)
+        some = (tally.n > 0).tolist()
+        return InputColumns(
+            n=tally.n.tolist(),
+            null=tally.null.tolist(),
+            counts=[counts[: item.columns] for counts, item in rows],
+            mean=tally.mean.tolist(),
+            m2=tally.m2.tolist(),
+            min=_known(tally.low, some),
+            max=_known(tally.high, some),
+        )
+
+
+def descriptors(flat: Array) -> Floats:
+    """The scalars that stand for each row of a wide tensor, in the order of ``DESCRIPTORS``.
+
+    Args:
+        flat: Shape (n, columns).
+
+    Returns:
+        Shape (n, 4), float64. A row with a NaN has NaN in all four.
+    """
+    values = flat.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        parts = [getattr(values, name)(axis=1) for name in DESCRIPTORS]
+    return np.stack(parts, axis=1)
+
+
+def as_text(value: object) -> str:
+    """A cell of a text tensor as text; bytes are UTF-8."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _counter(features: Sequence[FeatureReference]) -> Counter:
+    return TextCounter(features) if features[0].textual else EdgeCounter(features)
+
+
+def _source(features: Sequence[FeatureReference]) -> str:
+    sources = {item.source for item in features}
+    if len(sources) > 1:
+        raise ValueError("one counter takes columns or descriptors of a tensor, not both")
+    return sources.pop() if sources else "column"
+
+
+def _numeric(block: Array) -> Array:
+    """Single precision stays (its edges are exact in it), everything else becomes double."""
+    return block if block.dtype in (np.float32, np.float64) else block.astype(np.float64)
+
+
+def _true(mask: NDArray[np.bool_]) -> Integers:
+    # summing bytes over rows is many times faster than summing booleans as integers
+    return np.add.reduce(mask.view(np.uint8), axis=0, dtype=np.uint8).astype(np.int64)
+
+
+def _moments(
+    block: Array, origin: Floats, unit: Floats
+) -> tuple[Integers, Floats, Floats, Floats, Floats]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        z = (block.astype(np.float64) - origin) / unit
+        usable = np.abs(z) <= FARTHEST
+    n = usable.sum(axis=0, dtype=np.int64)
+    kept = np.where(usable, z, 0.0)
+    mean = kept.sum(axis=0) / np.maximum(n, 1)
+    m2 = np.where(usable, (kept - mean) ** 2, 0.0).sum(axis=0)
+    low = np.where(usable, z, np.inf).min(axis=0, initial=np.inf)
+    high = np.where(usable, z, -np.inf).max(axis=0, initial=-np.inf)
+    return n, mean, m2, low, high
+
+
+def _known(values: Floats, some: list[bool]) -> list[float | None]:
+    return [value if known else None for value, known in zip(values.tolist(), some, strict=True)]
