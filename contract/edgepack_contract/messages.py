@@ -22,7 +22,7 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Strict by construction: unknown and missing fields are refused."""
 
 
-class State(_Message):
+class State(_Message, frozen=True, kw_only=True):
     """Topic ``state``, retained; with ``lost`` it is the last will."""
 
     session: int
@@ -31,7 +31,7 @@ class State(_Message):
     state: Presence
 
 
-class SlotBirth(_Message):
+class SlotBirth(_Message, frozen=True, kw_only=True):
     """What a slot runs when the daemon connects."""
 
     bundle: str
@@ -41,7 +41,7 @@ class SlotBirth(_Message):
     reference: str
 
 
-class Birth(_Message):
+class Birth(_Message, frozen=True, kw_only=True):
     """Topic ``birth``, retained: everything that stays the same for a session."""
 
     protocol: int = PROTOCOL_VERSION
@@ -55,7 +55,7 @@ class Birth(_Message):
     capabilities: list[str]
 
 
-class SlotReported(_Message):
+class SlotReported(_Message, frozen=True, kw_only=True):
     """One slot as it is now.
 
     ``running`` is the index digest of the bundle that answers requests, ``wanted`` the one that the
@@ -75,7 +75,7 @@ class SlotReported(_Message):
     exercised: bool = True
 
 
-class Reported(_Message):
+class Reported(_Message, frozen=True, kw_only=True):
     """Topic ``reported``, retained: the full reported state, never a difference.
 
     ``refused`` is the code and words of the last desired document that was not obeyed, or null.
@@ -90,7 +90,7 @@ class Reported(_Message):
     refused: str | None = None
 
 
-class Ref(_Message):
+class Ref(_Message, frozen=True, kw_only=True):
     """A bundle by name and identity, and where to pull it: ``http(s)://HOST[:PORT]/REPOSITORY``."""
 
     name: str
@@ -105,7 +105,7 @@ class CandidateMode(StrEnum):
     SPLIT = "split"
 
 
-class Candidate(_Message):
+class Candidate(_Message, frozen=True, kw_only=True):
     """A second model in a slot: ``share`` of the inputs (shadow) or of the answers (split)."""
 
     ref: Ref
@@ -113,7 +113,7 @@ class Candidate(_Message):
     share: float
 
 
-class Probation(_Message):
+class Probation(_Message, frozen=True, kw_only=True):
     """How long the device itself watches a new model, in seconds.
 
     ``shadow_seconds``: how long the previous model stays loaded after activation and sees the same
@@ -125,7 +125,7 @@ class Probation(_Message):
     shadow_seconds: float = 600.0
 
 
-class SlotDesired(_Message):
+class SlotDesired(_Message, frozen=True, kw_only=True):
     """What one slot should run."""
 
     active: Ref | None
@@ -135,7 +135,7 @@ class SlotDesired(_Message):
     retry_blocked: list[str] = []
 
 
-class Desired(_Message):
+class Desired(_Message, frozen=True, kw_only=True):
     """Topic ``desired``, retained: the payload of a DSSE envelope signed by a fleet key."""
 
     tenant: str
@@ -148,14 +148,14 @@ class Desired(_Message):
     slots: dict[str, SlotDesired]
 
 
-class Acked(_Message):
+class Acked(_Message, frozen=True, kw_only=True):
     """Topic ``acked/{slot}``: the fleet has committed this slot's items up to ``through``."""
 
     session: int
     through: int
 
 
-class Health(_Message):
+class Health(_Message, frozen=True, kw_only=True):
     """Topic ``health``, QoS 0. What the machine does not know is null."""
 
     session: int
@@ -182,7 +182,7 @@ class EventKind(StrEnum):
     RETRAIN = "retrain"
 
 
-class Event(_Message):
+class Event(_Message, frozen=True, kw_only=True):
     """Topic ``event/{kind}``: one item of a slot's sequence, like a window."""
 
     session: int
@@ -196,7 +196,7 @@ class Event(_Message):
     evidence: dict[str, Any] = {}
 
 
-class Command(_Message):
+class Command(_Message, frozen=True, kw_only=True):
     """Topic ``cmd/{verb}``, never retained."""
 
     id: str
@@ -205,7 +205,7 @@ class Command(_Message):
     nonce: str
 
 
-class CommandReply(_Message):
+class CommandReply(_Message, frozen=True, kw_only=True):
     """Topic ``ack/{verb}``."""
 
     session: int
@@ -217,7 +217,7 @@ class CommandReply(_Message):
     words: str
 
 
-class FleetState(_Message):
+class FleetState(_Message, frozen=True, kw_only=True):
     """Topic ``_fleet/state``, retained: on a new session every device republishes what it is."""
 
     session: int
