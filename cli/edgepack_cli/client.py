@@ -68,8 +68,8 @@ class FleetClient:
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise FleetUnreachableError(
-                f"the fleet service at {self.url} does not answer ({reason}); is it running, and is "
-                "EDGEPACK_FLEET right?"
+                f"the fleet service at {self.url} does not answer ({reason}); is it running, and "
+                "is EDGEPACK_FLEET right?"
             ) from error
 
 

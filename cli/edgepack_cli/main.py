@@ -1,5 +1,7 @@
-"""The one command ``edgepack``. Sub-commands are loaded when they are called, never before, so
-that a device without the packager's libraries has a working command line.
+"""The one command ``edgepack``.
+
+Sub-commands are loaded when they are called, never before, so that a device without the packager's
+libraries has a working command line.
 """
 
 from __future__ import annotations
