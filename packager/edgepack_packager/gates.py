@@ -1,0 +1,100 @@
+"""Gates: pure judgements of figures against limits. A gate without data never passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from edgepack_packager.intervals import Estimate
+
+Outcome = Literal["pass", "fail", "inconclusive", "not_measured"]
+Severity = Literal["accuracy", "budget"]
+
+_NO_ROWS = "there are no rows to judge it on"
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A limit.
+
+    Attributes:
+        name: ``max-drop``, ``min-metric``, ``max-latency``, ``max-size`` or ``max-memory``.
+        severity: Whether accuracy or a budget is judged; they fail with different exit codes.
+        metric: What is judged.
+        threshold: The limit.
+        unit: Of the limit.
+    """
+
+    name: str
+    severity: Severity
+    metric: str
+    threshold: float
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one gate says of one candidate.
+
+    Attributes:
+        gate: The limit.
+        outcome: The judgement.
+        words: The judgement with its numbers, for people.
+        excess: How far outside as a share of the limit, to find the nearest miss; 0 inside.
+    """
+
+    gate: Gate
+    outcome: Outcome
+    words: str
+    excess: float = 0.0
+
+
+def judge_loss(gate: Gate, loss: Estimate | None, *, rows: int | None) -> Verdict:
+    """Judge the share lost against the source model: the whole interval must be inside.
+
+    Args:
+        gate: The limit.
+        loss: The share lost; None when there were no rows.
+        rows: Rows that would prove it, when it is inconclusive and that is known.
+    """
+    if loss is None:
+        return Verdict(gate, "not_measured", _NO_ROWS)
+    limit = gate.threshold
+    seen = f"{gate.metric} loss {_figure(loss)}"
+    excess = max(loss.high - limit, 0.0) / limit
+    if loss.high <= limit:
+        return Verdict(gate, "pass", f"{seen} within {limit:.4g}")
+    if loss.value > limit:
+        return Verdict(gate, "fail", f"{seen} is over {limit:.4g}", excess)
+    more = f"; about {rows} rows would prove it" if rows else ""
+    return Verdict(gate, "inconclusive", f"{seen} is not proven within {limit:.4g}{more}", excess)
+
+
+def judge_minimum(gate: Gate, figure: Estimate | None) -> Verdict:
+    """Judge a metric that must reach a value: proven when the whole interval does."""
+    if figure is None:
+        return Verdict(gate, "not_measured", _NO_ROWS)
+    least = gate.threshold
+    seen = f"{gate.metric} {_figure(figure)}"
+    if figure.low >= least:
+        return Verdict(gate, "pass", f"{seen} reaches {least:g}")
+    if figure.value < least:
+        excess = (least - figure.value) / (abs(least) or 1.0)
+        return Verdict(gate, "fail", f"{seen} is under {least:g}", excess)
+    return Verdict(gate, "inconclusive", f"{seen} is not proven to reach {least:g}")
+
+
+def judge_budget(gate: Gate, value: float | None) -> Verdict:
+    """Judge a measured cost; one that was not measured is left to the device's own probe."""
+    limit, unit = gate.threshold, gate.unit
+    if value is None:
+        words = f"{gate.metric} at most {limit:g} {unit}: not measured here, enforced on the device"
+        return Verdict(gate, "not_measured", words)
+    if value <= limit:
+        return Verdict(gate, "pass", f"{gate.metric} {value:g} {unit} within {limit:g}")
+    words = f"{gate.metric} {value:g} {unit} is over {limit:g}"
+    return Verdict(gate, "fail", words, (value - limit) / limit)
+
+
+def _figure(estimate: Estimate) -> str:
+    return f"{estimate.value:.4f} ({estimate.low:.4f}..{estimate.high:.4f}, n={estimate.n})"
