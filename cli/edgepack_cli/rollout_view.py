@@ -10,7 +10,7 @@ from edgepack_cli.output import table
 
 MARKS = {
     "passed": "✔", "succeeded": "✔", "pass": "✔", "failed": "✘", "fail": "✘",
-    "inconclusive": "?", "not_applicable": "–", "waiting": "·",
+    "inconclusive": "?", "not_applicable": "-", "waiting": "·",
 }  # fmt: skip
 
 

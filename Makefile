@@ -1,0 +1,68 @@
+# Everything here needs Python 3.11 or newer, make and a shell; only test-foreign needs apt and root.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+SUDO   := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+FOREIGN_PACKAGES := mosquitto skopeo docker-registry chromium
+
+export ORT_DISABLE_TELEMETRY = 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help demo test test-foreign check format audit lock clean
+
+help:            ## Show the targets
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
+
+demo: $(VENV)/.demo   ## The whole loop on this machine: make demo, or make demo ARGS=--exit
+	@$(BIN)/edgepack demo $(ARGS)
+
+test: $(VENV)/.dev    ## Every test that needs no Debian tools
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+test-foreign: $(VENV)/.dev   ## Tests against Debian's tools, which it installs
+	@missing=""; for package in $(FOREIGN_PACKAGES); do \
+	  dpkg -s $$package >/dev/null 2>&1 || missing="$$missing $$package"; done; \
+	if [ -n "$$missing" ]; then \
+	  echo "installing$$missing"; $(SUDO) apt-get update -qq && \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null; fi
+	EDGEPACK_FOREIGN=1 $(BIN)/python -m pytest -m foreign $(ARGS)
+
+check: $(VENV)/.dev   ## Style, types and the direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+audit: $(VENV)/.dev   ## Known vulnerabilities of the pinned requirements
+	$(BIN)/pip-audit --requirement requirements/dev.txt --disable-pip
+
+lock:            ## Pin the requirements again (needs uv)
+	requirements/lock
+
+clean:           ## Remove what the targets made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; say which: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: requirements/demo.txt pyproject.toml | $(BIN)/python
+	@echo "installing pinned requirements (about a minute the first time)"
+	@$(BIN)/python -m pip install --progress-bar off --require-hashes -r requirements/demo.txt \
+	  | grep --line-buffered -E '^(Collecting|Installing|Successfully)' | cut -c1-100
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt pyproject.toml | $(BIN)/python
+	@echo "installing pinned requirements for development (about a minute the first time)"
+	@$(BIN)/python -m pip install --progress-bar off --require-hashes -r requirements/dev.txt \
+	  | grep --line-buffered -E '^(Collecting|Installing|Successfully)' | cut -c1-100
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@ $(VENV)/.demo
