@@ -17,14 +17,17 @@ import msgspec
 
 from edgepack_contract.bundle_json import decode_bundle_json
 from edgepack_contract.canonical import canonical_json
-from edgepack_contract.description import DESCRIPTION_PATH, Description, is_file_path
+from edgepack_contract.description import Description, is_file_path
 from edgepack_contract.digest import sha256_digest
 from edgepack_contract.errors import MalformedBundleError
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.names import is_id, is_version
 
-INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
-MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+IndexType = Literal["application/vnd.oci.image.index.v1+json"]
+ManifestType = Literal["application/vnd.oci.image.manifest.v1+json"]
+
+INDEX_TYPE: IndexType = "application/vnd.oci.image.index.v1+json"
+MANIFEST_TYPE: ManifestType = "application/vnd.oci.image.manifest.v1+json"
 EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 MODEL_TYPE = "application/vnd.cncf.model.manifest.v1+json"
 MODEL_CONFIG_TYPE = "application/vnd.cncf.model.config.v1+json"
@@ -107,7 +110,7 @@ class ImageIndex(
     """An OCI image index: the bundle index, or ``index.json`` of a layout."""
 
     schema_version: Literal[2]
-    media_type: Literal["application/vnd.oci.image.index.v1+json"]
+    media_type: IndexType
     manifests: Annotated[list[Descriptor], msgspec.Meta(min_length=1, max_length=LIMITS.variants)]
     annotations: Annotations = {}
 
@@ -123,7 +126,7 @@ class Manifest(
     """An OCI image manifest: of a variant, a signature or the evidence."""
 
     schema_version: Literal[2]
-    media_type: Literal["application/vnd.oci.image.manifest.v1+json"]
+    media_type: ManifestType
     artifact_type: str
     config: Descriptor
     layers: Annotated[
@@ -176,7 +179,7 @@ def model_config(description: Description, layers: list[Descriptor]) -> bytes:
     )
 
 
-def variant_descriptor(description: Description, manifest: bytes) -> Descriptor:
+def variant_descriptor(description: Description, *, digest: str, size: int) -> Descriptor:
     """The entry of a variant in the bundle index."""
     annotations: Annotations = {
         Key.VARIANT: description.variant,
@@ -187,8 +190,8 @@ def variant_descriptor(description: Description, manifest: bytes) -> Descriptor:
         annotations[Key.MEMORY] = str(description.budgets.memory_bytes)
     return Descriptor(
         media_type=MANIFEST_TYPE,
-        digest=sha256_digest(manifest),
-        size=len(manifest),
+        digest=digest,
+        size=size,
         annotations=annotations,
         artifact_type=MODEL_TYPE,
         platform=OciPlatform(
@@ -288,18 +291,6 @@ def layer_paths(manifest: Manifest, *, what: str) -> dict[str, Descriptor]:
         _check_type(f"{what}: {path}", layer.media_type, layer_type(path))
         by_path[path] = layer
     return by_path
-
-
-def description_layer(manifest: Manifest, *, what: str) -> Descriptor:
-    """The layer that is ``edgepack.json``.
-
-    Raises:
-        MalformedBundleError: There is none, or the layers are malformed.
-    """
-    layer = layer_paths(manifest, what=what).get(DESCRIPTION_PATH)
-    if layer is None:
-        raise MalformedBundleError(f"{what} has no {DESCRIPTION_PATH}", code="bad-manifest")
-    return layer
 
 
 def is_count(text: str) -> bool:
