@@ -1,0 +1,153 @@
+"""Try a model in a child process before it may come near the one that serves.
+
+A malformed graph can crash, hang or exhaust the process that loads it. The child bears that; this
+module, which runs in the parent, only starts it and reads its verdict. It imports neither numpy
+nor onnxruntime. ``python -m edgepack_runtime.inference.probe FOLDER`` is the child.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+ProbeCode = Literal[
+    "", "load-failed", "golden-mismatch", "latency-budget",
+    "probe-memory", "probe-timeout", "probe-crashed",
+]  # fmt: skip
+
+_READ_BYTES = 64 * 1024
+_WORDS = 500
+_KEPT_VARIABLES = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TMPDIR")
+
+
+class ProbeResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The verdict on one variant, on this machine.
+
+    ``code`` is empty when the model may be activated, else it and ``words`` say why not. Latencies
+    are milliseconds of one golden row; ``peak_bytes`` is the most memory that the child held, and
+    ``model_bytes`` how much of it the model added.
+    """
+
+    code: ProbeCode
+    words: str = ""
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+    p99_ms: float | None = None
+    peak_bytes: int | None = None
+    model_bytes: int | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the model may be activated."""
+        return not self.code
+
+
+def probe_model(
+    folder: Path, *, timeout_s: float, memory_bytes: int | None = None, threads: int = 1
+) -> ProbeResult:
+    """Load, check and measure an unpacked variant in a child. Blocks; never raises for the model.
+
+    Args:
+        folder: The files of one variant, already verified.
+        timeout_s: The child is killed after this many seconds.
+        memory_bytes: The most memory the child may hold, None for no limit.
+        threads: Threads of the model where its description leaves them to the device.
+    """
+    arguments = [str(folder.absolute()), str(memory_bytes or 0), str(threads), str(timeout_s)]
+    # -P: the current folder is nobody's package
+    command = [sys.executable, "-P", "-m", "edgepack_runtime.inference.probe", *arguments]
+    # in memory, because the disk may be full; the child bounds what it writes
+    out, err = os.memfd_create("probe-out"), os.memfd_create("probe-err")
+    try:
+        completed = subprocess.run(  # noqa: S603 - our own interpreter and module
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            env=_environment(),
+            timeout=timeout_s,
+            check=False,
+        )
+        return verdict(completed.returncode, _read(out), _read(err))
+    except subprocess.TimeoutExpired:
+        return _timed_out(f"not done within {timeout_s:g} s")
+    except OSError as error:
+        return ProbeResult(code="probe-crashed", words=f"the child did not start: {error}")
+    finally:
+        os.close(out)
+        os.close(err)
+
+
+def verdict(returncode: int, out: bytes, err: bytes) -> ProbeResult:
+    """Read the end of a child: its own words when it had any, else how it died.
+
+    Args:
+        returncode: As subprocess gives it: minus the signal for a death by signal.
+        out: What it wrote to standard output.
+        err: What it wrote to standard error.
+    """
+    if returncode < 0:
+        return _killed(-returncode)
+    try:
+        result = msgspec.json.decode(out, type=ProbeResult)
+    except msgspec.DecodeError:
+        last = err.decode(errors="replace").strip()[-_WORDS:] or "it said nothing"
+        return ProbeResult(code="probe-crashed", words=f"exit {returncode} without verdict: {last}")
+    if result.ok != (returncode == 0):
+        return ProbeResult(code="probe-crashed", words=f"exit {returncode} contradicts its verdict")
+    return result
+
+
+def _killed(number: int) -> ProbeResult:
+    name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
+    if number in (signal.SIGALRM, signal.SIGXCPU):
+        return _timed_out(f"ended by {name}")
+    if number == signal.SIGKILL:
+        # nobody else kills it: the parent's own kill is reported as a timeout before this
+        return ProbeResult(
+            code="probe-memory", words="killed by the kernel, which was out of memory"
+        )
+    return ProbeResult(code="probe-crashed", words=f"onnxruntime died of {name}")
+
+
+def _timed_out(words: str) -> ProbeResult:
+    return ProbeResult(code="probe-timeout", words=f"the model was {words}")
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    return {
+        **kept,
+        "ORT_DISABLE_TELEMETRY": "1",
+        "MALLOC_ARENA_MAX": "2",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+
+
+def _read(descriptor: int) -> bytes:
+    # positioned, because the offset of the file is shared with the child that wrote it
+    return os.pread(descriptor, _READ_BYTES, max(0, os.fstat(descriptor).st_size - _READ_BYTES))
+
+
+if __name__ == "__main__":
+    from edgepack_runtime.inference.trial import run_trial
+
+    _folder, _memory, _threads, _seconds = sys.argv[1:]
+    _result = run_trial(
+        Path(_folder),
+        memory_bytes=int(_memory),
+        threads=int(_threads),
+        seconds=math.ceil(float(_seconds)),
+    )
+    sys.stdout.buffer.write(msgspec.json.encode(_result) + b"\n")
+    sys.stdout.flush()
+    # without destructors: a model that breaks onnxruntime's shutdown has been judged already
+    os._exit(1 if _result["code"] else 0)

@@ -1,0 +1,152 @@
+"""The child of :mod:`edgepack_runtime.inference.probe`: load, golden rows, latency, memory."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgepack_contract.description import GOLDEN_PATH, Description
+from edgepack_contract.errors import BundleError
+from edgepack_runtime.inference.errors import GoldenError, ModelError
+from edgepack_runtime.inference.golden import compare_golden, load_golden, run_rows, split_rows
+from edgepack_runtime.inference.session import Session, Tensor
+from edgepack_runtime.inference.variant import open_variant, read_description
+
+ROUNDS = 3
+RUNS_PER_ROUND = 200
+ROUND_SECONDS = 0.5
+
+_OUTPUT_BYTES = 1024 * 1024
+_SPARE_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Milliseconds of one row."""
+
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+
+
+def run_trial(folder: Path, *, memory_bytes: int, threads: int, seconds: int) -> dict[str, Any]:
+    """Judge one variant under limits that this process sets upon itself.
+
+    Returns:
+        The fields of a ``ProbeResult``.
+    """
+    limit_process(memory_bytes=memory_bytes, seconds=seconds)
+    before = _status_bytes("VmRSS")
+    try:
+        found = _judge(folder, memory_bytes, threads)
+    except MemoryError as error:
+        found = _refused("probe-memory", f"out of memory: {error}")
+    except (ModelError, BundleError, OSError) as error:
+        found = _refused(_code_of(error), str(error))
+    peak = _status_bytes("VmHWM")
+    return found | {
+        "peak_bytes": peak,
+        "model_bytes": max(peak - before, 0) if peak and before else None,
+    }
+
+
+def limit_process(*, memory_bytes: int, seconds: int) -> None:
+    """Bound time, output and memory of this process; 0 leaves memory without a limit."""
+    # should the parent die, nobody else is left to end a model that hangs
+    signal.alarm(seconds + 5)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_OUTPUT_BYTES, _OUTPUT_BYTES))
+    if memory_bytes:
+        # RLIMIT_DATA counts what is reserved; stacks and arenas reserve far more than they touch.
+        # It stops a runaway; the exact limit is held against the peak afterwards.
+        reserved = max((_status_bytes("VmData") or 0) - (_status_bytes("RssAnon") or 0), 0)
+        limit = memory_bytes + reserved + _SPARE_BYTES
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    os.nice(5)
+
+
+def measure(
+    run: Callable[[int], object], clock: Callable[[], float] = time.perf_counter
+) -> Latency:
+    """Time ``run(i)`` in rounds and return the round with the lowest p95.
+
+    Whatever else the machine does can only add time, so the quietest round is the nearest to what
+    the model takes.
+    """
+    return min((_round(run, clock) for _ in range(ROUNDS)), key=lambda latency: latency.p95_ms)
+
+
+def _judge(folder: Path, memory_bytes: int, threads: int) -> dict[str, Any]:
+    description = read_description(folder)
+    session = open_variant(folder, description, default_threads=threads)
+    rows = load_golden(folder / GOLDEN_PATH)
+    golden = description.golden
+    result = compare_golden(run_rows(session, rows.inputs, golden.rows), rows.outputs, golden)
+    if not result.ok:
+        return _refused("golden-mismatch", result.words)
+    latency = _measure_rows(session, rows.inputs, golden.rows)
+    figures = {"p50_ms": latency.p50_ms, "p95_ms": latency.p95_ms, "p99_ms": latency.p99_ms}
+    code, words = _over_budget(description, latency, memory_bytes)
+    return {"code": code, "words": words} | figures
+
+
+def _measure_rows(session: Session, inputs: dict[str, Tensor], rows: int) -> Latency:
+    feeds = list(split_rows(session, inputs, rows))
+    return measure(lambda number: session.run(feeds[number % rows]))
+
+
+def _round(run: Callable[[int], object], clock: Callable[[], float]) -> Latency:
+    taken: list[float] = []
+    started = clock()
+    while len(taken) < RUNS_PER_ROUND and (not taken or clock() - started < ROUND_SECONDS):
+        begun = clock()
+        run(len(taken))
+        taken.append((clock() - begun) * 1e3)
+    taken.sort()
+    p50, p95, p99 = (taken[math.ceil(share * len(taken)) - 1] for share in (0.5, 0.95, 0.99))
+    return Latency(p50, p95, p99)
+
+
+def _over_budget(description: Description, latency: Latency, memory_bytes: int) -> tuple[str, str]:
+    budgets = description.budgets
+    if budgets.latency_ms is not None and latency.p95_ms > budgets.latency_ms:
+        return "latency-budget", (
+            f"95 % of single rows take up to {latency.p95_ms:.3g} ms on this machine, "
+            f"the budget is {budgets.latency_ms:g} ms"
+        )
+    peak = _status_bytes("VmHWM") or 0
+    for limit, whose in (
+        (memory_bytes, "the device's limit"),
+        (budgets.memory_bytes, "its budget"),
+    ):
+        if limit and peak > limit:
+            return "probe-memory", f"held {peak} bytes at its peak, {whose} is {limit}"
+    return "", ""
+
+
+def _code_of(error: Exception) -> str:
+    if isinstance(error, GoldenError):
+        return "golden-mismatch"
+    code = getattr(error, "code", "")
+    return "probe-memory" if code == "out-of-memory" else "load-failed"
+
+
+def _refused(code: str, words: str) -> dict[str, Any]:
+    return {"code": code, "words": words[:500]}
+
+
+def _status_bytes(field: str) -> int | None:
+    for line in (
+        Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    ):
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    return None
