@@ -1,11 +1,12 @@
-"""Count rows against a reference, on the device and at build time with the same functions.
+"""Count the rows of tensors over the edges and categories of their features.
 
-The only module of the contract that needs numpy. Everything is counted in blocks of rows: one
-comparison of a block with all edges of all features costs a fraction of a microsecond per row.
+Everything is counted in blocks of rows: one comparison of a block with all edges of all features
+costs a fraction of a microsecond per row.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -101,10 +102,10 @@ class EdgeCounter:
         Args:
             rows: Numbers of shape (n, ...); flattened to (n, columns).
         """
-        block = _numeric(self._select(rows.reshape(len(rows), -1)))
-        total = self._chunk(block[:CHUNK_ROWS])
-        for start in range(CHUNK_ROWS, len(block), CHUNK_ROWS):
-            total = total.add(self._chunk(block[start : start + CHUNK_ROWS]))
+        flat = flatten(rows)
+        total = Tally.empty(self._features, self._width)
+        for start in range(0, len(flat), CHUNK_ROWS):
+            total = total.add(self._chunk(self._select(flat[start : start + CHUNK_ROWS])))
         return total
 
     def _select(self, flat: Array) -> Array:
@@ -114,7 +115,8 @@ class EdgeCounter:
             return flat
         return flat[:, self._index]
 
-    def _chunk(self, block: Array) -> Tally:
+    def _chunk(self, rows: Array) -> Tally:
+        block = _numeric(rows)
         null = np.isnan(block).sum(axis=0, dtype=np.int64)
         n, mean, m2, low, high = _moments(block, self._mean, self._unit)
         counts = self._columns(block, len(block) - null)
@@ -125,12 +127,12 @@ class EdgeCounter:
         counts = np.zeros((self._width, self._features), np.int64)
         if not self._category.all():
             # the number of values at or over each edge; differences are the bins
-            over = _true((block[:, None, :] >= marks))
+            over = _true(block[:, None, :] >= marks)
             counts[0] = valid
             counts[1:] = over
             counts[:-1] -= over
         if self._category.any():
-            same = _true((block[:, None, :] == marks))[:, self._category]
+            same = _true(block[:, None, :] == marks)[:, self._category]
             counts[:, self._category] = 0
             counts[:-1, self._category] = same
             rest = valid[self._category] - same.sum(axis=0)
@@ -150,7 +152,7 @@ class TextCounter:
 
     def count(self, rows: Array) -> Tally:
         """Count a block of rows of text; None is null."""
-        flat = rows.reshape(len(rows), -1)
+        flat = flatten(rows)
         tally = Tally.empty(len(self._features), self._width)
         for place, item in enumerate(self._features):
             known, other = self._places[place], item.columns - 1
@@ -214,6 +216,11 @@ class InputCounter:
         )
 
 
+def flatten(rows: Array) -> Array:
+    """The rows of a tensor of shape (n, ...) as a table of shape (n, columns)."""
+    return rows.reshape(len(rows), math.prod(rows.shape[1:]))
+
+
 def descriptors(flat: Array) -> Floats:
     """The scalars that stand for each row of a wide tensor, in the order of ``DESCRIPTORS``.
 
@@ -223,10 +230,12 @@ def descriptors(flat: Array) -> Floats:
     Returns:
         Shape (n, 4), float64. A row with a NaN has NaN in all four.
     """
-    values = flat.astype(np.float64)
+    table = np.empty((len(flat), len(DESCRIPTORS)))
     with np.errstate(invalid="ignore", over="ignore"):
-        parts = [getattr(values, name)(axis=1) for name in DESCRIPTORS]
-    return np.stack(parts, axis=1)
+        for place, row in enumerate(flat):
+            values = row.astype(np.float64)
+            table[place] = [getattr(values, name)() for name in DESCRIPTORS]
+    return table
 
 
 def as_text(value: object) -> str:
@@ -252,7 +261,8 @@ def _numeric(block: Array) -> Array:
 
 def _true(mask: NDArray[np.bool_]) -> Integers:
     # summing bytes over rows is many times faster than summing booleans as integers
-    return np.add.reduce(mask.view(np.uint8), axis=0, dtype=np.uint8).astype(np.int64)
+    sums: Integers = np.add.reduce(mask.view(np.uint8), axis=0, dtype=np.uint8).astype(np.int64)
+    return sums
 
 
 def _moments(
