@@ -1,0 +1,46 @@
+"""What the routes work with, made once by the composition root and found on the application."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from edgepack_fleet.bundles import BundleStore
+from edgepack_fleet.config import FleetConfig
+from edgepack_fleet.db.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The parts of the service that the API uses.
+
+    Attributes:
+        config: The service's configuration.
+        database: The open database.
+        bundles: The bundle store.
+        now_ms: The time, milliseconds since 1970 UTC.
+        is_stopping: Whether the service is shutting down, which ends the endless streams.
+        counters: What the service counts, by name, for ``/metrics``.
+    """
+
+    config: FleetConfig
+    database: Database
+    bundles: BundleStore
+    now_ms: Callable[[], int]
+    is_stopping: Callable[[], bool]
+    counters: Callable[[], dict[str, int]]
+
+
+def context_of(request: Request) -> Context:
+    """The context of the application that a request came to."""
+    context = request.app.state.context
+    if not isinstance(context, Context):
+        raise TypeError("the application was not made by create_app")
+    return context
+
+
+Here = Annotated[Context, Depends(context_of)]
+"""The type of a route's context parameter."""
