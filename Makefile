@@ -55,14 +55,12 @@ $(BIN)/python:
 
 $(VENV)/.demo: requirements/demo.txt pyproject.toml | $(BIN)/python
 	@echo "installing pinned requirements (about a minute the first time)"
-	@$(BIN)/python -m pip install --progress-bar off --require-hashes -r requirements/demo.txt \
-	  | grep --line-buffered -E '^(Collecting|Installing|Successfully)' | cut -c1-100
+	@$(BIN)/python -m pip install --progress-bar off --require-hashes -r requirements/demo.txt
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.txt pyproject.toml | $(BIN)/python
 	@echo "installing pinned requirements for development (about a minute the first time)"
-	@$(BIN)/python -m pip install --progress-bar off --require-hashes -r requirements/dev.txt \
-	  | grep --line-buffered -E '^(Collecting|Installing|Successfully)' | cut -c1-100
+	@$(BIN)/python -m pip install --progress-bar off --require-hashes -r requirements/dev.txt
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@ $(VENV)/.demo

@@ -1,0 +1,76 @@
+"""``edgepack demo``: the whole loop on this machine, on real data."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+from edgepack_cli.demo.kills import Killer, KillPoint
+from edgepack_cli.demo.story import Story
+from edgepack_cli.demo.world import DemoFailedError, World
+from edgepack_cli.errors import Exit
+from edgepack_cli.output import note, say
+
+DEVICES = 5
+
+
+@click.command()
+@click.option("--control", is_flag=True, help="Make 1.2.0 a good model: it must complete.")
+@click.option("--exit", "leave", is_flag=True, help="End when the story is told.")
+@click.option("--seed", default=7, show_default=True, help="For training and the clients' walks.")
+@click.option(
+    "--kill", type=click.Choice([point.value for point in KillPoint]),
+    help="Kill a process at this moment; the end must be the same.",
+)  # fmt: skip
+@click.option("--keep", type=click.Path(path_type=Path), help="Work in this folder and keep it.")
+def command(*, control: bool, leave: bool, seed: int, kill: str | None, keep: Path | None) -> int:
+    """Train, build, sign, roll out to five devices, and roll a bad model back.
+
+    Real data, real processes, real messages, on loopback only. In a terminal it stays up until
+    Ctrl-C; it leaves nothing behind.
+    """
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    folder = keep or Path(tempfile.mkdtemp(prefix="edgepack-demo-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    world = World(folder, devices=DEVICES, seed=seed)
+    story = Story(
+        world, say, control=control, seed=seed, killer=Killer(KillPoint(kill) if kill else None)
+    )
+    try:
+        untrue = story.tell()
+        code = _verdict(untrue, time.monotonic() - story.started)
+        if not leave and sys.stdout.isatty():
+            _stay(world)
+    except (DemoFailedError, TimeoutError) as error:
+        note(f"the demo failed: {error}")
+        code = Exit.INTERNAL
+    finally:
+        world.stop()
+        if keep is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    return code
+
+
+def _verdict(untrue: list[str], seconds: float) -> Exit:
+    say("")
+    if untrue:
+        say(f"The demo did not come true ({seconds:.0f} s):")
+        for words in untrue:
+            say(f"  - {words}")
+        return Exit.INTERNAL
+    say(f"Everything came true in {seconds:.0f} s.")
+    return Exit.OK
+
+
+def _stay(world: World) -> None:
+    say(f"The page stays up at {world.address}/#token={world.api.token}; Ctrl-C ends it.")
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        say("stopping")
