@@ -1,0 +1,238 @@
+"""What can happen to a slot, and what the slot can ask to be done.
+
+Every outcome of an effect carries the number of the install it belongs to; an outcome of an earlier
+install is ignored, because a newer wish has replaced it in the meantime.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from edgepack_contract.instructions import Obeyed
+from edgepack_contract.messages import EventKind, Probation, Ref
+from edgepack_runtime.activation.state import Installed
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The process began; ``boot_id`` tells a crash of the process from a power cut."""
+
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The process ends on purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wished:
+    """Somebody with the right to do so named what the slot should run.
+
+    ``obeyed`` is the signed document that says so, None for a person at the device. A ``ref`` of
+    None empties the slot.
+    """
+
+    ref: Ref | None
+    obeyed: Obeyed | None = None
+    probation: Probation = field(default_factory=Probation)
+    retry_blocked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How something that belongs to one install ended."""
+
+    install: int
+
+
+@dataclass(frozen=True, slots=True)
+class Downloaded(Outcome):
+    """Every byte of the bundle's variant is in the store and is what a trusted publisher signed."""
+
+    bundle: Installed
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted(Outcome):
+    """The download stopped half-way because something new was said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified(Outcome):
+    """The bytes on the disk were read back and are still right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probed(Outcome):
+    """The model did well in a child process."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeFailed(Outcome):
+    """The model did badly in a child; ``transient`` when that may be the machine's fault."""
+
+    code: str
+    words: str
+    transient: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(Outcome):
+    """The bundle must not be installed: not genuine, revoked, or not for this machine."""
+
+    code: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed(Outcome):
+    """The install could not go on: no source, no room, a broken disk."""
+
+    code: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Outcome):
+    """The model is loaded, warm, and answers requests."""
+
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed(Outcome):
+    """The model could not be loaded; ``final`` when trying again is no use."""
+
+    digest: str
+    code: str
+    words: str
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ProbationPassed(Outcome):
+    """The new model was watched long enough; ``exercised`` when it had requests to answer."""
+
+    exercised: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ProbationTripped(Outcome):
+    """The new model misbehaved."""
+
+    code: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Announced(Outcome):
+    """The host has the event of how the install ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled(Outcome):
+    """It is time for the wish that had to wait."""
+
+
+Event = (
+    Started
+    | Stopped
+    | Wished
+    | Downloaded
+    | Interrupted
+    | Verified
+    | Probed
+    | ProbeFailed
+    | Refused
+    | Failed
+    | Loaded
+    | LoadFailed
+    | ProbationPassed
+    | ProbationTripped
+    | Announced
+    | Recalled
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """Bring a bundle into the store; ends in Downloaded, Interrupted, Refused or Failed."""
+
+    install: int
+    ref: Ref
+
+
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """Read a bundle back from the disk; ends in Verified, Refused or Failed."""
+
+    install: int
+    ref: Ref
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Try a model in a child process; ends in Probed or ProbeFailed."""
+
+    install: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Serve:
+    """Load a model, warm it and let it answer; ends in Loaded or LoadFailed.
+
+    With ``keep_previous`` the model that answered until now stays loaded beside it.
+    """
+
+    install: int
+    digest: str
+    keep_previous: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unserve:
+    """Answer no requests any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Begin the probation; ends in ProbationPassed or ProbationTripped."""
+
+    install: int
+    digest: str
+    probation: Probation
+
+
+@dataclass(frozen=True, slots=True)
+class Collect:
+    """Remove every bundle but these from the store, and what is left of broken-off downloads."""
+
+    keep: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Say how the slot is now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Tell how an install ended; ends in Announced."""
+
+    install: int
+    kind: EventKind
+    digest: str | None
+    code: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Bring up the wish that waits; ends in Recalled."""
+
+    install: int
+
+
+Effect = Download | Verify | Probe | Serve | Unserve | Watch | Collect | Report | Announce | Recall

@@ -1,0 +1,41 @@
+"""Errors of the device that are nobody's bytes: its disk, its record of itself, its downloads."""
+
+from __future__ import annotations
+
+from edgepack_contract.errors import EdgepackError, SourceError
+
+
+class DeviceError(EdgepackError):
+    """Something on this device is wrong; the bundle and the fleet are not to blame."""
+
+    default_code = "device"
+
+
+class StorageFaultError(DeviceError):
+    """The disk failed to keep what was written. Nothing more is written until a restart."""
+
+    default_code = "storage-fault"
+
+
+class DiskFullError(DeviceError):
+    """There is no room for what had to be written; what was there before is untouched."""
+
+    default_code = "disk-full"
+
+
+class JournalError(DeviceError):
+    """The record of a slot would not fit its file, or cannot be read at all."""
+
+    default_code = "journal"
+
+
+class TransientSourceError(SourceError):
+    """A source does not answer now; asking again later may help."""
+
+    default_code = "source-unavailable"
+
+
+class InterruptedInstallError(DeviceError):
+    """A newer wish or the end of the daemon asked a download to stop. Not a failure."""
+
+    default_code = "interrupted"
