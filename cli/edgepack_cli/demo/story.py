@@ -34,9 +34,16 @@ from edgepack_cli.rollout_view import render_rollout
 POLL_SECONDS = 0.25
 ROLLOUT_SECONDS = 180.0
 SETTLE_SECONDS = 15.0
-ENDED = {
-    "completed", "completed_with_failures", "aborted", "rolled_back", "rollback_incomplete", "paused",
-}  # fmt: skip
+ENDED = frozenset(
+    {
+        "completed",
+        "completed_with_failures",
+        "aborted",
+        "rolled_back",
+        "rollback_incomplete",
+        "paused",
+    }
+)
 
 
 @dataclass(slots=True)
