@@ -68,7 +68,9 @@ class BundleFile:
             if archive.read(LAYOUT_ENTRY, max_bytes=len(LAYOUT_JSON)) != LAYOUT_JSON:
                 raise MalformedBundleError("not an OCI layout of version 1.0.0", code="bad-layout")
             raw = archive.read(INDEX_ENTRY, max_bytes=LIMITS.oci_index_bytes)
-            return cls(archive, read_layout_index(raw))
+            tags = read_layout_index(raw)
+            _check_tagged(archive, tags)
+            return cls(archive, tags)
         except BaseException:
             archive.close()
             raise
@@ -294,6 +296,16 @@ def _check_names(archive: UstarReader) -> None:
         if name not in (LAYOUT_ENTRY, INDEX_ENTRY) and not is_blob_entry(name):
             raise MalformedBundleError(
                 f"bundle archive: {name}: not a part of an OCI layout", code="bad-layout"
+            )
+
+
+def _check_tagged(archive: UstarReader, tags: dict[str, Descriptor]) -> None:
+    for tag, descriptor in tags.items():
+        size = archive.entry(blob_entry(descriptor.digest)).size
+        if size != descriptor.size:
+            raise MalformedBundleError(
+                f"{INDEX_ENTRY}: {tag} has {descriptor.size} bytes, its blob has {size}",
+                code="bad-layout",
             )
 
 

@@ -51,7 +51,8 @@ def parse_json(raw: bytes, *, what: str, max_bytes: int) -> Any:
             f"{what} is nested deeper than {LIMITS.json_depth} levels", code="too-deep"
         )
     try:
-        return json.loads(raw, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        # json.loads guesses UTF-16 and UTF-32 from bytes, which the depth check above cannot read
+        return json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise MalformedDocumentError(f"{what} is not valid JSON: {error}") from error
 
