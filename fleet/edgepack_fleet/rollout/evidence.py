@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edgepack_contract.messages import SlotReported
+from edgepack_contract.window import Pairs, WindowBody
 from edgepack_fleet.rollout.model import Rollout
 
 
@@ -19,8 +20,8 @@ class Block:
 
     Attributes:
         start_ms: When the window began.
-        n: Requests answered, with or without an error.
-        errors: Requests answered with an error that is not the client's.
+        n: Requests, answered or failed; without those that were refused for the client's fault.
+        errors: Requests that failed.
         nonfinite: Rows whose output was NaN or infinite.
         over_budget: Requests slower than the latency budget that the bundle declares.
         classes: Rows by predicted class, in the order of the bundle's labels; empty if none.
@@ -85,6 +86,47 @@ class Evidence:
 
 
 _UNKNOWN = DeviceEvidence()
+
+
+_CLIENTS_FAULT = ("bad_request", "shape", "nonfinite_input")
+
+
+def block_of(window: WindowBody, *, start_ms: int) -> Block:
+    """What the gates see of a window; ``start_ms`` is its beginning by the fleet's clock.
+
+    What the client did wrong is left out: it says nothing about a model.
+    """
+    kinds = window.errors_by_kind
+    errors = sum(count for kind, count in kinds.items() if kind not in _CLIENTS_FAULT)
+    pairs = window.pairs
+    return Block(
+        start_ms=start_ms,
+        n=window.n + errors,
+        errors=errors,
+        nonfinite=kinds.get("nonfinite_output", 0),
+        over_budget=window.over_budget,
+        classes=window.outputs.classes,
+        score=window.outputs.score,
+        pairs_against=None if pairs is None else pairs.against,
+        pairs_n=0 if pairs is None else pairs.n,
+        pairs_agree=0 if pairs is None else pairs.agree,
+        previous_classes=_previous_classes(window.outputs.classes, pairs),
+        drifted=None if window.drift in (None, "no-data") else window.drift == "drift",
+    )
+
+
+def _previous_classes(classes: Sequence[int], pairs: Pairs | None) -> Sequence[int]:
+    """The previous model's class counts on the same rows: the new one's, with flips undone."""
+    if pairs is None or not classes or pairs.n != sum(classes) or pairs.flips_other:
+        return ()
+    counts = list(classes)
+    for flip, count in pairs.flips.items():
+        old, new = (int(index) for index in flip.split(">"))
+        if max(old, new) >= len(counts):
+            return ()
+        counts[old] += count
+        counts[new] -= count
+    return counts if min(counts) >= 0 else ()
 
 
 @dataclass(frozen=True, slots=True)

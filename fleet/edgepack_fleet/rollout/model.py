@@ -117,8 +117,9 @@ class GateSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class RolloutOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to roll out. ``stages`` are cumulative, each a count (``5``) or a share (``10%``).
 
-    ``looks`` is how often a gate may look for a failure in one stage: the fewer, the more each
-    look may find. ``baseline_seconds`` is how far back the previous model's telemetry counts.
+    ``looks`` is how often a gate may look for a failure in one stage; a thousand, spread ever more
+    thinly, last for days. ``baseline_seconds`` is how far back the previous model's telemetry
+    counts. ``unreachable`` says whether a device that never answered counts as a failed one.
     """
 
     stages: Annotated[list[str], msgspec.Meta(min_length=1, max_length=100)] = msgspec.field(
@@ -135,7 +136,7 @@ class RolloutOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     on_inconclusive: Literal["pause", "rollback"] = "pause"
     max_in_flight: Positive = 100
     alpha: Alpha = 0.01
-    looks: Positive = 600
+    looks: Positive = 1000
     baseline_seconds: Seconds = 3600.0
     seed: str = ""
     gates: dict[GateName, GateOverride] = {}
@@ -180,7 +181,9 @@ class DeviceUpdate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     ``since_ms`` is when it came into ``state``. ``from_digest`` is what it ran before it was
     offered the new bundle, null when it ran nothing: then there is nothing to go back to.
-    ``fallbacks`` counts how often it left the new bundle on its own, also when it came back.
+    ``attempt`` counts how often it set out to install, ``fallbacks`` how often it left the new
+    bundle on its own, also when it came back. ``generation`` is that of the desired document that
+    the deciding report answered.
     """
 
     state: UpdateState = UpdateState.PENDING

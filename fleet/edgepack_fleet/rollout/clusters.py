@@ -1,0 +1,175 @@
+"""How much less a thousand requests tell than a thousand independent draws.
+
+Requests of one device, or of one minute, resemble each other. The unit of evidence is therefore
+the device; with fewer than five devices it is the telemetry window. From how much units differ
+follows the design effect, by which every sample size is divided before anything is concluded.
+
+Sources: Kish, "Survey Sampling" (1965), for the design effect; the linearised variance of a ratio
+of sums over clusters, Cochran, "Sampling Techniques" (1977) 6.4; Rao and Scott, JASA 76 (1981), for
+the mean of the cells' effects as the correction of a chi-squared statistic. Effects below 1 (for
+instance of devices that walk a permutation without replacement) are taken as 1.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+DEVICES_AS_UNITS = 5
+"""From so many devices on, the device is the unit; with fewer there is no telling a device's
+peculiarity from a model's, and only a device's own past is compared."""
+
+FEWEST_UNITS = 3
+"""Fewer units say nothing of how much units differ."""
+
+FEWEST_BATCHES = 4
+"""Windows are joined into longer batches, to see dependence over time, while so many are left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Counts over the same cells for one device, or one window of it."""
+
+    device: str
+    start_ms: int
+    cells: tuple[int, ...]
+
+    @property
+    def n(self) -> int:
+        """The size of the unit."""
+        return sum(self.cells)
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """A design effect, at least 1, and the degrees of freedom behind it."""
+
+    size: float
+    freedom: float
+
+
+def total(units: Sequence[Unit]) -> tuple[int, ...]:
+    """The counts of all units together."""
+    return tuple(map(sum, zip(*(unit.cells for unit in units), strict=True)))
+
+
+def by_device(units: Sequence[Unit]) -> list[Unit]:
+    """One unit for each device."""
+    parts: dict[str, list[Unit]] = defaultdict(list)
+    for unit in units:
+        parts[unit.device].append(unit)
+    return [Unit(device, part[0].start_ms, total(part)) for device, part in sorted(parts.items())]
+
+
+def effect_of_one(units: Sequence[Unit]) -> Effect | None:
+    """The design effect of the shares of one sample; None when there are too few units."""
+    counts = total(units)
+    n = sum(counts)
+    if _by_device(units):
+        clusters = by_device(units)
+        variances = _variances([clusters])
+    else:
+        clusters = [unit for unit in units if unit.n]
+        variances = _batched(clusters)
+    if len(clusters) < FEWEST_UNITS:
+        return None
+    shares = [value / n for value in counts]
+    return Effect(_mean_effect(variances, shares, 1.0 / n), len(clusters) - 1.0)
+
+
+def effect_of_two(new: Sequence[Unit], old: Sequence[Unit]) -> Effect | None:
+    """The design effect of the difference of two samples' shares.
+
+    With devices as units both samples are of the same devices, and what is peculiar to a device
+    cancels. With windows as units the variances of the two samples add.
+    """
+    one, two = total(new), total(old)
+    n, m = sum(one), sum(two)
+    if _by_device(new):
+        samples = [by_device(new), by_device(old)]
+        clusters = min(map(len, samples))
+        variances = _variances(samples)
+    else:
+        samples = [[unit for unit in arm if unit.n] for arm in (new, old)]
+        clusters = min(map(len, samples))
+        variances = [first + second for first, second in zip(*map(_batched, samples), strict=True)]
+    if clusters < FEWEST_UNITS:
+        return None
+    shares = [(first + second) / (n + m) for first, second in zip(one, two, strict=True)]
+    return Effect(_mean_effect(variances, shares, 1.0 / n + 1.0 / m), clusters - 1.0)
+
+
+def _by_device(units: Sequence[Unit]) -> bool:
+    return len({unit.device for unit in units if unit.n}) >= DEVICES_AS_UNITS
+
+
+def _mean_effect(variances: Sequence[float], shares: Sequence[float], scale: float) -> float:
+    """Rao and Scott's mean of the cells' effects: sum of (1 - p) d over cells, by cells - 1."""
+    cells = [(v, p) for v, p in zip(variances, shares, strict=True) if p > 0.0]
+    if len(cells) < 2:
+        return 1.0
+    return max(1.0, sum(v / (p * scale) for v, p in cells) / (len(cells) - 1))
+
+
+def _batched(units: Sequence[Unit]) -> list[float]:
+    """The cells' variances for windows, the largest over batches of 1, 2, 4, ... windows.
+
+    Windows that follow each other may be alike; batches longer than the likeness are not, and show
+    it (non-overlapping batch means). The largest over all lengths errs on the side of doubt.
+    """
+    ordered = sorted(units, key=lambda unit: (unit.device, unit.start_ms))
+    best = _variances([ordered])
+    while len(ordered := _joined(ordered)) >= FEWEST_BATCHES:
+        best = [max(one, two) for one, two in zip(best, _variances([ordered]), strict=True)]
+    return best
+
+
+def _joined(units: Sequence[Unit]) -> list[Unit]:
+    """Neighbours joined in pairs; an odd one is joined to the last pair."""
+    pairs = [list(units[at : at + 2]) for at in range(0, len(units) - 1, 2)]
+    if pairs and len(units) % 2:
+        pairs[-1].append(units[-1])
+    return [Unit(part[0].device, part[0].start_ms, total(part)) for part in pairs]
+
+
+def _variances(samples: Sequence[Sequence[Unit]]) -> list[float]:
+    """The variance, per cell, of the first sample's shares less the second's, if there is one.
+
+    Each unit's part in it is linearised, (cells - share * n) / N, and the parts of units with the
+    same place in both samples are taken together.
+    """
+    parts = [_parts(sample) for sample in samples]
+    if len(parts) == 2:
+        parts = [_subtract(parts[0], parts[1])]
+    units = len(parts[0])
+    if units < 2:
+        return [0.0] * len(next(iter(parts[0].values()), ()))
+    columns = zip(*parts[0].values(), strict=True)
+    return [units / (units - 1) * sum(value * value for value in column) for column in columns]
+
+
+def _parts(units: Sequence[Unit]) -> dict[tuple[str, int], list[float]]:
+    counts = total(units)
+    n = sum(counts)
+    shares = [value / n for value in counts]
+    alone = len({unit.device for unit in units}) == len(units)
+    return {
+        (unit.device, 0 if alone else place): [
+            (value - share * unit.n) / n for value, share in zip(unit.cells, shares, strict=True)
+        ]
+        for place, unit in enumerate(units)
+    }
+
+
+def _subtract(
+    one: dict[tuple[str, int], list[float]], two: dict[tuple[str, int], list[float]]
+) -> dict[tuple[str, int], list[float]]:
+    zeros = [0.0] * len(next(iter(one.values())))
+    return {
+        key: [
+            first - second
+            for first, second in zip(one.get(key, zeros), two.get(key, zeros), strict=True)
+        ]
+        for key in sorted({*one, *two})
+    }
