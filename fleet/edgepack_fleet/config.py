@@ -48,11 +48,11 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class MqttConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The broker. ``protocol`` 5 is tried by default; a broker without it needs ``3.1.1``."""
+    """The broker. Protocol 3.1.1 is all that is needed; with 5 it may forget us after a day."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1883
-    protocol: Literal["5", "3.1.1"] = "5"
+    protocol: Literal["3.1.1", "5"] = "3.1.1"
     username: str | None = None
     password_file: str | None = None
     tls_ca: str | None = None

@@ -27,7 +27,11 @@ class Base(DeclarativeBase):
 
 
 class Device(Base):
-    """A device: who it is, what it last said, and when."""
+    """A device: who it is, what it last said, and when.
+
+    ``clock_offset_ms`` is what to add to its clock to get the fleet's: the least delay from a
+    message's own time to its arrival that this session has shown.
+    """
 
     __tablename__ = "devices"
 
@@ -46,6 +50,11 @@ class Device(Base):
     state_sequence: Mapped[int] = mapped_column(default=0)
     birth_sequence: Mapped[int] = mapped_column(default=0)
     reported_sequence: Mapped[int] = mapped_column(default=0)
+    health_sequence: Mapped[int] = mapped_column(default=0)
+    clock_offset_ms: Mapped[int | None] = mapped_column(BigInteger, default=None)
+    generation_seen: Mapped[int] = mapped_column(default=0)
+    epoch_seen: Mapped[int] = mapped_column(default=0)
+    refused: Mapped[str | None] = mapped_column(default=None)
     birth: Mapped[dict[str, Any] | None] = mapped_column(JSON, default=None)
     reported: Mapped[dict[str, Any] | None] = mapped_column(JSON, default=None)
     health: Mapped[dict[str, Any] | None] = mapped_column(JSON, default=None)
@@ -126,7 +135,7 @@ class DesiredSlot(Base):
     slot: Mapped[str] = mapped_column(String(63), primary_key=True)
     bundle_name: Mapped[str] = mapped_column(String(63))
     digest: Mapped[str] = mapped_column(String(71))
-    probation_seconds: Mapped[float]
+    probation: Mapped[dict[str, Any]]
     retry_blocked: Mapped[list[str]] = mapped_column(default=list)
     decided_by: Mapped[str] = mapped_column(String(128))
     changed_ms: Mapped[int]
@@ -145,6 +154,7 @@ class DesiredDocument(Base):
     issued_ms: Mapped[int]
     expires_ms: Mapped[int] = mapped_column(index=True)
     topic: Mapped[str]
+    signed_by: Mapped[str] = mapped_column(String(64))
     envelope: Mapped[bytes]
 
 
