@@ -83,9 +83,14 @@ def show(folder: Path, *, as_json: bool) -> None:
 
 def read_key(path: Path) -> PrivateKey:
     """Read a signing key, asking for its passphrase when it has one."""
-    pem = path.read_bytes() if path.is_file() else b""
-    encrypted = b"ENCRYPTED" in pem[: LIMITS.key_file_bytes]
-    return read_private_key(path, _ask_existing(path) if encrypted else None)
+    return read_private_key(path, read_key_passphrase(path))
+
+
+def read_key_passphrase(path: Path) -> bytes | None:
+    """Ask for the passphrase of a key file; None when it has none."""
+    with path.open("rb") as stream:
+        encrypted = b"ENCRYPTED" in stream.read(LIMITS.key_file_bytes)
+    return _ask_existing(path) if encrypted else None
 
 
 def _ask_passphrase() -> bytes:

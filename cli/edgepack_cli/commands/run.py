@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+from edgepack_cli.trust import FILE
 
 
 @click.command()

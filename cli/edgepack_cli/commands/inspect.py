@@ -1,0 +1,69 @@
+"""``edgepack inspect``: what is in a bundle?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgepack_cli.output import bytes_text, emit_json, say, table
+from edgepack_cli.trust import FILE
+from edgepack_contract.bundle import BundleFile, open_bundle, open_variant
+from edgepack_contract.description import Description, Metric, TensorSpec
+from edgepack_contract.oci import signature_tag
+from edgepack_contract.trusted import TrustedBundle
+
+
+@click.command()
+@click.argument("file", type=FILE)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(file: Path, *, as_json: bool) -> None:
+    """Show the variants, inputs, outputs and metrics of a bundle; checks no signature.
+
+    Example: edgepack inspect churn-1.4.0.edgepack
+    """
+    with BundleFile.open(file) as opened:
+        bundle = open_bundle(opened, opened.digest, keyring=None)
+        signed = opened.resolve(signature_tag(bundle.digest)) is not None
+        variants = {
+            one.name: open_variant(bundle, opened, one).description for one in bundle.variants
+        }
+    if as_json:
+        emit_json({"digest": bundle.digest, "signed": signed, "variants": variants})
+        return
+    say(_head(bundle, signed=signed))
+    for name, description in variants.items():
+        say(_variant(name, description))
+
+
+def _head(bundle: TrustedBundle, *, signed: bool) -> str:
+    words = "has a signature (edgepack verify checks it)" if signed else "is not signed"
+    return (
+        f"{bundle.name} {bundle.version}, security version {bundle.security_version}, {words}\n"
+        f"{bundle.digest}"
+    )
+
+
+def _variant(name: str, description: Description) -> str:
+    lines = [
+        f"\nvariant {name}: {description.precision} for {description.platform.architecture}, "
+        f"onnxruntime {description.min_runtime} or newer",
+        f"  features  {', '.join(description.features) or 'any'}",
+        *(f"  input     {_tensor(one)}" for one in description.inputs),
+        *(f"  output    {_tensor(one)}" for one in description.outputs),
+        *(f"  metric    {_metric(one)}" for one in description.metrics),
+    ]
+    files = [(f"  {one.path}", bytes_text(one.size), one.digest) for one in description.files]
+    return "\n".join([*lines, table(("  FILE", "SIZE", "DIGEST"), files)])
+
+
+def _tensor(spec: TensorSpec) -> str:
+    shape = ", ".join(str(size) for size in spec.shape)
+    return f"{spec.name} {spec.dtype}[{shape}]"
+
+
+def _metric(metric: Metric) -> str:
+    interval = ""
+    if metric.low is not None and metric.high is not None:
+        interval = f" ({metric.low:.4g} to {metric.high:.4g})"
+    return f"{metric.name} {metric.value:.4g}{interval}, n = {metric.n}, on {metric.dataset}"
