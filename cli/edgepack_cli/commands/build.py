@@ -11,7 +11,7 @@ from edgepack_cli.commands.keys import read_key_passphrase
 from edgepack_cli.output import emit_json, note, say
 from edgepack_cli.trust import FILE
 from edgepack_packager import Progress, Recipe, build, render_table
-from edgepack_packager.recipe import parse_latency, parse_size
+from edgepack_packager.recipe import parse_latency_ms, parse_size
 
 OUT = click.Path(path_type=Path, dir_okay=False)
 
@@ -54,7 +54,7 @@ def command(
 
     Exit codes: 3 bad input or conversion, 4 accuracy gate, 5 budget.
 
-    Example: edgepack build churn.skops --name churn --version 1.4.0 --data train.csv --label churned
+    Example: edgepack build churn.skops --name churn --version 1.4.0 --data rows.csv --label churned
     """
     recipe = Recipe(
         **options,
@@ -62,7 +62,7 @@ def command(
         key=key,
         passphrase=read_key_passphrase(key) if key else None,
         min_metric=_minima(minima),
-        max_latency_ms=parse_latency(max_latency) if max_latency else None,
+        max_latency_ms=parse_latency_ms(max_latency) if max_latency else None,
         max_size_bytes=parse_size(max_size) if max_size else None,
         max_memory_bytes=parse_size(max_memory) if max_memory else None,
     )

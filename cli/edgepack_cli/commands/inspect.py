@@ -45,9 +45,12 @@ def _head(bundle: TrustedBundle, *, signed: bool) -> str:
 
 
 def _variant(name: str, description: Description) -> str:
-    lines = [
+    head = (
         f"\nvariant {name}: {description.precision} for {description.platform.architecture}, "
-        f"onnxruntime {description.min_runtime} or newer",
+        f"onnxruntime {description.min_runtime} or newer"
+    )
+    lines = [
+        head,
         f"  features  {', '.join(description.features) or 'any'}",
         *(f"  input     {_tensor(one)}" for one in description.inputs),
         *(f"  output    {_tensor(one)}" for one in description.outputs),

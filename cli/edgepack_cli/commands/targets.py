@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from edgepack_cli.output import bytes_text, emit_json, say, table
-from edgepack_packager.targets import load_targets
+from edgepack_packager.targets import load_target, target_names
 
 
 @click.command()
@@ -15,7 +15,7 @@ def command(*, as_json: bool) -> None:
 
     Example: edgepack targets
     """
-    configs = load_targets()
+    configs = {name: load_target(name) for name in target_names()}
     if as_json:
         emit_json(configs)
         return
