@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -20,6 +20,8 @@ from edgepack_contract.settings import load_settings
 
 ENVIRONMENT_PREFIX = "EDGEPACK_FLEET"
 DATABASE_FILE = "fleet.db"
+
+S = TypeVar("S", bound=msgspec.Struct)
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Seconds = Annotated[float, msgspec.Meta(ge=0.05, le=366 * 86400)]
@@ -101,8 +103,8 @@ class FleetConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @property
     def data_path(self) -> Path:
-        """The data folder, absolute."""
-        return Path(self.data_dir).absolute()
+        """The data folder."""
+        return Path(self.data_dir)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,8 @@ class Violation:
 
 def load_config(path: Path | None, environment: Mapping[str, str]) -> FleetConfig:
     """Read the configuration file and apply the environment.
+
+    Relative paths are relative to the folder of the file; without a file, to the working folder.
 
     Raises:
         ConfigError: The file cannot be read, or a key is unknown, missing or out of range.
@@ -129,7 +133,7 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> FleetConfi
     config = load_settings(path, FleetConfig, prefix=ENVIRONMENT_PREFIX, environ=environment)
     check_id(config.tenant, what="tenant")
     _check_timings(config.timings)
-    return config
+    return _resolved(config, Path.cwd() if path is None else path.absolute().parent)
 
 
 def environment_names() -> frozenset[str]:
@@ -178,6 +182,22 @@ def is_loopback(host: str) -> bool:
 
 def _has_tls(http: HttpConfig) -> bool:
     return http.tls_certificate is not None and http.tls_key is not None
+
+
+def _resolved(config: FleetConfig, base: Path) -> FleetConfig:
+    return msgspec.structs.replace(
+        config,
+        data_dir=str(base / config.data_dir),
+        keys=_at(config.keys, base, "fleet", "keyring"),
+        http=_at(config.http, base, "unix", "tls_certificate", "tls_key"),
+        mqtt=_at(config.mqtt, base, "password_file", "tls_ca"),
+    )
+
+
+def _at(section: S, base: Path, *names: str) -> S:
+    paths = {name: getattr(section, name) for name in names}
+    found = {name: str(base / path) for name, path in paths.items() if path is not None}
+    return msgspec.structs.replace(section, **found)
 
 
 def _check_timings(timings: TimingsConfig) -> None:

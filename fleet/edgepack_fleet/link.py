@@ -1,0 +1,205 @@
+"""The MQTT link of the fleet service: paho wrapped in one place.
+
+Only MQTT 3.1.1 is needed: plain subscriptions, retained messages, a last will, QoS 1. The broker
+is asked to keep our session, so that what devices say while this service restarts is queued there.
+When it has not kept it, the fleet's own session grows, which makes every device say again what it
+is. Callbacks arrive on paho's thread; what they do is hand bytes over, nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from edgepack_contract.canonical import canonical_json
+from edgepack_contract.limits import LIMITS
+from edgepack_contract.messages import FleetState
+from edgepack_contract.states import Presence
+from edgepack_contract.topics import fleet_filters, fleet_state_topic
+from edgepack_fleet.config import MqttConfig
+from edgepack_fleet.errors import BrokerError
+from edgepack_fleet.outbox import Message
+
+logger = logging.getLogger(__name__)
+
+IN_FLIGHT = 100
+KEEPALIVE_SECONDS = 30
+RECONNECT_MAX_SECONDS = 30
+SESSION_EXPIRY_SECONDS = 86_400
+GOODBYE_SECONDS = 2.0
+
+
+class FleetLink:
+    """One connection to the broker, kept up for as long as the service runs.
+
+    Args:
+        config: Where the broker is, and how to log in.
+        tenant: Whose topics.
+        session: The fleet's session; larger than that of any earlier run.
+        on_message: Called on paho's thread with (topic, payload); it may wait.
+        on_connected: Called on paho's thread after every subscription.
+        rng: Spreads reconnects.
+        now_ms: Wall clock, milliseconds since 1970 UTC.
+
+    Raises:
+        BrokerError: The password file or the certificate authority cannot be read.
+    """
+
+    def __init__(
+        self,
+        config: MqttConfig,
+        *,
+        tenant: str,
+        session: int,
+        on_message: Callable[[str, bytes], None],
+        on_connected: Callable[[], None],
+        rng: random.Random,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._config = config
+        self._tenant = tenant
+        self._session = session
+        self._on_message = on_message
+        self._on_connected = on_connected
+        self._now_ms = now_ms
+        self._connected = threading.Event()
+        self._was_connected = False
+        self._client = self._make_client(rng)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker has accepted the connection and no disconnect was seen since."""
+        return self._connected.is_set()
+
+    @property
+    def session(self) -> int:
+        """The session that devices see; it grows when messages may have been missed."""
+        return self._session
+
+    def start(self) -> None:
+        """Connect in the background, and again whenever the connection is lost."""
+        config = self._config
+        if config.protocol == "5":
+            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+            properties.SessionExpiryInterval = SESSION_EXPIRY_SECONDS
+            self._client.connect_async(
+                config.host,
+                config.port,
+                KEEPALIVE_SECONDS,
+                clean_start=False,
+                properties=properties,
+            )
+        else:
+            self._client.connect_async(config.host, config.port, KEEPALIVE_SECONDS)
+        self._client.loop_start()
+
+    def stop(self) -> None:
+        """Say ``offline`` and disconnect cleanly, so that the will is not sent."""
+        if self.connected:
+            self._say(Presence.OFFLINE).wait_for_publish(GOODBYE_SECONDS)
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def publish(self, message: Message) -> mqtt.MQTTMessageInfo:
+        """Hand a message over without waiting; QoS 1."""
+        return self._client.publish(message.topic, message.payload, qos=1, retain=message.retained)
+
+    def _make_client(self, rng: random.Random) -> mqtt.Client:
+        v5 = self._config.protocol == "5"
+        client = mqtt.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=f"edgepack-fleet-{self._tenant}",
+            clean_session=None if v5 else False,
+            protocol=mqtt.MQTTv5 if v5 else mqtt.MQTTv311,
+        )
+        client.max_inflight_messages_set(IN_FLIGHT)
+        # Replicas and devices that lost the same broker must not come back in the same instant.
+        client.reconnect_delay_set(1 + rng.randrange(2), RECONNECT_MAX_SECONDS)
+        client.on_connect = self._connected_callback
+        client.on_disconnect = self._disconnected_callback
+        client.on_message = self._message_callback
+        client.will_set(
+            fleet_state_topic(self._tenant), self._state(Presence.LOST), qos=1, retain=True
+        )
+        self._authenticate(client)
+        return client
+
+    def _authenticate(self, client: mqtt.Client) -> None:
+        config = self._config
+        if config.username is not None:
+            client.username_pw_set(config.username, _password(config.password_file))
+        if config.tls_ca is not None:
+            try:
+                client.tls_set(config.tls_ca)
+            except OSError as error:
+                raise BrokerError(f"cannot use mqtt.tls_ca {config.tls_ca}: {error}") from error
+
+    def _state(self, presence: Presence) -> bytes:
+        return canonical_json(FleetState(session=self._session, at=self._now_ms(), state=presence))
+
+    def _say(self, presence: Presence) -> mqtt.MQTTMessageInfo:
+        topic = fleet_state_topic(self._tenant)
+        return self.publish(Message(topic, self._state(presence), retained=True))
+
+    def _connected_callback(
+        self,
+        client: mqtt.Client,
+        _userdata: object,
+        flags: mqtt.ConnectFlags,
+        reason: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        if reason.is_failure:
+            logger.warning(
+                "broker refused the connection: %s", reason, extra={"event": "mqtt_refused"}
+            )
+            return
+        if self._was_connected and not flags.session_present:
+            self._session = max(self._now_ms(), self._session + 1)
+        self._was_connected = True
+        client.subscribe([(one, 1) for one in fleet_filters(self._tenant)])
+        self._say(Presence.ONLINE)
+        self._connected.set()
+        logger.info("connected to the broker", extra={"event": "mqtt_connected"})
+        self._on_connected()
+
+    def _disconnected_callback(
+        self,
+        _client: mqtt.Client,
+        _userdata: object,
+        _flags: mqtt.DisconnectFlags,
+        reason: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        self._connected.clear()
+        logger.info(
+            "disconnected from the broker: %s", reason, extra={"event": "mqtt_disconnected"}
+        )
+
+    def _message_callback(
+        self, _client: mqtt.Client, _userdata: object, message: mqtt.MQTTMessage
+    ) -> None:
+        # An exception on paho's thread ends the thread silently and with it the link.
+        try:
+            self._on_message(message.topic, bytes(message.payload))
+        except Exception:
+            logger.exception("message handler failed", extra={"event": "mqtt_handler_failed"})
+
+
+def _password(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        with Path(path).open("rb") as stream:
+            return stream.read(LIMITS.key_file_bytes).decode().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BrokerError(f"cannot read mqtt.password_file {path}: {error}") from error
