@@ -25,11 +25,13 @@ DEVICES = 5
 @click.option("--exit", "leave", is_flag=True, help="End when the story is told.")
 @click.option("--seed", default=7, show_default=True, help="For training and the clients' walks.")
 @click.option(
-    "--kill", type=click.Choice([point.value for point in KillPoint]),
-    help="Kill a process at this moment; the end must be the same.",
+    "--kill", "kills", multiple=True, type=click.Choice([point.value for point in KillPoint]),
+    help="Kill a process at this moment; the end must be the same. Repeatable.",
 )  # fmt: skip
 @click.option("--keep", type=click.Path(path_type=Path), help="Work in this folder and keep it.")
-def command(*, control: bool, leave: bool, seed: int, kill: str | None, keep: Path | None) -> int:
+def command(
+    *, control: bool, leave: bool, seed: int, kills: tuple[str, ...], keep: Path | None
+) -> int:
     """Train, build, sign, roll out to five devices, and roll a bad model back.
 
     Real data, real processes, real messages, on loopback only. In a terminal it stays up until
@@ -39,9 +41,8 @@ def command(*, control: bool, leave: bool, seed: int, kill: str | None, keep: Pa
     folder = keep or Path(tempfile.mkdtemp(prefix="edgepack-demo-"))
     folder.mkdir(parents=True, exist_ok=True)
     world = World(folder, devices=DEVICES, seed=seed)
-    story = Story(
-        world, say, control=control, seed=seed, killer=Killer(KillPoint(kill) if kill else None)
-    )
+    killer = Killer(*map(KillPoint, kills))
+    story = Story(world, say, control=control, seed=seed, killer=killer)
     try:
         untrue = story.tell()
         code = _verdict(untrue, time.monotonic() - story.started)

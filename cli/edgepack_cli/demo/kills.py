@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from edgepack_cli.demo.supervisor import Child
 from edgepack_cli.errors import FleetUnreachableError
 
 if TYPE_CHECKING:
@@ -27,48 +28,52 @@ INSTALLING = frozenset({"offered", "downloading", "verified", "probing", "activa
 
 
 class Killer:
-    """Watches a rollout and kills once, with SIGKILL, when the moment has come."""
+    """Watches a rollout and kills with SIGKILL when a moment has come, once for each moment.
 
-    def __init__(self, point: KillPoint | None = None) -> None:
-        self._point = point
-        self._done = False
+    The moments come in different stages where more than one is asked for, so that no kill hides
+    another: the order of :class:`KillPoint` is the order of the stages.
+    """
+
+    def __init__(self, *points: KillPoint) -> None:
+        self._waiting = [point for point in KillPoint if point in points]
+        self._killed: list[KillPoint] = []
 
     @property
     def killed_device(self) -> bool:
         """Whether a device daemon was killed, and lost the window that was open."""
-        return self._done and self._point != KillPoint.FLEET_SOAK
+        return any(point != KillPoint.FLEET_SOAK for point in self._killed)
 
     def ask(self, question: Callable[[], Any]) -> Any | None:
         """Ask the fleet; None while it is down because we killed it."""
         try:
             return question()
         except FleetUnreachableError:
-            if self._done and self._point == KillPoint.FLEET_SOAK:
+            if KillPoint.FLEET_SOAK in self._killed:
                 return None
             raise
 
     def look(self, rollout: Mapping[str, Any], world: World) -> None:
         """Kill when this is the moment."""
-        if self._point is None or self._done or rollout["version"] != VERSION:
+        if not self._waiting or rollout["version"] != VERSION:
             return
-        if self._point == KillPoint.FLEET_SOAK:
-            self._fleet(rollout, world)
-            return
-        wanted = INSTALLING if self._point == KillPoint.DEVICE_INSTALL else {"probation"}
-        for device, update in rollout["updates"].items():
-            if update["state"] in wanted:
-                world.supervisor.kill(world.devices[device])
-                self._done = True
+        point = self._waiting[0]
+        for stage in rollout["stages"][len(self._killed) :]:
+            victim = _victim(point, stage, rollout["updates"], world)
+            if victim is not None:
+                world.supervisor.kill(victim)
+                self._killed.append(self._waiting.pop(0))
                 return
 
     def not_done(self) -> list[str]:
-        """A complaint when the moment never came."""
-        if self._point is None or self._done:
-            return []
-        return [f"nothing was killed: the moment {self._point} never came"]
+        """A complaint for every moment that never came."""
+        return [f"nothing was killed: the moment {point} never came" for point in self._waiting]
 
-    def _fleet(self, rollout: Mapping[str, Any], world: World) -> None:
-        soaking = any(stage["state"] == "soaking" for stage in rollout["stages"])
-        if soaking and world.fleet_child is not None:
-            world.supervisor.kill(world.fleet_child)
-            self._done = True
+
+def _victim(
+    point: KillPoint, stage: Mapping[str, Any], updates: Mapping[str, Any], world: World
+) -> Child | None:
+    if point == KillPoint.FLEET_SOAK:
+        return world.fleet_child if stage["state"] == "soaking" else None
+    wanted = INSTALLING if point == KillPoint.DEVICE_INSTALL else {"probation"}
+    devices = [one for one in stage["devices"] if updates[one]["state"] in wanted]
+    return world.devices[devices[0]] if devices else None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from edgepack_cli.demo.data import Digits, Release, load_digits_halves, make_releases
-from edgepack_cli.demo.kills import Killer, KillPoint
+from edgepack_cli.demo.kills import Killer
 from edgepack_cli.demo.listener import Listener
 from edgepack_cli.demo.summary import (
     CrossCheck,
@@ -231,8 +231,3 @@ class Story:
 
 def _counts(by_version: Mapping[str, int]) -> str:
     return ", ".join(f"{version} {count}" for version, count in by_version.items())
-
-
-def kill_points() -> Sequence[str]:
-    """What ``--kill`` accepts."""
-    return [point.value for point in KillPoint]
