@@ -66,7 +66,5 @@ def _tensor(spec: TensorSpec) -> str:
 
 
 def _metric(metric: Metric) -> str:
-    interval = ""
-    if metric.low is not None and metric.high is not None:
-        interval = f" ({metric.low:.4g} to {metric.high:.4g})"
-    return f"{metric.name} {metric.value:.4g}{interval}, n = {metric.n}, on {metric.dataset}"
+    interval = f"{metric.low:.4g} to {metric.high:.4g}"
+    return f"{metric.name} {metric.value:.4g} ({interval}), n = {metric.n}, on {metric.dataset}"

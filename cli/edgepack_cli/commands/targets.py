@@ -20,7 +20,13 @@ def command(*, as_json: bool) -> None:
         emit_json(configs)
         return
     rows = [
-        (name, one.architecture, one.cores, bytes_text(one.memory_bytes), one.provenance.status)
+        (
+            name,
+            one.architecture,
+            one.cores,
+            bytes_text(one.memory_bytes) if one.memory_bytes else "-",
+            one.provenance.status,
+        )
         for name, one in sorted(configs.items())
     ]
     say(table(("TARGET", "ARCHITECTURE", "CORES", "MEMORY", "FIGURES"), rows))
