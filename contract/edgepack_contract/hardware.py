@@ -55,7 +55,7 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         list[Annotated[str, msgspec.Meta(max_length=32)]], msgspec.Meta(max_length=64)
     ]
     cores: Annotated[int, msgspec.Meta(ge=1, le=65536)]
-    memory_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**63)]
+    memory_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
     model: Annotated[str, msgspec.Meta(max_length=256)]
     onnxruntime: Annotated[str, msgspec.Meta(max_length=64)]
 
