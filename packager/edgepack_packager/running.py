@@ -1,0 +1,96 @@
+"""Run graphs over many rows with the session that serves them on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx.external_data_helper import convert_model_to_external_data, write_external_data_tensors
+
+from edgepack_contract.description import MODEL_DATA_PATH, MODEL_PATH, SessionOptions
+from edgepack_contract.limits import MIB
+from edgepack_packager.clean import serialise
+from edgepack_packager.data import Feeds
+from edgepack_runtime.inference.session import Optimisation, Session, open_session
+
+CHUNK_ROWS = 64
+INLINE_BYTES = 1 * MIB
+"""Larger weights go into a file beside the graph: it loads faster, with a third less memory."""
+
+ONE_THREAD = SessionOptions(intra_op_threads=1, inter_op_threads=1)
+"""For every figure that enters the bundle: more threads may add in another order."""
+
+
+def save_model(model: onnx.ModelProto, folder: Path) -> None:
+    """Write ``model`` as the files of a variant; the same graph gives the same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if model.ByteSize() > INLINE_BYTES:
+        split = onnx.ModelProto()
+        split.CopyFrom(model)
+        convert_model_to_external_data(
+            split, all_tensors_to_one_file=True, location=MODEL_DATA_PATH, size_threshold=1024
+        )
+        model = write_external_data_tensors(split, str(folder))
+    (folder / MODEL_PATH).write_bytes(serialise(model))
+
+
+def model_files(folder: Path) -> dict[str, Path]:
+    """The files of a saved model by path."""
+    return {
+        path: folder / path for path in (MODEL_PATH, MODEL_DATA_PATH) if (folder / path).exists()
+    }
+
+
+def model_size(folder: Path) -> int:
+    """Bytes of a saved model."""
+    return sum(path.stat().st_size for path in model_files(folder).values())
+
+
+def open_folder(
+    folder: Path,
+    *,
+    options: SessionOptions = ONE_THREAD,
+    optimisation: Optimisation = "all",
+) -> Session:
+    """Load a saved model.
+
+    Raises:
+        ModelLoadError: onnxruntime refuses it.
+    """
+    return open_session(folder / MODEL_PATH, options, optimisation=optimisation)
+
+
+def run_rows(session: Session, feeds: Feeds, *, chunk: int = CHUNK_ROWS) -> Feeds:
+    """The outputs of all rows, joined along the first dimension.
+
+    Args:
+        session: A model whose every output has one entry per row.
+        feeds: One array per input.
+        chunk: Rows of one run; models that fix their first dimension at 1 are run row by row.
+
+    Raises:
+        ModelRunError: onnxruntime failed.
+    """
+    if not is_batched(session):
+        chunk = 1
+    runs = [session.run(part) for part in chunks(feeds, chunk)]
+    return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
+
+
+def is_batched(session: Session) -> bool:
+    """Whether the graph leaves its first dimension open."""
+    return all(info.shape and not isinstance(info.shape[0], int) for info in session.inputs)
+
+
+def chunks(feeds: Feeds, size: int) -> Iterator[Feeds]:
+    """The rows of ``feeds``, ``size`` at a time, in order."""
+    total = len(next(iter(feeds.values())))
+    for start in range(0, total, size):
+        yield {name: array[start : start + size] for name, array in feeds.items()}
+
+
+def take_rows(feeds: Feeds, indices: slice | list[int]) -> Feeds:
+    """Some rows of every input."""
+    return {name: array[indices] for name, array in feeds.items()}

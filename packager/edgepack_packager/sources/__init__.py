@@ -1,0 +1,55 @@
+"""Where models come from. Each source gives an ONNX graph and the source's own answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgepack_packager.errors import ModelSourceError
+from edgepack_packager.sources.model import SourceModel
+
+__all__ = ["SourceModel", "load_source"]
+
+_PICKLES = frozenset({".pkl", ".pickle", ".joblib", ".pt", ".pth", ".dill"})
+
+
+def load_source(path: Path, *, trusted_types: Sequence[str]) -> SourceModel:
+    """Load the model at ``path`` by what its name says it is.
+
+    Args:
+        path: ``.onnx`` or ``.skops``.
+        trusted_types: Types that a ``.skops`` file may load besides the known safe ones.
+
+    Raises:
+        ModelSourceError: Another kind of file, unreadable, or loading it would run code.
+        ConversionError: It has no ONNX form.
+    """
+    suffix = path.suffix.lower()
+    if suffix in _PICKLES:
+        raise ModelSourceError(
+            f"{path.name} is a pickle: loading it would run whatever code is in it. "
+            "Save the model with skops.io.dump(model, 'model.skops') instead",
+            code="pickle",
+        )
+    loaders = {".onnx": _load_onnx, ".skops": _load_skops}
+    loader = loaders.get(suffix)
+    if loader is None:
+        raise ModelSourceError(
+            f"{path.name}: models are read from {', '.join(sorted(loaders))}", code="model-type"
+        )
+    if not path.is_file():
+        raise ModelSourceError(f"there is no model {path}", code="no-model")
+    return loader(path, trusted_types)
+
+
+def _load_onnx(path: Path, trusted_types: Sequence[str]) -> SourceModel:  # noqa: ARG001 - a Loader
+    from edgepack_packager.sources.from_onnx import load_onnx  # noqa: PLC0415
+
+    return load_onnx(path)
+
+
+def _load_skops(path: Path, trusted_types: Sequence[str]) -> SourceModel:
+    # scikit-learn takes seconds to import, and an ONNX file needs none of it
+    from edgepack_packager.sources.from_sklearn import load_skops  # noqa: PLC0415
+
+    return load_skops(path, trusted_types=trusted_types)

@@ -1,0 +1,52 @@
+"""A model as it came, whatever made it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from edgepack_contract.description import Task
+from edgepack_packager.data import Array, Feeds
+
+Answer = Callable[[Feeds], Array]
+"""From uncast rows, one array per input, to labels (rows) or values (rows x columns)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceModel:
+    """A model as it came.
+
+    Attributes:
+        graph: Its ONNX form, not yet cleaned.
+        digest: Of the file it came from.
+        framework: What made it, with the version, such as ``scikit-learn 1.7.2``.
+        task: What it does, when the framework says so.
+        features: Names of the columns of its only input, when the framework knows them.
+        classes: Names of the classes in the order of its scores, when the framework knows them.
+        answer: The framework's own predictions; None when the graph itself is the source.
+        tools: Versions of the tools that loaded and converted it.
+        passes: What was done to get the graph.
+    """
+
+    graph: onnx.ModelProto
+    digest: str
+    framework: str
+    task: Task | None
+    features: tuple[str, ...] | None
+    classes: tuple[str, ...] | None
+    answer: Answer | None
+    tools: dict[str, str]
+    passes: tuple[str, ...]
+
+
+def as_labels(values: Array) -> Array:
+    """Labels as 64-bit integers where they are whole numbers, else as texts."""
+    flat = values.reshape(len(values), -1)[:, 0] if values.ndim > 1 else values
+    if flat.dtype.kind in "biu":
+        return flat.astype(np.int64)
+    if flat.dtype.kind == "f" and np.array_equal(flat, np.round(flat)):
+        return flat.astype(np.int64)
+    return flat.astype(str)
