@@ -39,6 +39,9 @@ MAX_CLASSES = 4096
 DESCRIPTORS = ("mean", "std", "min", "max")
 """The scalars that stand for a row of a tensor with more than ``MAX_FEATURES`` columns."""
 
+DESCRIBED_VALUES = 16384
+"""A longer row is described by every k-th of its values, which bounds the cost of a row."""
+
 SHARE_EDGES = (
     0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999,
 )  # fmt: skip

@@ -118,7 +118,7 @@ class WindowBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         reference: Id of the reference whose edges were used, null without one.
         start_ms: Wall clock, milliseconds since 1970 UTC; ``end_ms`` likewise.
         n: Requests answered with a prediction; ``errors`` were refused or failed.
-        rows: Rows in the answered requests; ``sampled`` of them are in inputs and outputs.
+        rows: Rows in the answered requests; ``sampled`` of them are in ``inputs``.
         p50_ms: Like p95 and p99 for display, six digits, null without requests.
         over_budget: Answered requests over the bundle's latency budget.
         drift: The latest verdict of the device, null without a reference.

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgepack_contract.reference import DESCRIPTORS, FeatureReference
+from edgepack_contract.reference import DESCRIBED_VALUES, DESCRIPTORS, FeatureReference
 from edgepack_contract.window import InputColumns
 
 Array = NDArray[Any]
@@ -233,7 +233,7 @@ def descriptors(flat: Array) -> Floats:
     table = np.empty((len(flat), len(DESCRIPTORS)))
     with np.errstate(invalid="ignore", over="ignore"):
         for place, row in enumerate(flat):
-            values = row.astype(np.float64)
+            values = row[:: 1 + len(row) // DESCRIBED_VALUES].astype(np.float64)
             table[place] = [getattr(values, name)() for name in DESCRIPTORS]
     return table
 

@@ -50,6 +50,12 @@ class ClassReader:
         """Whether there is a class to read at all."""
         return self._shares is not None or self._label is not None
 
+    @property
+    def tensors(self) -> list[str]:
+        """The outputs that are read: one, or none when the model does not classify."""
+        read = self._shares or self._label
+        return [read.name] if read is not None else []
+
     def top1(self, outputs: Mapping[str, Array]) -> Integers:
         """The class of each row as an index into the labels, ``UNKNOWN_CLASS`` without one.
 
@@ -125,6 +131,16 @@ class OutputCounter:
     def reader(self) -> ClassReader:
         """What reads the classes."""
         return self._reader
+
+    @property
+    def tensors(self) -> list[str]:
+        """The names of the outputs that are counted."""
+        return sorted({*self._reader.tensors, *self._values.tensors})
+
+    @property
+    def width(self) -> int:
+        """About how many numbers of each row are looked at."""
+        return len(self._reference.class_counts) + len(self._reference.values)
 
     def empty(self) -> OutputTally:
         """A tally of no answers."""

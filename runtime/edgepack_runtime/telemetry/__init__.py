@@ -1,0 +1,1 @@
+"""What a device says of itself: windows of counts, and the spool that keeps them until heard."""
