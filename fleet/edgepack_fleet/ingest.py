@@ -24,6 +24,7 @@ from edgepack_contract.canonical import canonical_json, decode
 from edgepack_contract.errors import MalformedDocumentError, UntrustedDocumentError
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.messages import Acked, Birth, Event, Health, Reported, State
+from edgepack_contract.names import is_id
 from edgepack_contract.sealing import seal, unseal
 from edgepack_contract.states import Presence
 from edgepack_contract.topics import UP, Kind, Topic, device_topic, parse_topic
@@ -321,8 +322,8 @@ def _take_event(batch: _Batch, topic: Topic, device: Device, event: Event, now_m
         raise Refused("wrong-kind")
     for number in (event.session, event.sequence, event.at):
         _check_count(number)
-    # a slot becomes a topic level of the acknowledgement
-    device_topic(device.tenant, device.id, Kind.ACKED, event.slot)
+    if not is_id(event.slot):
+        raise Refused("wrong-slot")  # it becomes a level of the acknowledgement's topic
     taken = store_event(batch.session, device.id, event, now_ms=now_ms)
     batch.streams[Stream(device.id, event.slot, event.session)] = device.mac_key
     return "event" if taken is Taken.NEW else f"event-{taken}"

@@ -62,10 +62,14 @@ def test_a_reader_cannot_write(database):
 
 
 def test_an_error_in_a_transaction_leaves_nothing(database):
-    with pytest.raises(RuntimeError), database.write() as session:
-        session.add(Group(name="half", labels={}, created_ms=1))
-        session.flush()
-        raise RuntimeError
+    def half() -> None:
+        with database.write() as session:
+            session.add(Group(name="half", labels={}, created_ms=1))
+            session.flush()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        half()
     with database.read() as session:
         assert session.get(Group, "half") is None
 

@@ -1,0 +1,104 @@
+"""The configuration: strict, complete, and safe by default."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgepack_contract.errors import ConfigError
+from edgepack_fleet.config import environment_names, load_config, security_gate
+
+OWNER = "ab" * 32
+GOOD = f"""
+data_dir = "data"
+[keys]
+fleet = "keys/fleet.key"
+keyring = "/etc/keyring.json"
+owner = "{OWNER}"
+"""
+
+
+def load(folder, text=GOOD, **environment):
+    path = folder / "fleet.toml"
+    path.write_text(text)
+    return load_config(path, environment)
+
+
+def test_defaults_are_safe_and_paths_are_relative_to_the_file(tmp_path):
+    config = load(tmp_path)
+    assert security_gate(config) == []
+    assert config.data_path == tmp_path / "data"
+    assert config.database_url == f"sqlite:///{tmp_path / 'data' / 'fleet.db'}"
+    assert config.keys.fleet == str(tmp_path / "keys/fleet.key")
+    assert config.keys.keyring == "/etc/keyring.json"
+    assert config.timings.desired_ttl == 7 * 86_400
+
+
+def test_the_environment_wins(tmp_path):
+    config = load(
+        tmp_path,
+        GOOD + "[http]\nport = 1\n",
+        EDGEPACK_FLEET_HTTP_PORT="0",
+        EDGEPACK_FLEET_TENANT="acme",
+        EDGEPACK_FLEET_TIMINGS_TICK="0.5",
+        EDGEPACK_TOKEN="somebody else's",
+    )
+    assert (config.http.port, config.tenant, config.timings.tick) == (0, "acme", 0.5)
+
+
+def test_an_unknown_variable_is_refused_by_name(tmp_path):
+    with pytest.raises(ConfigError, match="EDGEPACK_FLEET_HTTP_PROT is not a setting"):
+        load(tmp_path, EDGEPACK_FLEET_HTTP_PROT="1")
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("", "data_dir|keys"),
+        (GOOD + "[http]\nprot = 1\n", "prot"),
+        ("wrong = 1\n" + GOOD, "wrong"),
+        (GOOD + "[http]\nport = 70000\n", r"http\.port"),
+        (GOOD + "[mqtt]\nprotocol = '4'\n", r"mqtt\.protocol"),
+        (GOOD.replace(OWNER, "abc"), r"keys\.owner"),
+        ("tenant = 'No Good'\n" + GOOD, "tenant"),
+        (GOOD + "[timings]\ntick = 0\n", r"timings\.tick"),
+        (GOOD + "[timings]\ntick = 5\nlease = 5\n", r"timings\.lease"),
+        (GOOD + "[timings]\ndesired_ttl = 60\n", r"timings\.desired_refresh"),
+        ("[", "TOML"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(tmp_path, text, names):
+    with pytest.raises(ConfigError, match=names):
+        load(tmp_path, text)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_config(tmp_path / "none.toml", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [
+        ("[http]\nhost = '0.0.0.0'\n", ["http.host"]),
+        ("[http]\nhost = '::'\n", ["http.host"]),
+        ("[http]\nhost = 'fleet.example'\n", ["http.host"]),
+        ("[http]\nhost = '0.0.0.0'\ntls_certificate = 'c'\n", ["http.host"]),
+        ("[http]\nhost = '0.0.0.0'\ntls_certificate = 'c'\ntls_key = 'k'\n", []),
+        ("[http]\nhost = '0.0.0.0'\nunix = 'fleet.sock'\n", []),
+        ("[http]\nhost = '::1'\n", []),
+        ("[http]\nhost = 'localhost'\n", []),
+        ("[mqtt]\nhost = '10.0.0.5'\n", ["mqtt.host"]),
+        ("[mqtt]\nhost = '10.0.0.5'\ntls_ca = 'ca.pem'\n", []),
+        ("[http]\nhost = '0.0.0.0'\n[mqtt]\nhost = 'b'\n", ["http.host", "mqtt.host"]),
+    ],
+)
+def test_nothing_in_the_clear_leaves_this_machine(tmp_path, text, keys):
+    violations = security_gate(load(tmp_path, GOOD + text))
+    assert [violation.key for violation in violations] == keys
+    assert all("set" in violation.words for violation in violations)
+
+
+def test_every_setting_has_a_variable():
+    names = environment_names()
+    assert {"EDGEPACK_FLEET_DATA_DIR", "EDGEPACK_FLEET_MQTT_PASSWORD_FILE"} <= names
+    assert "EDGEPACK_FLEET_HTTP" not in names
