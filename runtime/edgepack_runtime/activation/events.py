@@ -207,9 +207,7 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Collect:
-    """Remove every bundle but these from the store, and what is left of broken-off downloads."""
-
-    keep: frozenset[str]
+    """Remove what the slot does not need from the store, and what downloads left half-way."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ def _start(state: SlotState, event: Started) -> Step:
     elif state.phase in TRIAL:
         then = _start_trial(state)
     else:
-        then = Step(state, (Collect(state.keep), *ending(state)))
+        then = Step(state, ending(state))
     return Step(then.state, (*effects, *then.effects))
 
 
@@ -209,7 +209,7 @@ def _empty(state: SlotState) -> Step:
         code="",
         words="",
     )
-    return Step(state, (Unserve(), Report(), Collect(state.keep)))
+    return Step(state, (Unserve(), Report(), Collect()))
 
 
 def _refuse_blocked(state: SlotState, wish: Wish) -> Step:
@@ -299,8 +299,8 @@ def _active_failed(state: SlotState, event: LoadFailed) -> Step:
     state = demote(state, event.code, event.words)
     if state.active:
         state = replace(state, starts=1)
-    ending = ending(state) if state.phase in RESTING else (Report(),)
-    return Step(state, (*(serve_active(state) or (Unserve(),)), *ending))
+    then = ending(state) if state.phase in RESTING else (Report(),)
+    return Step(state, (*(serve_active(state) or (Unserve(),)), *then))
 
 
 def _passed(state: SlotState, event: ProbationPassed) -> Step:
@@ -321,7 +321,7 @@ def _passed(state: SlotState, event: ProbationPassed) -> Step:
     )
     words = "" if event.exercised else "no requests came; its golden inputs were answered rightly"
     done = ended(done, Phase.SUCCEEDED, "" if event.exercised else "unexercised", words)
-    return Step(done, (*ending(done), Collect(done.keep)))
+    return Step(done, ending(done))
 
 
 def _tripped(state: SlotState, event: ProbationTripped) -> Step:

@@ -77,7 +77,7 @@ def stay(state: SlotState, wish: Wish) -> Step:
         code="",
         words="",
     )
-    return Step(state, (*(serve_active(state) if serve else ()), Report(), Collect(state.keep)))
+    return Step(state, (*(serve_active(state) if serve else ()), Report(), Collect()))
 
 
 def begin(state: SlotState, wish: Wish) -> Step:
@@ -99,7 +99,7 @@ def begin(state: SlotState, wish: Wish) -> Step:
 def give_up(state: SlotState, phase: Phase, code: str, words: str) -> Step:
     """End an install before the trial answered anything; the good model was never touched."""
     state = ended(replace(state, trial=None, attempts=0, power_cuts=0), phase, code, words)
-    return Step(state, (*ending(state), Collect(state.keep)))
+    return Step(state, ending(state))
 
 
 def fall_back(state: SlotState, code: str, words: str, *, serve: bool = True) -> Step:
@@ -117,7 +117,7 @@ def fall_back(state: SlotState, code: str, words: str, *, serve: bool = True) ->
     )
     state = ended(state, Phase.FELL_BACK if state.active else Phase.SAFE_MODE, code, words)
     effects = (serve_active(state) or (Unserve(),)) if serve or not state.active else ()
-    return Step(state, (*effects, *ending(state), Collect(state.keep)))
+    return Step(state, (*effects, *ending(state)))
 
 
 def demote(state: SlotState, code: str, words: str) -> SlotState:
@@ -145,6 +145,7 @@ def ending(state: SlotState) -> tuple[Effect, ...]:
     effects: list[Effect] = [Report()]
     if not state.announced:
         effects.append(_announce(state))
+    effects.append(Collect())
     if state.pending:
         effects.append(Recall(state.install))
     return tuple(effects)

@@ -1,0 +1,329 @@
+"""One slot's own thread: writes down what the table decides, then does it, and survives all of it.
+
+Order of attention: effects that are due, then wishes, then outcomes, then the clock. So a newer
+wish takes over between any two steps of an install, and a download stops for it half-way.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgepack_contract.instructions import Obeyed
+from edgepack_contract.messages import EventKind, Ref, SlotDesired, SlotReported
+from edgepack_contract.states import Phase
+from edgepack_runtime.activation.effects import Backoff, EffectRunner, Surroundings
+from edgepack_runtime.activation.events import (
+    Announce,
+    Announced,
+    Downloaded,
+    Effect,
+    Event,
+    Failed,
+    Loaded,
+    LoadFailed,
+    Outcome,
+    ProbationPassed,
+    Probed,
+    ProbeFailed,
+    Recalled,
+    Report,
+    Started,
+    Stopped,
+    Verified,
+    Wished,
+)
+from edgepack_runtime.activation.host import SlotHost
+from edgepack_runtime.activation.inbox import Inbox
+from edgepack_runtime.activation.installer import Installer
+from edgepack_runtime.activation.journal import Journal
+from edgepack_runtime.activation.machine import step
+from edgepack_runtime.activation.state import TRIAL, Installed, SlotState, short_words
+from edgepack_runtime.errors import DeviceError
+from edgepack_runtime.inference.probe import ProbeResult
+from edgepack_runtime.store import Store
+
+logger = logging.getLogger(__name__)
+
+_AT_ONCE = (Loaded, LoadFailed, Announced, Recalled)
+"""Outcomes that belong to the effect before; the others let a newer wish go first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rhythm:
+    """Seconds between two looks at a probation, and between two looks at nothing in particular."""
+
+    watching: float = 0.25
+    idle: float = 60.0
+
+
+class SlotAgent:
+    """Installs, watches and falls back for one slot.
+
+    Args:
+        slot: Its name.
+        journal: Its durable state.
+        store: Its bundles.
+        installer: Fetches and proves bundles.
+        host: Serves models and speaks to the fleet.
+        probe: Tries the variant in a folder in a child process.
+        boot_id: Tells one boot of the machine from another.
+        backoff: How to wait for sources.
+        rhythm: How often to look.
+        clock: Monotonic seconds.
+        rng: Spreads the retries of many devices.
+        wait: Waits in place of the inbox; a test moves its clock here.
+    """
+
+    def __init__(
+        self,
+        slot: str,
+        *,
+        journal: Journal,
+        store: Store,
+        installer: Installer,
+        host: SlotHost,
+        probe: Callable[[Path], ProbeResult],
+        boot_id: str,
+        backoff: Backoff | None = None,
+        rhythm: Rhythm | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+        wait: Callable[[float], bool] | None = None,
+    ) -> None:
+        self.slot = slot
+        self._inbox = Inbox()
+        self._journal, self._store, self._installer = journal, store, installer
+        self._host, self._boot_id = host, boot_id
+        self._rhythm = rhythm or Rhythm()
+        self._wait = wait or self._inbox.wait
+        around = Surroundings(
+            waiting=lambda: self._inbox.waiting,
+            wait=self._wait,
+            status=self.status,
+            clock=clock,
+            rng=rng or random.Random(),  # noqa: S311 - it spreads retries, it guards nothing
+        )
+        self._runner = EffectRunner(
+            store, installer, host, probe=probe, around=around, backoff=backoff or Backoff()
+        )
+        self._outcomes: deque[Outcome] = deque()
+        self._trouble: DeviceError | None = None
+        self._state = SlotState()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def obeyed(self) -> Obeyed:
+        """The last document that this slot obeyed, durable."""
+        return self._state.obeyed
+
+    @property
+    def state(self) -> SlotState:
+        """The slot's state as it is now."""
+        return self._state
+
+    @property
+    def alive(self) -> bool:
+        """Whether the slot's thread runs; when not, the daemon should end and be started anew."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def open(self) -> None:
+        """Read the journal and prepare the folders.
+
+        Raises:
+            DiskFullError: No room even for folders.
+            StorageFaultError: The disk failed.
+        """
+        found = self._journal.load()
+        self._store.prepare()
+        self._state = found.state
+        self._runner.suspicious = not found.fresh and not found.state.clean
+
+    def start(self) -> None:
+        """Open, and go on in a thread of its own; what was under way is resumed.
+
+        Raises:
+            DiskFullError: No room even for folders.
+            StorageFaultError: The disk failed.
+        """
+        self.open()
+        self._thread = threading.Thread(target=self.run, name=f"slot-{self.slot}", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """End the thread, marking the end as clean; waits at most ``timeout`` seconds.
+
+        A thread that does not end in time is left to die with the process: an unclean end.
+        """
+        self._inbox.stop()
+        if self._thread:
+            self._thread.join(timeout)
+
+    def wish(self, desired: SlotDesired, obeyed: Obeyed) -> None:
+        """Hand over what an accepted desired document says of this slot.
+
+        Args:
+            desired: The slot's part of the document.
+            obeyed: The document, as it is to be remembered with the wish.
+        """
+        ref = desired.active
+        if ref is not None:
+            # a file of this machine is named by whoever is at this machine, not from afar
+            urls = [one for one in ref.sources if one.startswith(("http://", "https://"))]
+            ref = Ref(name=ref.name, digest=ref.digest, sources=urls)
+        self._inbox.put(
+            Wished(
+                ref,
+                obeyed=obeyed,
+                probation=desired.probation,
+                retry_blocked=tuple(desired.retry_blocked),
+            )
+        )
+
+    def install_local(self, path: Path, *, retry_blocked: bool = False) -> Installed:
+        """Install a bundle file of this machine, without the fleet.
+
+        Args:
+            path: The file; it must stay until the install is over.
+            retry_blocked: Try it even if it misbehaved here before.
+
+        Raises:
+            BundleError: It is malformed, or the keyring does not vouch for it.
+            SourceError: It cannot be read.
+        """
+        bundle = self._installer.identify(path)
+        self._runner.local[bundle.digest] = str(path.absolute())
+        released = (bundle.digest,) if retry_blocked else ()
+        ref = Ref(name=bundle.name, digest=bundle.digest, sources=[])
+        self._inbox.put(Wished(ref, retry_blocked=released))
+        return bundle
+
+    def status(self) -> SlotReported:
+        """How the slot is now."""
+        state, serving = self._state, self._runner.serving
+        known = {one.digest: one for one in (state.active, state.previous, state.trial) if one}
+        on_trial = state.trial is not None and serving == state.trial.digest
+        before = state.active if on_trial else state.previous
+        wish = state.pending or state.wanted
+        trouble = self._trouble
+        return SlotReported(
+            phase=state.phase,
+            running=serving,
+            version=known[serving].version if serving in known else None,
+            previous=before.digest if before else None,
+            wanted=wish.ref.digest if wish else None,
+            progress=self._runner.progress if state.phase == Phase.DOWNLOADING else 0.0,
+            code=trouble.code if trouble else state.code,
+            words=short_words(str(trouble)) if trouble else state.words,
+            blocked=list(state.blocked),
+            exercised=state.exercised,
+        )
+
+    def run(self) -> None:
+        """Begin, attend to what comes until asked to stop, and end cleanly."""
+        try:
+            self.begin()
+            while not self._inbox.stopping:
+                self.turn()
+            self._advance(Stopped())
+        except Exception:
+            # The outer boundary of the slot's thread. What is served goes on being served; the
+            # daemon sees that the thread is gone and starts anew, which resumes from the journal.
+            logger.critical("slot thread ended event=slot-bug slot=%s", self.slot, exc_info=True)
+
+    def begin(self) -> None:
+        """Take up what the journal says was under way."""
+        before = self._state
+        crashed = self._runner.suspicious and before.boot_id == self._boot_id
+        self._advance(Started(self._boot_id))
+        if crashed:
+            self._tell_crash(before)
+
+    def turn(self) -> None:
+        """Attend to one thing: a wish, an outcome, or the clock."""
+        wished = self._inbox.take()
+        if wished:
+            self._advance(wished)
+        elif self._outcomes:
+            self._advance(self._outcomes.popleft())
+        else:
+            runner = self._runner
+            busy = runner.watch is not None or runner.shadow_ends is not None
+            if not self._wait(self._rhythm.watching if busy else self._rhythm.idle):
+                self._look()
+
+    def _look(self) -> None:
+        outcome = self._runner.look()
+        if outcome:
+            self._advance(outcome)
+
+    def _advance(self, event: Event) -> None:
+        taken = step(self._state, event)
+        try:
+            self._write(taken.state)
+        except DeviceError as error:
+            self._trouble = error
+            instead = _unwritten(event, taken.state, error)
+            if instead is None:
+                logger.exception("step not written event=step-not-written slot=%s", self.slot)
+                self._runner.perform(Report(), self._state)
+                return
+            if instead is event or isinstance(event, Started):
+                self._state = taken.state
+            if instead is not event:
+                self._advance(instead)
+                return
+        self._do(taken.effects)
+
+    def _write(self, state: SlotState) -> None:
+        if state != self._state:
+            self._state = self._journal.save(state)
+            self._trouble = None
+
+    def _do(self, effects: tuple[Effect, ...]) -> None:
+        if self._state.phase != Phase.PROBATION:
+            self._runner.watch = None
+        for effect in effects:
+            outcome = self._runner.perform(effect, self._state)
+            if isinstance(outcome, _AT_ONCE):
+                self._advance(outcome)
+            elif outcome:
+                self._outcomes.append(outcome)
+
+    def _tell_crash(self, before: SlotState) -> None:
+        last = before.trial if before.phase in TRIAL else before.active
+        words = f"the daemon ended without notice while this slot was {before.phase}"
+        digest = last.digest if last else None
+        crash = Announce(self._state.install, EventKind.CRASH, digest, "crash", words)
+        self._runner.perform(crash, self._state)
+
+
+def _unwritten(event: Event, after: SlotState, error: DeviceError) -> Event | None:
+    """What to do when a step cannot be written down.
+
+    Steps back to a good model are taken all the same: a full or broken disk must not keep a bad
+    model in service. Steps towards a new one end the install, and those that nobody waits for are
+    left undone until the disk is well again.
+
+    Returns:
+        The event itself to go on without a record, another to take its place, None to stay.
+    """
+    code, words = error.code, str(error)
+    match event:
+        case Wished() | ProbationPassed() | Announced() | Recalled():
+            return None
+        case Downloaded() | Verified() | Probed() | ProbeFailed():
+            return Failed(event.install, code, words)
+        case LoadFailed() if after.phase == Phase.ACTIVATING:
+            # the next load would not be counted, and nor would the one that a start leads to
+            return replace(event, code=code, words=words, final=True)
+        case Started() if after.phase == Phase.ACTIVATING and after.trial:
+            return LoadFailed(after.install, after.trial.digest, code, words, final=True)
+        case _:
+            return event

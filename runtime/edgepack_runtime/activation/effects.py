@@ -1,0 +1,280 @@
+"""Doing what the install table asks for: each effect ends in at most one outcome.
+
+Nothing here decides: errors become outcomes, and the table says what they lead to. Every effect may
+run twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from edgepack_contract.errors import BundleError, EdgepackError
+from edgepack_contract.messages import SlotReported
+from edgepack_runtime.activation.events import (
+    Announce,
+    Announced,
+    Collect,
+    Download,
+    Downloaded,
+    Effect,
+    Failed,
+    Interrupted,
+    Loaded,
+    LoadFailed,
+    Outcome,
+    ProbationTripped,
+    Probe,
+    Probed,
+    ProbeFailed,
+    Recall,
+    Recalled,
+    Refused,
+    Report,
+    Serve,
+    Unserve,
+    Verified,
+    Verify,
+    Watch,
+)
+from edgepack_runtime.activation.host import SlotHost
+from edgepack_runtime.activation.installer import Installer
+from edgepack_runtime.activation.state import Installed, SlotState
+from edgepack_runtime.activation.watch import ProbationWatch
+from edgepack_runtime.errors import InterruptedInstallError, TransientSourceError
+from edgepack_runtime.inference.probe import ProbeResult
+from edgepack_runtime.store import Store
+
+logger = logging.getLogger(__name__)
+
+_MACHINE_CODES = frozenset({"probe-timeout", "probe-memory"})
+"""A busy machine can cause these too, so the probe is tried again."""
+
+_PROGRESS_STEP = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How often and how long to wait for a source: seconds, doubled each time, spread by half."""
+
+    tries: int = 8
+    first: float = 1.0
+    longest: float = 60.0
+
+    def delay(self, tried: int, rng: random.Random) -> float:
+        """Seconds to wait after ``tried`` tries."""
+        return min(self.longest, self.first * 2.0 ** (tried - 1)) * rng.uniform(0.5, 1.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the slot's thread lends to an effect.
+
+    ``waiting`` says whether something newer has come, ``wait`` waits for that at most some seconds
+    and says the same, ``status`` is how the slot is now.
+    """
+
+    waiting: Callable[[], bool]
+    wait: Callable[[float], bool]
+    status: Callable[[], SlotReported]
+    clock: Callable[[], float]
+    rng: random.Random
+
+
+class EffectRunner:
+    """Runs the effects of one slot.
+
+    Args:
+        store: The slot's store.
+        installer: Fetches and proves bundles.
+        host: Serves models and speaks to the fleet.
+        probe: Tries the variant in a folder in a child process.
+        around: What the slot's thread lends.
+        backoff: How to wait for sources.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        installer: Installer,
+        host: SlotHost,
+        *,
+        probe: Callable[[Path], ProbeResult],
+        around: Surroundings,
+        backoff: Backoff,
+    ) -> None:
+        self._store, self._installer, self._host = store, installer, host
+        self._probe, self._around, self._backoff = probe, around, backoff
+        self._proven: set[str] = set()
+        self._evidence: dict[str, Any] = {}
+        self.suspicious = False
+        self.serving: str | None = None
+        self.progress = 0.0
+        self.watch: ProbationWatch | None = None
+        self.shadow_ends: float | None = None
+        self.local: dict[str, str] = {}
+
+    def perform(self, effect: Effect, state: SlotState) -> Outcome | None:
+        """Do what an effect asks; what came of it, if anything can come of it."""
+        try:
+            return self._perform(effect, state)
+        except Exception as error:
+            # The outer boundary of the slot's thread: whatever a part of the daemon or a library
+            # does wrong ends this effect, never the thread that keeps a model serving.
+            logger.exception("effect failed event=effect-failed effect=%s", type(effect).__name__)
+            return _mishap(effect, error)
+
+    def _perform(self, effect: Effect, state: SlotState) -> Outcome | None:
+        match effect:
+            case Download():
+                return self._download(effect)
+            case Verify():
+                return self._verify(effect)
+            case Probe():
+                return self._try_out(effect)
+            case Serve():
+                return self._serve(effect)
+            case Unserve():
+                self._leave()
+                self._host.unserve()
+                self.serving = None
+            case Watch():
+                self.watch = self._begin_watch(effect)
+            case Collect():
+                self._collect(state)
+            case Report():
+                self._host.report(self._around.status())
+            case Announce():
+                return self._announce(effect)
+            case Recall():
+                return Recalled(effect.install)
+        return None
+
+    def _download(self, effect: Download) -> Outcome:
+        tried = 0
+        while True:
+            tried += 1
+            try:
+                return Downloaded(effect.install, self._fetch(effect))
+            except InterruptedInstallError:
+                return Interrupted(effect.install)
+            except TransientSourceError as error:
+                if tried >= self._backoff.tries:
+                    return Failed(effect.install, error.code, f"{error}; tried {tried} times")
+                logger.info("download waits event=download-waits try=%d why=%s", tried, error)
+                if self._around.wait(self._backoff.delay(tried, self._around.rng)):
+                    return Interrupted(effect.install)
+            except BundleError as error:
+                return Refused(effect.install, error.code, str(error))
+            except EdgepackError as error:
+                return Failed(effect.install, error.code, str(error))
+
+    def _fetch(self, effect: Download) -> Installed:
+        ref, path = effect.ref, self.local.get(effect.ref.digest)
+        if path:
+            ref = replace(ref, sources=[path, *ref.sources])
+        self.progress = 0.0
+        return self._installer.fetch(
+            ref, interrupted=self._around.waiting, progress=self._on_progress
+        )
+
+    def _on_progress(self, share: float) -> None:
+        due = share >= self.progress + _PROGRESS_STEP
+        if due:
+            self.progress = share
+            self._host.report(self._around.status())
+
+    def _verify(self, effect: Verify) -> Outcome:
+        try:
+            self._installer.verify(effect.ref)
+        except BundleError as error:
+            return Refused(effect.install, error.code, str(error))
+        except EdgepackError as error:
+            return Failed(effect.install, error.code, str(error))
+        self._proven.add(effect.ref.digest)
+        return Verified(effect.install)
+
+    def _try_out(self, effect: Probe) -> Outcome:
+        result = self._probe(self._store.model(effect.digest))
+        if result.ok:
+            return Probed(effect.install)
+        transient = result.code in _MACHINE_CODES
+        return ProbeFailed(effect.install, result.code, result.words, transient=transient)
+
+    def _serve(self, effect: Serve) -> Outcome:
+        self._leave()
+        try:
+            self._installer.refuse_revoked(effect.digest)
+            if self.suspicious and effect.digest not in self._proven:
+                self._installer.check_bytes(effect.digest)
+                self._proven.add(effect.digest)
+            folder = self._store.model(effect.digest)
+            self._host.serve(folder, effect.digest, keep_previous=effect.keep_previous)
+        except EdgepackError as error:
+            final = isinstance(error, BundleError)
+            return LoadFailed(effect.install, effect.digest, error.code, str(error), final=final)
+        self.serving = effect.digest
+        return Loaded(effect.install, effect.digest)
+
+    def look(self) -> Outcome | None:
+        """Attend to what runs by the clock: the probation, and the end of the reverse shadow."""
+        now = self._around.clock()
+        if self.shadow_ends is not None and now >= self.shadow_ends:
+            self.shadow_ends = None
+            self._host.end_shadow()
+        outcome = self.watch.tick(now) if self.watch else None
+        if self.watch and outcome:
+            self._evidence = self.watch.evidence()
+        return outcome
+
+    def _leave(self) -> None:
+        self.watch = None
+        self.shadow_ends = None
+
+    def _begin_watch(self, effect: Watch) -> ProbationWatch:
+        budgets = self._installer.describe(effect.digest).budgets
+        self._evidence = {}
+        self.shadow_ends = self._around.clock() + effect.probation.shadow_seconds
+        return ProbationWatch(
+            self._host,
+            install=effect.install,
+            probation=effect.probation,
+            memory_bytes=budgets.memory_bytes,
+            now=self._around.clock(),
+        )
+
+    def _collect(self, state: SlotState) -> None:
+        for digest in self._store.collect(state.keep):
+            self._proven.discard(digest)
+            self.local.pop(digest, None)
+
+    def _announce(self, effect: Announce) -> Outcome:
+        self._host.event(
+            effect.kind,
+            digest=effect.digest,
+            code=effect.code,
+            words=effect.words,
+            evidence=self._evidence,
+        )
+        return Announced(effect.install)
+
+
+def _mishap(effect: Effect, error: Exception) -> Outcome | None:
+    words = f"{type(error).__name__}: {error}"
+    match effect:
+        case Download() | Verify():
+            return Failed(effect.install, "internal", words)
+        case Probe():
+            return ProbeFailed(effect.install, "internal", words, transient=True)
+        case Serve():
+            return LoadFailed(effect.install, effect.digest, "load-failed", words)
+        case Watch():
+            return ProbationTripped(effect.install, "internal", words)
+        case _:
+            return None
