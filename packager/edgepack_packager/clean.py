@@ -26,6 +26,15 @@ BATCH = "batch"
 _ONNX_DOMAINS = frozenset({"", "ai.onnx"})
 
 
+def loading_passes() -> tuple[GraphPass, ...]:
+    """The least that lets the runtime load a graph as it came."""
+    return (
+        GraphPass("merge-opsets", merge_opsets),
+        GraphPass("remove-zipmap", remove_zipmap),
+        GraphPass("lowest-ir", lowest_ir),
+    )
+
+
 def clean_passes() -> tuple[GraphPass, ...]:
     """The passes, in order."""
     return (
@@ -35,7 +44,7 @@ def clean_passes() -> tuple[GraphPass, ...]:
         GraphPass("strip-metadata", strip_metadata),
         GraphPass("name-nodes", name_nodes, ensures=_unique_node_names),
         GraphPass("name-batch", name_batch),
-        GraphPass("lowest-opset", lowest_opset, requires=_known_opset),
+        GraphPass("lowest-opset", lowest_opset, ensures=_known_opset),
         GraphPass("lowest-ir", lowest_ir, ensures=_readable_ir),
     )
 
@@ -176,6 +185,18 @@ def opsets(model: onnx.ModelProto) -> dict[str, int]:
 def serialise(model: onnx.ModelProto) -> bytes:
     """Bytes that are the same for the same graph."""
     return bytes(model.SerializeToString(deterministic=True))
+
+
+def fix_batch(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with a first dimension of 1, for graphs that only claim to take more rows."""
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    for item in (*fixed.graph.input, *fixed.graph.output):
+        sizes = item.type.tensor_type.shape.dim
+        if sizes and not sizes[0].HasField("dim_value"):
+            sizes[0].dim_value = 1
+    del fixed.graph.value_info[:]
+    return fixed
 
 
 def raise_opset(model: onnx.ModelProto) -> onnx.ModelProto | None:

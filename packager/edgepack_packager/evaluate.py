@@ -70,8 +70,10 @@ class Figures:
 
     def metrics(self, dataset: str) -> list[Metric]:
         """The figures as the bundle states them."""
-        named = [(name, value, None) for name, value in sorted(self.estimates.items())]
-        named += [(name, value, SOURCE) for name, value in sorted(self.relative.items())]
+        named: list[tuple[str, Estimate, str | None]] = [
+            *((name, value, None) for name, value in sorted(self.estimates.items())),
+            *((name, value, SOURCE) for name, value in sorted(self.relative.items())),
+        ]
         return [
             Metric(
                 name=name,
@@ -203,7 +205,7 @@ def _difference(source: Array, answers: Array) -> Figures:
 
 def _row_errors(truth: Array, answers: Array) -> Array:
     """The length of the error of each row."""
-    return np.sqrt(np.sum(np.square(truth - answers), axis=1))
+    return np.asarray(np.sqrt(np.sum(np.square(truth - answers), axis=1)))
 
 
 def _root(estimate: Estimate) -> Estimate:

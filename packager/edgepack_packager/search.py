@@ -1,0 +1,323 @@
+"""Evaluate the candidates of a target and choose one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+from edgepack_contract.description import (
+    Budgets,
+    DeclaredGate,
+    GateVerdict,
+    SessionOptions,
+)
+from edgepack_runtime.inference.trial import Latency, measure
+
+from edgepack_packager.candidates import Plan, Workshop, first_plans
+from edgepack_packager.choose import Candidate, Choice, choose
+from edgepack_packager.errors import AccuracyGateError, LockError
+from edgepack_packager.evaluate import Figures, allowed_loss, examine, rows_needed
+from edgepack_packager.gates import Gate, Verdict, judge_budget, judge_loss, judge_minimum
+from edgepack_packager.lock import LockedTarget
+from edgepack_packager.recipe import Recipe
+from edgepack_packager.running import (
+    CHUNK_ROWS,
+    chunks,
+    model_size,
+    open_folder,
+    run_rows,
+    save_model,
+    take_rows,
+)
+from edgepack_packager.subject import Subject
+from edgepack_packager.targets import DeviceConfig, this_hardware
+
+TIMED_ROWS = 32
+
+Tell = Callable[[str], None]
+MeasureMemory = Callable[["Trial"], int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A candidate's graph on disk, and how good it is: the same for every target."""
+
+    plan: Plan
+    model: onnx.ModelProto
+    folder: Path
+    size_bytes: int
+    figures: Figures
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A candidate for one target."""
+
+    made: Made
+    latency: Latency | None
+    memory_bytes: int | None
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the candidate."""
+        return self.made.plan.name
+
+    @property
+    def proven(self) -> bool:
+        """Whether every accuracy gate passes."""
+        return all(
+            verdict.outcome == "pass"
+            for verdict in self.verdicts
+            if verdict.gate.severity == "accuracy"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was tried for a target, and what was chosen."""
+
+    target: DeviceConfig
+    measured_here: bool
+    trials: tuple[Trial, ...]
+    choice: Choice
+
+    @property
+    def chosen(self) -> Trial:
+        """The chosen candidate."""
+        return next(trial for trial in self.trials if trial.name == self.choice.chosen)
+
+    @property
+    def fp32(self) -> Trial:
+        """The candidate in float."""
+        return next(trial for trial in self.trials if trial.made.plan.precision == "fp32")
+
+
+class Bench:
+    """Makes and examines candidates; what does not depend on the target is done once."""
+
+    def __init__(self, recipe: Recipe, subject: Subject, folder: Path, tell: Tell) -> None:
+        self._recipe = recipe
+        self._subject = subject
+        self._folder = folder
+        self._tell = tell
+        self._workshop = Workshop(subject.model, subject.calibration)
+        self._made: dict[Plan, Made | None] = {}
+
+    def search(self, target: DeviceConfig, measure_memory: MeasureMemory) -> Outcome:
+        """Try candidates for ``target`` and choose.
+
+        Raises:
+            AccuracyGateError: None is inside the accuracy gates.
+            BudgetError: None is inside the budgets.
+        """
+        here = target.is_this(this_hardware())
+        trials: list[Trial] = []
+        for plan in first_plans(target):
+            trial = self._try(plan, target, here=here)
+            if trial is None:
+                continue
+            trials.append(trial)
+            if plan.precision == "int8-static" and _may_be_refined(trial):
+                trials += self._refine(plan, target, here=here)
+        trials = [_with_memory(trial, measure_memory, self._recipe, target) for trial in trials]
+        choice = choose(
+            [_candidate(trial) for trial in trials],
+            optimize=self._recipe.optimize,
+            preference=target.precision,
+            require_int8=self._recipe.require_int8,
+        )
+        return Outcome(target, here, tuple(trials), choice)
+
+    def repeat(self, target: DeviceConfig, locked: LockedTarget) -> Outcome:
+        """Make what the lock says, and examine it.
+
+        Raises:
+            LockError: The model has no such candidate any more.
+            AccuracyGateError: It is outside the accuracy gates.
+        """
+        here = target.is_this(this_hardware())
+        plans = list(dict.fromkeys((first_plans(target)[0], locked.plan)))
+        found = [self._try(plan, target, here=here) for plan in plans]
+        trials = [trial for trial in found if trial is not None]
+        if len(trials) != len(plans):
+            raise LockError(f"this model has no candidate {locked.plan.name}", code="lock-differs")
+        last = trials[-1]
+        failed = [v.words for v in last.verdicts if v.outcome == "fail"]
+        if any(v.outcome == "fail" and v.gate.severity == "accuracy" for v in last.verdicts):
+            raise AccuracyGateError(f"the locked {last.name} is outside: {'; '.join(failed)}")
+        reasons = {trial.name: "not chosen by the lock" for trial in trials}
+        reasons[last.name] = "chosen by the lock"
+        return Outcome(target, here, tuple(trials), Choice(last.name, reasons, ()))
+
+    def _refine(self, plan: Plan, target: DeviceConfig, *, here: bool) -> list[Trial]:
+        trials: list[Trial] = []
+        for finer in self._workshop.refinements(plan, self._folder / f"alone-{plan.name}"):
+            trial = self._try(finer, target, here=here)
+            if trial is not None:
+                trials.append(trial)
+                if trial.proven:
+                    break
+        return trials
+
+    def _try(self, plan: Plan, target: DeviceConfig, *, here: bool) -> Trial | None:
+        self._tell(f"{target.name}: {plan.name}")
+        if plan not in self._made:
+            self._made[plan] = self._make(plan)
+        made = self._made[plan]
+        if made is None:
+            return None
+        latency = time_rows(made.folder, self._subject, target) if here else None
+        verdicts = _judge(made, latency, None, self._recipe, self._subject, target)
+        return Trial(made, latency, None, verdicts)
+
+    def _make(self, plan: Plan) -> Made | None:
+        model = self._workshop.make(plan)
+        if model is None:
+            return None
+        folder = self._folder / f"candidate-{len(self._made)}"
+        save_model(model, folder)
+        return Made(plan, model, folder, model_size(folder), self._examine(plan, folder))
+
+    def _examine(self, plan: Plan, folder: Path) -> Figures:
+        exam = self._subject.exam
+        if exam is None:
+            return Figures()
+        # dynamic scales depend on the batch; a device serves row by row
+        size = 1 if plan.precision == "int8-dynamic" else CHUNK_ROWS
+        return examine(exam, run_rows(open_folder(folder), exam.feeds, chunk=size))
+
+
+def time_rows(folder: Path, subject: Subject, target: DeviceConfig) -> Latency:
+    """Milliseconds of single rows, with the target's session options, on this machine."""
+    options = SessionOptions(intra_op_threads=target.threads)
+    session = open_folder(folder, options=options)
+    feeds = subject.exam.feeds if subject.exam else subject.sample
+    rows = list(chunks(take_rows(feeds, slice(0, TIMED_ROWS)), 1))
+    return measure(lambda turn: session.run(rows[turn % len(rows)]))
+
+
+def budgets_for(recipe: Recipe, target: DeviceConfig) -> Budgets:
+    """The recipe's budgets, and the target's own where the recipe sets none."""
+    return Budgets(
+        latency_ms=recipe.max_latency_ms or target.budgets.latency_ms,
+        size_bytes=recipe.max_size_bytes or target.budgets.size_bytes,
+        memory_bytes=recipe.max_memory_bytes or target.budgets.memory_bytes,
+    )
+
+
+def declared_gates(trial: Trial, locked: LockedTarget | None) -> list[DeclaredGate]:
+    """The gates of a chosen candidate as the bundle states them.
+
+    What a clock decided is taken from the lock, so that a repeated build says the same.
+    """
+    known: dict[str, GateVerdict] = locked.verdicts if locked else {}
+    return [
+        DeclaredGate(
+            name=verdict.gate.name,
+            metric=verdict.gate.metric,
+            threshold=verdict.gate.threshold,
+            unit=verdict.gate.unit,
+            verdict=known.get(verdict.gate.name) or _declared(verdict),
+        )
+        for verdict in trial.verdicts
+    ]
+
+
+def clocked_verdicts(trial: Trial) -> dict[str, GateVerdict]:
+    """The verdicts that depend on this machine's state, which a lock must keep."""
+    return {
+        verdict.gate.name: _declared(verdict)
+        for verdict in trial.verdicts
+        if verdict.gate.name in {"max-latency", "max-memory"}
+    }
+
+
+def _declared(verdict: Verdict) -> GateVerdict:
+    if verdict.outcome == "fail":
+        raise ValueError(f"a candidate that fails {verdict.gate.name} was chosen")
+    return verdict.outcome
+
+
+def _may_be_refined(trial: Trial) -> bool:
+    """Whether the candidate loses something that a finer one may keep."""
+    loss = trial.made.figures.loss
+    return not trial.proven and loss is not None and loss.value > 0
+
+
+def _with_memory(
+    trial: Trial, measure_memory: MeasureMemory, recipe: Recipe, target: DeviceConfig
+) -> Trial:
+    budget = budgets_for(recipe, target).memory_bytes
+    if budget is None and recipe.optimize != "memory":
+        return trial
+    memory = measure_memory(trial)
+    verdicts = tuple(
+        judge_budget(verdict.gate, memory) if verdict.gate.name == "max-memory" else verdict
+        for verdict in trial.verdicts
+    )
+    return replace(trial, memory_bytes=memory, verdicts=verdicts)
+
+
+def _candidate(trial: Trial) -> Candidate:
+    return Candidate(
+        name=trial.name,
+        precision=trial.made.plan.precision,
+        size_bytes=trial.made.size_bytes,
+        latency_s=None if trial.latency is None else trial.latency.p50_ms / 1000,
+        memory_bytes=trial.memory_bytes,
+        verdicts=trial.verdicts,
+    )
+
+
+def _judge(
+    made: Made,
+    latency: Latency | None,
+    memory: int | None,
+    recipe: Recipe,
+    subject: Subject,
+    target: DeviceConfig,
+) -> tuple[Verdict, ...]:
+    return (
+        _judge_loss(made.figures, recipe, subject),
+        *_judge_minima(made.figures, recipe),
+        *_judge_budgets(made, latency, memory, budgets_for(recipe, target)),
+    )
+
+
+def _judge_loss(figures: Figures, recipe: Recipe, subject: Subject) -> Verdict:
+    allowed = allowed_loss(recipe.drop, subject.exam)
+    gate = Gate(
+        name="max-drop",
+        severity="accuracy",
+        metric=figures.loss_metric,
+        threshold=allowed,
+        unit="relative" if recipe.drop.relative else "points",
+    )
+    return judge_loss(gate, figures.loss, rows=rows_needed(figures, allowed))
+
+
+def _judge_minima(figures: Figures, recipe: Recipe) -> Sequence[Verdict]:
+    return [
+        judge_minimum(
+            Gate("min-metric", "accuracy", name, least, "value"), figures.estimates.get(name)
+        )
+        for name, least in sorted(recipe.min_metric.items())
+    ]
+
+
+def _judge_budgets(
+    made: Made, latency: Latency | None, memory: int | None, budgets: Budgets
+) -> Sequence[Verdict]:
+    costs: list[tuple[str, str, float | None, float | None]] = [
+        ("max-latency", "ms", budgets.latency_ms, None if latency is None else latency.p95_ms),
+        ("max-size", "bytes", budgets.size_bytes, made.size_bytes),
+        ("max-memory", "bytes", budgets.memory_bytes, memory),
+    ]
+    return [
+        judge_budget(Gate(name, "budget", name.removeprefix("max-"), limit, unit), value)
+        for name, unit, limit, value in costs
+        if limit is not None
+    ]
