@@ -4,18 +4,18 @@ SQLite with one connection, a write-ahead log and ``synchronous=FULL``: what ``a
 ``append_event`` returned survives ``kill -9`` and a power cut. Calls wait for the disk, so they are
 made outside the serving loop, from one thread at a time.
 
-Items of a (session, slot) are numbered from 1 without gaps, windows and events in one sequence. What
-was handed to the MQTT client never changes again, since it may have arrived; what never was may be
-merged with its neighbour when the spool is full, so that a long time offline costs resolution in
-time and no counts. Only when nothing is left to merge is the oldest such item dropped, which leaves
-a gap in the sequence that the fleet sees, and is counted.
+Items of a (session, slot) are numbered from 1 without gaps, windows and events in one sequence.
+What was handed to the MQTT client never changes again, since it may have arrived; what never was
+may be merged with its neighbour when the spool is full, so that a long time offline costs
+resolution in time and no counts. Only when nothing is left to merge is the oldest such item
+dropped, which leaves a gap in the sequence that the fleet sees, and is counted.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -254,16 +254,19 @@ class Spool:
     def _transaction(self, what: str) -> Iterator[None]:
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
+            yield
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+            self._roll_back()
             raise SpoolError(f"the spool could not {what}: {error}") from error
+        except BaseException:
+            self._roll_back()
+            raise
+
+    def _roll_back(self) -> None:
+        # a full disk has already rolled back; a second failure has nothing to add to the first
+        with suppress(sqlite3.Error):
+            self._db.rollback()
 
     def _next(self, session: int, slot: str) -> int:
         row = self._db.execute(
