@@ -7,18 +7,15 @@ wish takes over between any two steps of an install, and a download stops for it
 from __future__ import annotations
 
 import logging
-import random
 import threading
-import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from edgepack_contract.instructions import Obeyed
 from edgepack_contract.messages import EventKind, Ref, SlotDesired, SlotReported
 from edgepack_contract.states import Phase
-from edgepack_runtime.activation.effects import Backoff, EffectRunner, Surroundings
+from edgepack_runtime.activation.effects import EffectRunner, Surroundings
 from edgepack_runtime.activation.events import (
     Announce,
     Announced,
@@ -39,15 +36,11 @@ from edgepack_runtime.activation.events import (
     Verified,
     Wished,
 )
-from edgepack_runtime.activation.host import SlotHost
 from edgepack_runtime.activation.inbox import Inbox
-from edgepack_runtime.activation.installer import Installer
-from edgepack_runtime.activation.journal import Journal
 from edgepack_runtime.activation.machine import step
+from edgepack_runtime.activation.parts import SlotParts, Timing
 from edgepack_runtime.activation.state import TRIAL, Installed, SlotState, short_words
 from edgepack_runtime.errors import DeviceError
-from edgepack_runtime.inference.probe import ProbeResult
-from edgepack_runtime.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -55,64 +48,28 @@ _AT_ONCE = (Loaded, LoadFailed, Announced, Recalled)
 """Outcomes that belong to the effect before; the others let a newer wish go first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rhythm:
-    """Seconds between two looks at a probation, and between two looks at nothing in particular."""
-
-    watching: float = 0.25
-    idle: float = 60.0
-
-
 class SlotAgent:
     """Installs, watches and falls back for one slot.
 
     Args:
         slot: Its name.
-        journal: Its durable state.
-        store: Its bundles.
-        installer: Fetches and proves bundles.
-        host: Serves models and speaks to the fleet.
-        probe: Tries the variant in a folder in a child process.
+        parts: What it is made of.
         boot_id: Tells one boot of the machine from another.
-        backoff: How to wait for sources.
-        rhythm: How often to look.
-        clock: Monotonic seconds.
-        rng: Spreads the retries of many devices.
-        wait: Waits in place of the inbox; a test moves its clock here.
+        timing: How to wait.
     """
 
     def __init__(
-        self,
-        slot: str,
-        *,
-        journal: Journal,
-        store: Store,
-        installer: Installer,
-        host: SlotHost,
-        probe: Callable[[Path], ProbeResult],
-        boot_id: str,
-        backoff: Backoff | None = None,
-        rhythm: Rhythm | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        rng: random.Random | None = None,
-        wait: Callable[[float], bool] | None = None,
+        self, slot: str, parts: SlotParts, *, boot_id: str, timing: Timing | None = None
     ) -> None:
         self.slot = slot
+        self._parts, self._boot_id = parts, boot_id
+        self._timing = timing or Timing()
         self._inbox = Inbox()
-        self._journal, self._store, self._installer = journal, store, installer
-        self._host, self._boot_id = host, boot_id
-        self._rhythm = rhythm or Rhythm()
-        self._wait = wait or self._inbox.wait
+        self._wait = self._timing.wait or self._inbox.wait
         around = Surroundings(
-            waiting=lambda: self._inbox.waiting,
-            wait=self._wait,
-            status=self.status,
-            clock=clock,
-            rng=rng or random.Random(),  # noqa: S311 - it spreads retries, it guards nothing
+            waiting=lambda: self._inbox.waiting, wait=self._wait, status=self.status
         )
-        self._runner = EffectRunner(
-            store, installer, host, probe=probe, around=around, backoff=backoff or Backoff()
-        )
+        self._runner = EffectRunner(parts, self._timing, around)
         self._outcomes: deque[Outcome] = deque()
         self._trouble: DeviceError | None = None
         self._state = SlotState()
@@ -140,8 +97,8 @@ class SlotAgent:
             DiskFullError: No room even for folders.
             StorageFaultError: The disk failed.
         """
-        found = self._journal.load()
-        self._store.prepare()
+        found = self._parts.journal.load()
+        self._parts.store.prepare()
         self._state = found.state
         self._runner.suspicious = not found.fresh and not found.state.clean
 
@@ -197,7 +154,7 @@ class SlotAgent:
             BundleError: It is malformed, or the keyring does not vouch for it.
             SourceError: It cannot be read.
         """
-        bundle = self._installer.identify(path)
+        bundle = self._parts.installer.identify(path)
         self._runner.local[bundle.digest] = str(path.absolute())
         released = (bundle.digest,) if retry_blocked else ()
         ref = Ref(name=bundle.name, digest=bundle.digest, sources=[])
@@ -255,7 +212,7 @@ class SlotAgent:
         else:
             runner = self._runner
             busy = runner.watch is not None or runner.shadow_ends is not None
-            if not self._wait(self._rhythm.watching if busy else self._rhythm.idle):
+            if not self._wait(self._timing.watching if busy else self._timing.idle):
                 self._look()
 
     def _look(self) -> None:
@@ -283,7 +240,7 @@ class SlotAgent:
 
     def _write(self, state: SlotState) -> None:
         if state != self._state:
-            self._state = self._journal.save(state)
+            self._state = self._parts.journal.save(state)
             self._trouble = None
 
     def _do(self, effects: tuple[Effect, ...]) -> None:

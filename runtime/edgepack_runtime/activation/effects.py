@@ -7,10 +7,8 @@ run twice.
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
@@ -43,13 +41,10 @@ from edgepack_runtime.activation.events import (
     Verify,
     Watch,
 )
-from edgepack_runtime.activation.host import SlotHost
-from edgepack_runtime.activation.installer import Installer
+from edgepack_runtime.activation.parts import SlotParts, Timing
 from edgepack_runtime.activation.state import Installed, SlotState
 from edgepack_runtime.activation.watch import ProbationWatch
 from edgepack_runtime.errors import InterruptedInstallError, TransientSourceError
-from edgepack_runtime.inference.probe import ProbeResult
-from edgepack_runtime.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -57,19 +52,6 @@ _MACHINE_CODES = frozenset({"probe-timeout", "probe-memory"})
 """A busy machine can cause these too, so the probe is tried again."""
 
 _PROGRESS_STEP = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Backoff:
-    """How often and how long to wait for a source: seconds, doubled each time, spread by half."""
-
-    tries: int = 8
-    first: float = 1.0
-    longest: float = 60.0
-
-    def delay(self, tried: int, rng: random.Random) -> float:
-        """Seconds to wait after ``tried`` tries."""
-        return min(self.longest, self.first * 2.0 ** (tried - 1)) * rng.uniform(0.5, 1.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,34 +65,20 @@ class Surroundings:
     waiting: Callable[[], bool]
     wait: Callable[[float], bool]
     status: Callable[[], SlotReported]
-    clock: Callable[[], float]
-    rng: random.Random
 
 
 class EffectRunner:
     """Runs the effects of one slot.
 
     Args:
-        store: The slot's store.
-        installer: Fetches and proves bundles.
-        host: Serves models and speaks to the fleet.
-        probe: Tries the variant in a folder in a child process.
+        parts: What the slot is made of.
+        timing: How to wait.
         around: What the slot's thread lends.
-        backoff: How to wait for sources.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        installer: Installer,
-        host: SlotHost,
-        *,
-        probe: Callable[[Path], ProbeResult],
-        around: Surroundings,
-        backoff: Backoff,
-    ) -> None:
-        self._store, self._installer, self._host = store, installer, host
-        self._probe, self._around, self._backoff = probe, around, backoff
+    def __init__(self, parts: SlotParts, timing: Timing, around: Surroundings) -> None:
+        self._store, self._installer, self._host = parts.store, parts.installer, parts.host
+        self._probe, self._timing, self._around = parts.probe, timing, around
         self._proven: set[str] = set()
         self._evidence: dict[str, Any] = {}
         self.suspicious = False
@@ -140,6 +108,17 @@ class EffectRunner:
                 return self._try_out(effect)
             case Serve():
                 return self._serve(effect)
+            case Announce():
+                return self._announce(effect)
+            case Recall():
+                return Recalled(effect.install)
+            case Unserve() | Watch() | Collect() | Report():
+                self._do(effect, state)
+                return None
+
+    def _do(self, effect: Unserve | Watch | Collect | Report, state: SlotState) -> None:
+        """The effects that nothing can come of."""
+        match effect:
             case Unserve():
                 self._leave()
                 self._host.unserve()
@@ -150,14 +129,9 @@ class EffectRunner:
                 self._collect(state)
             case Report():
                 self._host.report(self._around.status())
-            case Announce():
-                return self._announce(effect)
-            case Recall():
-                return Recalled(effect.install)
-        return None
 
     def _download(self, effect: Download) -> Outcome:
-        tried = 0
+        backoff, tried = self._timing.backoff, 0
         while True:
             tried += 1
             try:
@@ -165,10 +139,10 @@ class EffectRunner:
             except InterruptedInstallError:
                 return Interrupted(effect.install)
             except TransientSourceError as error:
-                if tried >= self._backoff.tries:
+                if tried >= backoff.tries:
                     return Failed(effect.install, error.code, f"{error}; tried {tried} times")
                 logger.info("download waits event=download-waits try=%d why=%s", tried, error)
-                if self._around.wait(self._backoff.delay(tried, self._around.rng)):
+                if self._around.wait(backoff.delay(tried, self._timing.rng)):
                     return Interrupted(effect.install)
             except BundleError as error:
                 return Refused(effect.install, error.code, str(error))
@@ -224,7 +198,7 @@ class EffectRunner:
 
     def look(self) -> Outcome | None:
         """Attend to what runs by the clock: the probation, and the end of the reverse shadow."""
-        now = self._around.clock()
+        now = self._timing.clock()
         if self.shadow_ends is not None and now >= self.shadow_ends:
             self.shadow_ends = None
             self._host.end_shadow()
@@ -240,13 +214,13 @@ class EffectRunner:
     def _begin_watch(self, effect: Watch) -> ProbationWatch:
         budgets = self._installer.describe(effect.digest).budgets
         self._evidence = {}
-        self.shadow_ends = self._around.clock() + effect.probation.shadow_seconds
+        self.shadow_ends = self._timing.clock() + effect.probation.shadow_seconds
         return ProbationWatch(
             self._host,
             install=effect.install,
             probation=effect.probation,
             memory_bytes=budgets.memory_bytes,
-            now=self._around.clock(),
+            now=self._timing.clock(),
         )
 
     def _collect(self, state: SlotState) -> None:

@@ -40,36 +40,36 @@ class Wished:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class InstallEvent:
     """How something that belongs to one install ended."""
 
     install: int
 
 
 @dataclass(frozen=True, slots=True)
-class Downloaded(Outcome):
+class Downloaded(InstallEvent):
     """Every byte of the bundle's variant is in the store and is what a trusted publisher signed."""
 
     bundle: Installed
 
 
 @dataclass(frozen=True, slots=True)
-class Interrupted(Outcome):
+class Interrupted(InstallEvent):
     """The download stopped half-way because something new was said."""
 
 
 @dataclass(frozen=True, slots=True)
-class Verified(Outcome):
+class Verified(InstallEvent):
     """The bytes on the disk were read back and are still right."""
 
 
 @dataclass(frozen=True, slots=True)
-class Probed(Outcome):
+class Probed(InstallEvent):
     """The model did well in a child process."""
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeFailed(Outcome):
+class ProbeFailed(InstallEvent):
     """The model did badly in a child; ``transient`` when that may be the machine's fault."""
 
     code: str
@@ -78,7 +78,7 @@ class ProbeFailed(Outcome):
 
 
 @dataclass(frozen=True, slots=True)
-class Refused(Outcome):
+class Refused(InstallEvent):
     """The bundle must not be installed: not genuine, revoked, or not for this machine."""
 
     code: str
@@ -86,7 +86,7 @@ class Refused(Outcome):
 
 
 @dataclass(frozen=True, slots=True)
-class Failed(Outcome):
+class Failed(InstallEvent):
     """The install could not go on: no source, no room, a broken disk."""
 
     code: str
@@ -94,14 +94,14 @@ class Failed(Outcome):
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded(Outcome):
+class Loaded(InstallEvent):
     """The model is loaded, warm, and answers requests."""
 
     digest: str
 
 
 @dataclass(frozen=True, slots=True)
-class LoadFailed(Outcome):
+class LoadFailed(InstallEvent):
     """The model could not be loaded; ``final`` when trying again is no use."""
 
     digest: str
@@ -111,14 +111,14 @@ class LoadFailed(Outcome):
 
 
 @dataclass(frozen=True, slots=True)
-class ProbationPassed(Outcome):
+class ProbationPassed(InstallEvent):
     """The new model was watched long enough; ``exercised`` when it had requests to answer."""
 
     exercised: bool
 
 
 @dataclass(frozen=True, slots=True)
-class ProbationTripped(Outcome):
+class ProbationTripped(InstallEvent):
     """The new model misbehaved."""
 
     code: str
@@ -126,20 +126,17 @@ class ProbationTripped(Outcome):
 
 
 @dataclass(frozen=True, slots=True)
-class Announced(Outcome):
+class Announced(InstallEvent):
     """The host has the event of how the install ended."""
 
 
 @dataclass(frozen=True, slots=True)
-class Recalled(Outcome):
+class Recalled(InstallEvent):
     """It is time for the wish that had to wait."""
 
 
-Event = (
-    Started
-    | Stopped
-    | Wished
-    | Downloaded
+Outcome = (
+    Downloaded
     | Interrupted
     | Verified
     | Probed
@@ -153,6 +150,7 @@ Event = (
     | Announced
     | Recalled
 )
+Event = Started | Stopped | Wished | Outcome
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,10 @@ from edgepack_runtime.activation.events import (
     Effect,
     Event,
     Failed,
+    InstallEvent,
     Interrupted,
     Loaded,
     LoadFailed,
-    Outcome,
     ProbationPassed,
     ProbationTripped,
     Probe,
@@ -81,7 +81,7 @@ def step(state: SlotState, event: Event) -> Step:
     Raises:
         UnexpectedEventError: The phase does not list the event.
     """
-    if isinstance(event, Outcome) and event.install != state.install:
+    if isinstance(event, InstallEvent) and event.install != state.install:
         return Step(state)
     handler = TABLE.get((state.phase, type(event)))
     if handler is None:

@@ -1,0 +1,59 @@
+"""What a slot is made of, and how it waits."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgepack_runtime.activation.host import SlotHost
+from edgepack_runtime.activation.installer import Installer
+from edgepack_runtime.activation.journal import Journal
+from edgepack_runtime.inference.probe import ProbeResult
+from edgepack_runtime.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class SlotParts:
+    """The parts of one slot: its durable state, its bundles, who fetches and who serves them.
+
+    ``probe`` tries the variant in a folder in a child process.
+    """
+
+    journal: Journal
+    store: Store
+    installer: Installer
+    host: SlotHost
+    probe: Callable[[Path], ProbeResult]
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How often and how long to wait for a source: seconds, doubled each time, spread by half."""
+
+    tries: int = 8
+    first: float = 1.0
+    longest: float = 60.0
+
+    def delay(self, tried: int, rng: random.Random) -> float:
+        """Seconds to wait after ``tried`` tries."""
+        return min(self.longest, self.first * 2.0 ** (tried - 1)) * rng.uniform(0.5, 1.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How a slot waits.
+
+    ``watching`` and ``idle`` are the seconds between two looks at a probation, and at nothing in
+    particular. ``clock`` gives monotonic seconds, ``rng`` spreads the retries of many devices.
+    ``wait`` stands in for waiting on the inbox; a test moves its clock there.
+    """
+
+    backoff: Backoff = field(default_factory=Backoff)
+    watching: float = 0.25
+    idle: float = 60.0
+    clock: Callable[[], float] = time.monotonic
+    rng: random.Random = field(default_factory=random.Random)
+    wait: Callable[[float], bool] | None = None
