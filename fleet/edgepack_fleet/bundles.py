@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from edgepack_contract.bundle import BundleFile, open_variant, verify_bundle_file
 from edgepack_contract.digest import CHUNK_BYTES, hex_of
-from edgepack_contract.errors import MalformedBundleError, UntrustedBundleError
+from edgepack_contract.errors import MalformedBundleError, SourceError, UntrustedBundleError
 from edgepack_contract.keyring import Keyring
 from edgepack_contract.oci import INDEX_TYPE, Descriptor, ImageIndex, Manifest
 from edgepack_contract.trusted import TrustedBundle
@@ -255,6 +255,8 @@ def find_bundle(session: Session, name: str, version: str) -> Bundle:
 def _prove(archive: BundleFile, keyring: Keyring) -> TrustedBundle:
     try:
         return verify_bundle_file(archive, keyring=keyring)
+    except SourceError as error:
+        raise MalformedBundleError(f"the archive is incomplete: {error}", code="incomplete") from error
     except UntrustedBundleError as error:
         if error.code != "unsigned":
             raise

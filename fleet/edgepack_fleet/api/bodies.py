@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 from fastapi import Request
 
@@ -60,10 +58,3 @@ def refuse_declared(request: Request, max_bytes: int) -> None:
 def too_large(max_bytes: int) -> TooLargeError:
     """The refusal of a body over ``max_bytes``."""
     return TooLargeError(f"the body is larger than the {max_bytes} bytes that are accepted here")
-
-
-def body_schema(shape: type[msgspec.Struct]) -> dict[str, Any]:
-    """What OpenAPI says of a route that takes ``shape``."""
-    schemas, _ = msgspec.json.schema_components([shape], ref_template="#/$defs/{name}")
-    content = {"application/json": {"schema": schemas[0]}}
-    return {"requestBody": {"required": True, "content": content}}

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from edgepack_contract.canonical import canonical_json
@@ -26,6 +26,14 @@ from edgepack_contract.errors import (
     UntrustedBundleError,
 )
 from edgepack_fleet.api.ranges import UnsatisfiableRangeError
+from edgepack_fleet.errors import (
+    ConflictError,
+    IncompatibleError,
+    InvalidRequestError,
+    NotFoundError,
+    OperationError,
+    RequestError,
+)
 
 PROBLEM_TYPE = "application/problem+json"
 _log = logging.getLogger(__name__)
@@ -61,6 +69,12 @@ STATUS: dict[type[EdgepackError], HTTPStatus] = {
     TooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     WrongTypeError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     UnsatisfiableRangeError: HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
+    NotFoundError: HTTPStatus.NOT_FOUND,
+    ConflictError: HTTPStatus.CONFLICT,
+    InvalidRequestError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    IncompatibleError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    RequestError: HTTPStatus.BAD_REQUEST,
+    OperationError: HTTPStatus.SERVICE_UNAVAILABLE,
     UntrustedBundleError: HTTPStatus.FORBIDDEN,
     MalformedBundleError: HTTPStatus.UNPROCESSABLE_ENTITY,
     UnsupportedBundleError: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -109,6 +123,7 @@ def install_problems(app: FastAPI) -> None:
     app.add_exception_handler(EdgepackError, _domain)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _parameters)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(OSError, _disk)
     # the outer boundary: whatever else escapes is a bug, logged with its traceback, told without it
     app.add_exception_handler(Exception, _bug)
@@ -150,6 +165,12 @@ def _parameters(request: Request, error: Exception) -> Response:
     detail = "; ".join(faults)[:1000]
     path = request.url.path
     return refusal(path, HTTPStatus.UNPROCESSABLE_ENTITY, "bad-parameter", detail)
+
+
+def _gone(request: Request, error: Exception) -> Response:
+    _log.info("%s %s: the client went away (%r)", request.method, request.url.path, error)
+    # nobody reads it
+    return Response(status_code=HTTPStatus.BAD_REQUEST)
 
 
 def _disk(request: Request, error: Exception) -> Response:

@@ -30,14 +30,14 @@ Conditional = Annotated[str | None, Header(alias="If-None-Match")]
 
 
 @router.api_route("/", methods=_READ)
-def version(who: AsDevice) -> Response:  # noqa: ARG001 - declares the role
+def version(_: AsDevice) -> Response:
     """Whether this is a registry, and whether the credentials are good."""
     return _json({})
 
 
 @router.api_route("/{name}/tags/list", methods=_READ)
 def tags(
-    who: AsDevice,  # noqa: ARG001 - declares the role
+    _: AsDevice,
     here: Here,
     name: str,
     n: Annotated[int, Query(ge=1, le=MAX_TAGS)] = MAX_TAGS,
@@ -55,7 +55,7 @@ def tags(
 
 @router.api_route("/{name}/manifests/{reference}", methods=_READ)
 def manifest(
-    who: AsDevice,  # noqa: ARG001 - declares the role
+    _: AsDevice,
     here: Here,
     request: Request,
     name: str,
@@ -74,7 +74,7 @@ def manifest(
 
 @router.api_route("/{name}/blobs/{digest}", methods=_READ)
 def blob(
-    who: AsDevice,  # noqa: ARG001 - declares the role
+    _: AsDevice,
     here: Here,
     request: Request,
     name: str,

@@ -1,0 +1,96 @@
+"""Devices over REST: add, list, show, why."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Annotated
+
+import msgspec
+from fastapi import APIRouter, Depends
+from fastapi.responses import Response
+
+from edgepack_fleet import devices
+from edgepack_fleet.api.access import AsAdmin, AsViewer
+from edgepack_fleet.api.answers import Cursor, Limit, answer, page, returns
+from edgepack_fleet.api.bodies import JsonBody
+from edgepack_fleet.api.context import Context, Here
+from edgepack_fleet.api.views import Why
+from edgepack_fleet.auditlog import append_audit
+
+router = APIRouter(prefix="/api/v1/devices", tags=["devices"])
+
+
+class NewDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A device and the keys of its enrolment: a P-256 public key in PEM, a MAC key in hex."""
+
+    id: str
+    public_key: str
+    mac_key: str
+    labels: dict[str, str] = {}
+
+
+@router.post("", status_code=201, openapi_extra=returns(devices.DeviceView, 201))
+def add(
+    who: AsAdmin, here: Here, body: Annotated[NewDevice, Depends(JsonBody(NewDevice))]
+) -> Response:
+    """Accept a device. The same device again is the same device."""
+    now_ms = here.now_ms()
+    with here.database.write() as session:
+        row = devices.add_device(
+            session,
+            tenant=here.config.tenant,
+            device=body.id,
+            public_key_pem=body.public_key,
+            mac_key_hex=body.mac_key,
+            labels=body.labels,
+            now_ms=now_ms,
+        )
+        detail = {"enrolment": row.enrolment, "labels": dict(row.labels)}
+        append_audit(
+            session,
+            at_ms=now_ms,
+            actor=who.name,
+            action="device.add",
+            subject=row.id,
+            detail=detail,
+        )
+        view = devices.view_device(session, row, now_ms=now_ms, lease_ms=lease_ms(here))
+    return answer(view, HTTPStatus.CREATED)
+
+
+@router.get("", openapi_extra=returns(devices.DeviceView, many=True))
+def index(_: AsViewer, here: Here, after: Cursor = "", limit: Limit = 1000) -> Response:
+    """List devices by id with what they run."""
+    with here.database.read() as session:
+        views = devices.list_devices(
+            session,
+            now_ms=here.now_ms(),
+            lease_ms=lease_ms(here),
+            after=after,
+            limit=limit + 1,
+        )
+    return page(views, limit, lambda view: view.id)
+
+
+@router.get("/{device}", openapi_extra=returns(devices.DeviceView))
+def show(_: AsViewer, here: Here, device: str) -> Response:
+    """One device."""
+    return answer(view_of(here, device))
+
+
+@router.get("/{device}/why", openapi_extra=returns(Why))
+def why(_: AsViewer, here: Here, device: str) -> Response:
+    """What a device runs and why, in words."""
+    return answer(Why(why=""))
+
+
+def view_of(here: Context, device: str) -> devices.DeviceView:
+    """A device as people see it."""
+    with here.database.read() as session:
+        row = devices.get_device(session, device)
+        return devices.view_device(session, row, now_ms=here.now_ms(), lease_ms=lease_ms(here))
+
+
+def lease_ms(here: Context) -> int:
+    """How long a device is online after it was last heard of, in milliseconds."""
+    return int(here.config.timings.device_lease * 1000)

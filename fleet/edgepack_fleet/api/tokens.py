@@ -1,0 +1,87 @@
+"""Tokens over REST: make, list, revoke. Only an admin does any of it."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Annotated, Literal
+
+import msgspec
+from fastapi import APIRouter, Depends
+from fastapi.responses import Response
+
+from edgepack_fleet.api.access import AsAdmin
+from edgepack_fleet.api.answers import answer, returns
+from edgepack_fleet.api.bodies import JsonBody
+from edgepack_fleet.api.context import Here
+from edgepack_fleet.api.views import TokenView
+from edgepack_fleet.auditlog import append_audit
+from edgepack_fleet.tokens import (
+    DEFAULT_TTL_SECONDS,
+    Role,
+    create_token,
+    list_tokens,
+    revoke_token,
+)
+
+router = APIRouter(prefix="/api/v1/tokens", tags=["tokens"])
+
+
+class NewToken(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A token for somebody or something."""
+
+    name: str
+    role: Literal["viewer", "operator", "publisher", "admin"]
+    ttl_seconds: int = DEFAULT_TTL_SECONDS
+
+
+@router.post("", status_code=201, openapi_extra=returns(TokenView, 201))
+def create(
+    who: AsAdmin, here: Here, body: Annotated[NewToken, Depends(JsonBody(NewToken))]
+) -> Response:
+    """Make a token. Its secret is in this answer and never again."""
+    now_ms = here.now_ms()
+    role = Role(body.role)
+    with here.database.write() as session:
+        secret = create_token(
+            session, name=body.name, role=role, now_ms=now_ms, ttl_seconds=body.ttl_seconds
+        )
+        append_audit(
+            session,
+            at_ms=now_ms,
+            actor=who.name,
+            action="token.create",
+            subject=body.name,
+            detail={"role": role.value, "ttl_seconds": body.ttl_seconds},
+        )
+    view = TokenView(
+        name=body.name,
+        role=role.value,
+        created_ms=now_ms,
+        expires_ms=now_ms + body.ttl_seconds * 1000,
+        token=secret,
+    )
+    return answer(view, HTTPStatus.CREATED)
+
+
+@router.get("", openapi_extra=returns(TokenView, many=True))
+def index(_: AsAdmin, here: Here) -> Response:
+    """List tokens by name, without their secrets."""
+    with here.database.read() as session:
+        tokens = list_tokens(session)
+    return answer({"items": tokens, "next": None})
+
+
+@router.delete("/{name}", status_code=204)
+def revoke(who: AsAdmin, here: Here, name: str) -> Response:
+    """Make a token worthless at once."""
+    with here.database.write() as session:
+        revoke_token(session, name)
+        append_audit(
+            session,
+            at_ms=here.now_ms(),
+            actor=who.name,
+            action="token.revoke",
+            subject=name,
+            detail={},
+        )
+    return Response(status_code=HTTPStatus.NO_CONTENT)

@@ -1,0 +1,187 @@
+"""A fleet API over a real database and store, without broker or controller, for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from bundle_samples import PUBLISHER, keyring, one_variant
+from fastapi import FastAPI
+
+from edgepack_contract.keys import PrivateKey
+from edgepack_contract.layout import write_bundle
+from edgepack_contract.sealing import derived_secret
+from edgepack_fleet.api.app import build_app
+from edgepack_fleet.api.context import Context
+from edgepack_fleet.bundles import BundleStore
+from edgepack_fleet.config import FleetConfig, KeysConfig
+from edgepack_fleet.db.database import Database
+from edgepack_fleet.devices import add_device
+from edgepack_fleet.tokens import Role, create_token
+
+HOST = "http://127.0.0.1:8080"
+START_MS = 1_780_000_000_000
+MAC_KEY = bytes(range(32))
+
+
+@dataclass
+class Clock:
+    """A clock that tests set."""
+
+    now_ms: int = START_MS
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+
+@dataclass(frozen=True)
+class Client:
+    """Sends requests to the application itself, without a socket.
+
+    An error that escapes the application is answered as a server would answer it.
+    """
+
+    app: FastAPI
+    headers: dict[str, str]
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Send one request."""
+        headers = self.headers | options.pop("headers", {})
+        return asyncio.run(self._send(method, path, headers=headers, **options))
+
+    async def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url=HOST) as client:
+            return await client.request(method, path, **options)
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        """GET."""
+        return self.request("GET", path, **options)
+
+    def head(self, path: str, **options: Any) -> httpx.Response:
+        """HEAD."""
+        return self.request("HEAD", path, **options)
+
+    def put(self, path: str, **options: Any) -> httpx.Response:
+        """PUT."""
+        return self.request("PUT", path, **options)
+
+    def post(self, path: str, **options: Any) -> httpx.Response:
+        """POST."""
+        return self.request("POST", path, **options)
+
+
+@dataclass
+class Fleet:
+    """The application and what it stands on; ``tokens`` has one for every role."""
+
+    app: FastAPI
+    context: Context
+    clock: Clock
+    folder: Path
+    tokens: dict[str, str]
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    def client(self, role: str | None = None, **headers: str) -> Client:
+        """A client with the token of a role, or without credentials."""
+        if role is not None:
+            headers["Authorization"] = f"Bearer {self.tokens[role]}"
+        return Client(self.app, headers)
+
+    def add_device(self, device: str, **labels: str) -> None:
+        """Accept a device with a new key and the MAC key that all test devices have."""
+        with self.context.database.write() as session:
+            add_device(
+                session,
+                tenant="default",
+                device=device,
+                public_key_pem=PrivateKey.generate().public.pem.decode(),
+                mac_key_hex=MAC_KEY.hex(),
+                labels=labels,
+                now_ms=self.clock(),
+            )
+
+    def push(self, path: Path) -> Any:
+        """Push a bundle file as the publisher."""
+        return self.client("publisher").put("/api/v1/bundles", content=path.read_bytes())
+
+
+@contextmanager
+def open_fleet(folder: Path) -> Iterator[Fleet]:
+    """A fleet API on ``folder``."""
+    config = FleetConfig(
+        data_dir=folder,
+        keys=KeysConfig(fleet=folder / "f", keyring=folder / "k", owner="0" * 64),
+    )
+    clock, stopping = Clock(), threading.Event()
+    database = Database(config.database_url)
+    try:
+        store = BundleStore(folder, database, keyring)
+        store.prepare()
+        context = Context(
+            config=config,
+            database=database,
+            bundles=store,
+            now_ms=clock,
+            is_stopping=stopping.is_set,
+            counters=dict,
+        )
+        tokens = {}
+        with database.write() as session:
+            for role in (Role.VIEWER, Role.OPERATOR, Role.PUBLISHER, Role.ADMIN):
+                tokens[role.value] = create_token(
+                    session, name=role.value, role=role, now_ms=clock()
+                )
+        yield Fleet(build_app(context), context, clock, folder, tokens, stopping)
+    finally:
+        database.close()
+
+
+def bundle_file(folder: Path, *, signer: PrivateKey | None = PUBLISHER, **changes: Any) -> Path:
+    """A small bundle in a file; ``changes`` are those of its description."""
+    name = "-".join(str(value) for value in changes.values()) or "bundle"
+    path = folder / f"{name}.edgepack"
+    write_bundle(path, one_variant(**changes), signer=signer, evidence={"report.json": b"{}"})
+    return path
+
+
+def basic(user: str, password: str) -> str:
+    """A Basic ``Authorization`` header."""
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+def device_header(device: str) -> str:
+    """The header with which a test device pulls."""
+    return basic(device, derived_secret(MAC_KEY, "pull"))
+
+
+@contextmanager
+def served(fleet: Fleet) -> Iterator[str]:
+    """The application behind a real server on a free port; gives its address."""
+    config = uvicorn.Config(
+        fleet.app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=1
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not server.started:
+        if not thread.is_alive() or time.monotonic() > deadline:
+            raise RuntimeError("the server did not start")
+        thread.join(0.01)
+    try:
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        fleet.stopping.set()
+        server.should_exit = True
+        thread.join(30)
