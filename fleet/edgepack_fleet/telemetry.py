@@ -16,12 +16,9 @@ from sqlalchemy import ColumnElement, Select, delete, func, select
 from sqlalchemy.orm import Session
 
 from edgepack_contract.messages import Event, EventKind
-from edgepack_contract.window import ErrorKind, Window
+from edgepack_contract.window import Window
 from edgepack_fleet.db.schema import DeviceEventRow, Gap, ReceivedInterval, WindowRow
-from edgepack_fleet.rollout.evidence import Block, BlockQuery
-
-SERVER_ERRORS: tuple[ErrorKind, ...] = ("backend", "nonfinite_output", "overload", "deadline")
-"""Errors that the model or the device is to blame for; the others are the client's."""
+from edgepack_fleet.rollout.evidence import Block, BlockQuery, block_of
 
 
 class Taken(StrEnum):
@@ -86,7 +83,7 @@ def store_window(
     stream = Stream(device, window.slot, window.session)
     taken = take_interval(session, stream, window.first, window.last, now_ms)
     if taken is Taken.NEW:
-        block = block_of(window, offset_ms=offset_ms)
+        block = block_of(window, start_ms=window.start_ms + offset_ms)
         session.add(
             WindowRow(
                 device=device,
@@ -130,25 +127,6 @@ def store_event(session: Session, device: str, event: Event, *, now_ms: int) -> 
             )
         )
     return taken
-
-
-def block_of(window: Window, *, offset_ms: int) -> Block:
-    """What the gates count of a window, by the fleet's clock."""
-    failed = sum(window.errors_by_kind.get(kind, 0) for kind in SERVER_ERRORS)
-    pairs = window.pairs
-    return Block(
-        start_ms=window.start_ms + offset_ms,
-        n=window.n + failed,
-        errors=failed,
-        nonfinite=window.errors_by_kind.get("nonfinite_output", 0),
-        over_budget=window.over_budget,
-        classes=tuple(window.outputs.classes),
-        score=tuple(window.outputs.score),
-        pairs_against=None if pairs is None else pairs.against,
-        pairs_n=0 if pairs is None else pairs.n,
-        pairs_agree=0 if pairs is None else pairs.agree,
-        drifted=None if window.drift in (None, "no-data") else window.drift == "drift",
-    )
 
 
 def load_blocks(
