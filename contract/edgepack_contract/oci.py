@@ -180,7 +180,11 @@ def model_config(description: Description, layers: list[Descriptor]) -> bytes:
 
 
 def variant_descriptor(description: Description, *, digest: str, size: int) -> Descriptor:
-    """The entry of a variant in the bundle index."""
+    """The entry of a variant in the bundle index.
+
+    It has no artifact type, which its manifest has: skopeo 1.9 drops that field from an
+    index and so changes the bundle's digest.
+    """
     annotations: Annotations = {
         Key.VARIANT: description.variant,
         Key.FEATURES: ",".join(description.features),
@@ -193,7 +197,6 @@ def variant_descriptor(description: Description, *, digest: str, size: int) -> D
         digest=digest,
         size=size,
         annotations=annotations,
-        artifact_type=MODEL_TYPE,
         platform=OciPlatform(
             os=description.platform.os,
             architecture=description.platform.architecture,
@@ -236,7 +239,6 @@ def parse_index(raw: bytes) -> ImageIndex:
     for number, entry in enumerate(index.manifests):
         what = f"variant {number} of the bundle index"
         _check_type(what, entry.media_type, MANIFEST_TYPE)
-        _check_type(what, entry.artifact_type, MODEL_TYPE)
         _check_keys(what, entry.annotations, _VARIANT_KEYS)
         _check_values(
             what,
@@ -248,8 +250,10 @@ def parse_index(raw: bytes) -> ImageIndex:
                 Key.MEMORY: is_count,
             },
         )
-        if entry.platform is None:
-            raise MalformedBundleError(f"{what} has no platform", code="bad-manifest")
+        if entry.platform is None or entry.artifact_type is not None:
+            raise MalformedBundleError(
+                f"{what} must have a platform and no artifact type", code="bad-manifest"
+            )
     names = [entry.annotations[Key.VARIANT] for entry in index.manifests]
     if len(set(names)) != len(names):
         raise MalformedBundleError(

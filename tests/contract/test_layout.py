@@ -288,8 +288,8 @@ def test_unpack_refuses_and_leaves_nothing(path, tmp_path):
 
 GOLDEN = Path(__file__).parent / "golden" / "v1"
 GOLDEN_DIGESTS = {
-    "signed.edgepack": "sha256:adc5f8764cb16923f4748cf6c8eb18726808863f12eaedd1285d30844e435bc8",
-    "unsigned.edgepack": "sha256:1dac0aa68664048c23e1fb4417e306151e40af84ba853febb98c86e504abbf85",
+    "signed.edgepack": "sha256:8819a5d2d890a2cc937c7836fc0bd39db65faefc16af250ea0e6adff62b3dbb2",
+    "unsigned.edgepack": "sha256:d29a982a53fde961eca9ff6ed03ac02180a4791222423f0fff57f2eda2b1ac33",
 }
 
 

@@ -57,7 +57,6 @@ def _plain(entry) -> dict[str, Any]:
         "digest": entry.digest,
         "size": entry.size,
         "annotations": dict(entry.annotations),
-        "artifactType": entry.artifact_type,
         "platform": {"os": "linux", "architecture": "amd64"},
     }
 
@@ -106,7 +105,7 @@ BROKEN_INDEXES: dict[str, dict[str, Any]] = {
     "minimum runtime": index(manifests=[entry(annotations={Key.MIN_RUNTIME: "1.31"})]),
     "memory": index(manifests=[entry(annotations={Key.MEMORY: "1e6"})]),
     "variant of another media type": index(manifests=[entry(mediaType=INDEX_TYPE)]),
-    "variant of another artifact": index(manifests=[entry(artifactType="image")]),
+    "variant with an artifact type": index(manifests=[entry(artifactType=MODEL_TYPE)]),
     "variant without platform": index(manifests=[without(entry(), "platform")]),
     "platform with unknown field": index(
         manifests=[entry(platform={"os": "linux", "architecture": "amd64", "os.version": "1"})]
