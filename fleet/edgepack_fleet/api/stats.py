@@ -58,6 +58,7 @@ def index(
     here: Here,
     slot: Annotated[str | None, Query(max_length=63)] = None,
     since_ms: Annotated[int, Query(ge=0, le=_MS_2100)] = 0,
+    *,
     detail: Annotated[bool, Query(description="Quantiles and class counts too.")] = False,
 ) -> Response:
     """Totals per device and bundle of the telemetry windows that began at or after `since_ms`."""
@@ -108,15 +109,12 @@ def _details(session: Session, where: list[ColumnElement[bool]]) -> dict[Key, _D
 
 
 def _row(key: Key, totals: dict[str, int], details: dict[Key, _Detail]) -> StatsRow:
-    extra: dict[str, Any] = {}
+    fields: dict[str, Any] = {"device": key[0], "digest": key[1], **totals}
     if key in details:
-        latency = details[key].latency
-        extra = {
-            "p50_ms": _ms(latency.quantile(0.50)),
-            "p95_ms": _ms(latency.quantile(0.95)),
-            "classes": details[key].classes,
-        }
-    return StatsRow(device=key[0], digest=key[1], **totals, **extra)
+        fields["p50_ms"] = _ms(details[key].latency.quantile(0.50))
+        fields["p95_ms"] = _ms(details[key].latency.quantile(0.95))
+        fields["classes"] = details[key].classes
+    return StatsRow(**fields)
 
 
 def _ms(seconds: float | None) -> float | None:
