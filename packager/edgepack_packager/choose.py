@@ -146,10 +146,12 @@ def _praise(best: Candidate, fp32: Candidate | None, optimize: Optimize) -> str:
     share = best.size_bytes / fp32.size_bytes
     if best.latency_s is None or fp32.latency_s is None:
         pace = "latency not measured here, the target's own order of precisions decided"
+    elif best.latency_s <= fp32.latency_s:
+        pace = f"no slower ({_us(best)} against {_us(fp32)})"
     elif is_slower(best, fp32):
         pace = f"slower ({_us(best)} against {_us(fp32)}), which {optimize} does not mind"
     else:
-        pace = f"not slower ({_us(best)} against {_us(fp32)})"
+        pace = f"slower by too little to count ({_us(best)} against {_us(fp32)})"
     return f"chosen: proven inside the accuracy gates, {share:.2f}x the size, {pace}"
 
 

@@ -22,6 +22,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from edgepack_packager.clean import all_nodes, clean_passes
 from edgepack_packager.data import Feeds
+from edgepack_packager.errors import ConversionError
 from edgepack_packager.passes import run_passes
 from edgepack_packager.running import chunks, is_batched, open_folder, save_model
 from edgepack_runtime.inference.session import Session
@@ -41,6 +42,12 @@ DYNAMIC_TYPES = ("Gather", "LSTM", "MatMul")
 
 RANGE_BITS = 12
 """Ranges are rounded outwards to so many bits, which hides last-bit differences of processors."""
+
+
+class QuantizerError(ConversionError):
+    """The quantizer does not cope with a graph; its other candidates are not touched."""
+
+    default_code = "quantizer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +120,7 @@ def quantize_static(prepared: Prepared, plan: StaticPlan) -> onnx.ModelProto:
 
     Raises:
         ValueError: All are excluded.
+        QuantizerError: The quantizer does not cope with this graph.
     """
     model = onnx.ModelProto()
     model.CopyFrom(prepared.model)
@@ -132,20 +140,24 @@ def quantize_static(prepared: Prepared, plan: StaticPlan) -> onnx.ModelProto:
         [*STATIC_TYPES, *ABSORBED_TYPES],
         {"OpTypesToExcludeOutputQuantization": list(FLOAT_OUTPUT_TYPES)},
     )
-    with _quiet():
+    with _quiet(), _foreseen():
         quantizer.quantize_model()
     return _recleaned(quantizer.model.model)
 
 
 def quantize_dynamically(model: onnx.ModelProto, *, reduce_range: bool) -> onnx.ModelProto | None:
-    """The graph with int8 weights and scales computed per run; None when nothing gains by it."""
+    """The graph with int8 weights and scales computed per run; None when nothing gains by it.
+
+    Raises:
+        QuantizerError: The quantizer does not cope with this graph.
+    """
     nodes = quantizable(model, DYNAMIC_TYPES)
     gemms = quantizable(model, ("Gemm",))  # which the library turns into MatMul itself
     if not nodes and not gemms:
         return None
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    with TemporaryDirectory(prefix="edgepack-") as folder, _quiet():
+    with TemporaryDirectory(prefix="edgepack-") as folder, _quiet(), _foreseen():
         path = Path(folder) / "dynamic.onnx"
         quantize_dynamic(
             copy,
@@ -278,6 +290,15 @@ def _outwards(value: float) -> float:
     """The next larger number of ``RANGE_BITS`` significant bits."""
     mantissa, exponent = np.frexp(value)
     return float(np.ldexp(np.ceil(np.ldexp(mantissa, RANGE_BITS)), exponent - RANGE_BITS))
+
+
+@contextmanager
+def _foreseen() -> Iterator[None]:
+    # what the library raises, without a class of its own, for graphs it was not written for
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+        raise QuantizerError(f"the quantizer fails on this graph: {error}") from error
 
 
 @contextmanager

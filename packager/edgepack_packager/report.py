@@ -91,7 +91,6 @@ def report_of(
     *,
     name: str,
     version: str,
-    digest: str,
     outcomes: Sequence[Outcome],
     warnings: Sequence[str],
     seconds: dict[str, float],
@@ -101,20 +100,18 @@ def report_of(
     Args:
         name: The bundle's name.
         version: The bundle's version.
-        digest: The bundle's identity; empty inside the evidence itself, which is written before.
         outcomes: What was tried and chosen.
         warnings: What the user should know.
         seconds: Time by step.
     """
-    report: dict[str, Any] = {
+    return {
         "schema": "edgepack-report/1",
-        "bundle": {"name": name, "version": version, "digest": digest},
+        "bundle": {"name": name, "version": version},
         "host": msgspec.to_builtins(this_hardware()),
         "seconds": {step: round(value, 3) for step, value in seconds.items()},
         "warnings": list(warnings),
         "targets": [_target_report(outcome) for outcome in outcomes],
     }
-    return report
 
 
 def to_json(report: dict[str, Any]) -> bytes:
@@ -131,12 +128,15 @@ def to_html(report: dict[str, Any]) -> bytes:
         f'<html lang="en"><meta charset="utf-8"><title>{title}</title>',
         f"<style>{_STYLE}</style>",
         f"<h1>{title}</h1>",
-        f"<p>Built on {html.escape(report['host']['model'])}, "
-        f"onnxruntime {html.escape(report['host']['onnxruntime'])}.</p>",
+        f"<p>Built on {html.escape(_host(report['host']))}.</p>",
         *(f"<p class=warning>{html.escape(text)}</p>" for text in report["warnings"]),
         *(_target_html(target) for target in report["targets"]),
     ]
     return ("\n".join(parts) + "\n").encode()
+
+
+def _host(host: dict[str, Any]) -> str:
+    return f"{host['model']}, {host['cores']} cores, onnxruntime {host['onnxruntime']}"
 
 
 _STYLE = (

@@ -7,20 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
+
 from edgepack_contract.description import (
     Budgets,
     DeclaredGate,
     GateVerdict,
     SessionOptions,
 )
-from edgepack_runtime.inference.trial import Latency, measure
-
 from edgepack_packager.candidates import Plan, Workshop, first_plans
 from edgepack_packager.choose import Candidate, Choice, choose
 from edgepack_packager.errors import AccuracyGateError, LockError
 from edgepack_packager.evaluate import Figures, allowed_loss, examine, rows_needed
 from edgepack_packager.gates import Gate, Verdict, judge_budget, judge_loss, judge_minimum
 from edgepack_packager.lock import LockedTarget
+from edgepack_packager.quantize import QuantizerError, is_tree_ensemble
 from edgepack_packager.recipe import Recipe
 from edgepack_packager.running import (
     CHUNK_ROWS,
@@ -33,11 +33,14 @@ from edgepack_packager.running import (
 )
 from edgepack_packager.subject import Subject
 from edgepack_packager.targets import DeviceConfig, this_hardware
+from edgepack_runtime.inference.errors import ModelError
+from edgepack_runtime.inference.trial import Latency, measure
 
 TIMED_ROWS = 32
 
 Tell = Callable[[str], None]
-MeasureMemory = Callable[["Trial"], int | None]
+MeasureMemory = Callable[["Trial", "Trial"], int | None]
+"""Peak bytes of a candidate, given that candidate and the one in float."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,11 @@ class Bench:
         self._tell = tell
         self._workshop = Workshop(subject.model, subject.calibration)
         self._made: dict[Plan, Made | None] = {}
+        self.warnings: list[str] = []
+        if is_tree_ensemble(subject.model):
+            self.warnings.append(
+                "tree ensembles have no int8 form; compression on the way makes them small"
+            )
 
     def search(self, target: DeviceConfig, measure_memory: MeasureMemory) -> Outcome:
         """Try candidates for ``target`` and choose.
@@ -122,7 +130,8 @@ class Bench:
             trials.append(trial)
             if plan.precision == "int8-static" and _may_be_refined(trial):
                 trials += self._refine(plan, target, here=here)
-        trials = [_with_memory(trial, measure_memory, self._recipe, target) for trial in trials]
+        if self._recipe.optimize == "memory" or budgets_for(self._recipe, target).memory_bytes:
+            trials = [_with_memory(trial, measure_memory(trial, trials[0])) for trial in trials]
         choice = choose(
             [_candidate(trial) for trial in trials],
             optimize=self._recipe.optimize,
@@ -174,12 +183,18 @@ class Bench:
         return Trial(made, latency, None, verdicts)
 
     def _make(self, plan: Plan) -> Made | None:
-        model = self._workshop.make(plan)
-        if model is None:
-            return None
         folder = self._folder / f"candidate-{len(self._made)}"
-        save_model(model, folder)
-        return Made(plan, model, folder, model_size(folder), self._examine(plan, folder))
+        try:
+            model = self._workshop.make(plan)
+            if model is None:
+                return None
+            save_model(model, folder)
+            return Made(plan, model, folder, model_size(folder), self._examine(plan, folder))
+        except (QuantizerError, ModelError) as error:
+            if plan.precision == "fp32":
+                raise
+            self.warnings.append(f"{plan.name} was not tried: {error}")
+            return None
 
     def _examine(self, plan: Plan, folder: Path) -> Figures:
         exam = self._subject.exam
@@ -247,13 +262,7 @@ def _may_be_refined(trial: Trial) -> bool:
     return not trial.proven and loss is not None and loss.value > 0
 
 
-def _with_memory(
-    trial: Trial, measure_memory: MeasureMemory, recipe: Recipe, target: DeviceConfig
-) -> Trial:
-    budget = budgets_for(recipe, target).memory_bytes
-    if budget is None and recipe.optimize != "memory":
-        return trial
-    memory = measure_memory(trial)
+def _with_memory(trial: Trial, memory: int | None) -> Trial:
     verdicts = tuple(
         judge_budget(verdict.gate, memory) if verdict.gate.name == "max-memory" else verdict
         for verdict in trial.verdicts

@@ -329,9 +329,7 @@ def _column_names(parts: Parts) -> tuple[str, ...] | None:
 
 def _data_warnings(parts: Parts, exam: Exam | None) -> tuple[str, ...]:
     if not _named(parts):
-        return (
-            "no data: fp32 without accuracy gates, made-up golden rows, drift off; give data for more",
-        )
+        return ("no data: accuracy gates not measured, golden rows made up, drift off; give data",)
     found = []
     if exam is None:
         found.append("no evaluation rows: accuracy and agreement are not measured")
