@@ -118,7 +118,7 @@ def quantile_edges(values: Array, bins: int = BINS) -> list[float]:
         return [0.0]
     shares = np.arange(bins) / bins
     lower = np.unique(np.quantile(values, shares, method="inverted_cdf"))
-    edges = [float(value) for value in np.clip(lower, -_LARGEST, _LARGEST)]
+    edges = [min(max(value, -_LARGEST), _LARGEST) for value in map(float, lower)]
     upper = min(_next(values.max()), _LARGEST)
     return [*edges, upper] if upper > edges[-1] else edges
 
