@@ -163,6 +163,7 @@ def write_bundle(
     Raises:
         MalformedBundleError: The content contradicts itself or breaks a rule of the format; nothing
             is written.
+        ConfigError: SOURCE_DATE_EPOCH is not a number of seconds.
         OSError: A file cannot be read or written.
     """
     draft = _draft_content(content)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from edgepack_contract.digest import CHUNK_BYTES
-from edgepack_contract.errors import MalformedBundleError
+from edgepack_contract.errors import ConfigError, MalformedBundleError
 from edgepack_contract.limits import LIMITS
 
 BLOCK_BYTES = 512
@@ -161,11 +161,14 @@ def source_date() -> int:
     """Seconds since 1970 from SOURCE_DATE_EPOCH, 0 without.
 
     Raises:
-        ValueError: It is set to something else than a number that an archive can hold.
+        ConfigError: It is set to something else than a number that an archive can hold.
     """
     text = os.environ.get("SOURCE_DATE_EPOCH", "0")
     if not text.isascii() or not text.isdecimal() or int(text) > MAX_FILE_BYTES:
-        raise ValueError(f"SOURCE_DATE_EPOCH is {text[:40]!r}, not a number of seconds")
+        raise ConfigError(
+            f"SOURCE_DATE_EPOCH is {text[:40]!r}; set it to seconds since 1970, or unset it",
+            code="bad-source-date",
+        )
     return int(text)
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepack_contract.errors import MalformedBundleError
+from edgepack_contract.errors import ConfigError, MalformedBundleError
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.ustar import (
     BLOCK_BYTES,
@@ -293,5 +293,5 @@ def test_source_date(monkeypatch):
     assert source_date() == 1_700_000_000
     for wrong in ("", "-1", "1.5", "yesterday", "²", str(8**11)):
         monkeypatch.setenv("SOURCE_DATE_EPOCH", wrong)
-        with pytest.raises(ValueError, match="SOURCE_DATE_EPOCH"):
+        with pytest.raises(ConfigError, match="SOURCE_DATE_EPOCH"):
             source_date()
