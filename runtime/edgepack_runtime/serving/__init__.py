@@ -1,0 +1,1 @@
+"""Predictions over HTTP: slots that hold models, and the protocols that ask them."""

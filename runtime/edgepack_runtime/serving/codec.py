@@ -1,0 +1,47 @@
+"""What a protocol gives the predictor and takes back from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from edgepack_runtime.inference.session import Tensor
+from edgepack_runtime.serving.model import ServingModel
+
+
+@dataclass(frozen=True, slots=True)
+class PredictRequest:
+    """One decoded request.
+
+    Attributes:
+        feeds: An array per input, checked against the description.
+        id: The caller's own name for the request, echoed.
+        outputs: Which outputs were asked for, None for all.
+    """
+
+    feeds: dict[str, Tensor]
+    id: str | None = None
+    outputs: list[str] | None = None
+
+    @property
+    def rows(self) -> int:
+        """The first dimension of the first input; 1 where there is none."""
+        for array in self.feeds.values():
+            return array.shape[0] if array.ndim else 1
+        return 1
+
+
+class Codec(Protocol):
+    """A protocol: JSON in, arrays out, and back. Pure; may run in any thread."""
+
+    def decode(self, model: ServingModel, body: bytes) -> PredictRequest:
+        """Read a request.
+
+        Raises:
+            InputError: It does not fit the protocol or the model.
+        """
+
+    def encode(
+        self, slot: str, model: ServingModel, request: PredictRequest, outputs: dict[str, Tensor]
+    ) -> bytes:
+        """Write the answer."""

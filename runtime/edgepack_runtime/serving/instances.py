@@ -1,0 +1,199 @@
+"""``POST /v1/models/M:predict``: instances in, predictions out, for people.
+
+An instance is a row: a list of numbers in the order of the features, an object keyed by feature
+name, or, for inputs with more dimensions, a nested list (an object keyed by input name when there
+are several). A prediction of a classifier is ``{"label", "probabilities"}``, of any other model the
+row of its output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from edgepack_contract.description import Description, TensorSpec
+from edgepack_runtime.inference.coerce import check_feeds, rows_from_json, tensor_from_values
+from edgepack_runtime.inference.errors import BadRequestError, ShapeError
+from edgepack_runtime.inference.session import Tensor
+from edgepack_runtime.serving.codec import PredictRequest
+from edgepack_runtime.serving.model import ServingModel
+
+
+class _Request(msgspec.Struct, frozen=True):
+    instances: msgspec.Raw
+
+
+_decoder = msgspec.json.Decoder(_Request)
+_objects = msgspec.json.Decoder(list[dict[str, Any]])
+_lists = msgspec.json.Decoder(list[list[Any]])
+_encoder = msgspec.json.Encoder()
+
+
+class InstancesCodec:
+    """The v1 protocol of KServe, with rows by feature name and answers by label."""
+
+    def decode(self, model: ServingModel, body: bytes) -> PredictRequest:
+        """Read a predict request.
+
+        Raises:
+            InputError: It does not fit the protocol or the model.
+        """
+        try:
+            raw = _decoder.decode(body).instances
+            feeds = decode_instances(model.description, raw)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BadRequestError(
+                f'expected {{"instances": [row, ...]}}, each row a list or an object: {error}'
+            ) from error
+        check_feeds(model.description, feeds)
+        return PredictRequest(feeds)
+
+    def encode(
+        self, slot: str, model: ServingModel, request: PredictRequest, outputs: dict[str, Tensor]
+    ) -> bytes:
+        """Write the predictions, one for each instance."""
+        return _encoder.encode(
+            {
+                "predictions": predictions(model, request.rows, outputs),
+                "model_name": slot,
+                "model_version": model.version,
+            }
+        )
+
+
+def decode_instances(description: Description, raw: msgspec.Raw) -> dict[str, Tensor]:
+    """Turn rows into an array for each input.
+
+    Raises:
+        InputError: Rows, names or values do not fit.
+        msgspec.DecodeError: Neither lists nor objects.
+    """
+    specs = _row_inputs(description)
+    if bytes(raw).lstrip(b"[ \t\r\n").startswith(b"{"):
+        return _from_objects(specs, _objects.decode(raw))
+    if len(specs) == 1:
+        return {specs[0].name: rows_from_json(specs[0], raw)}
+    names = [name for spec in specs for name in column_names(spec)]
+    rows = _lists.decode(raw)
+    for number, row in enumerate(rows):
+        if len(row) != len(names):
+            raise ShapeError(
+                f"instance {number}: expected {len(names)} values ({', '.join(names)[:200]}), "
+                f"given {len(row)}"
+            )
+    return _from_columns(specs, [dict(zip(names, row, strict=True)) for row in rows])
+
+
+def column_names(spec: TensorSpec) -> list[str]:
+    """What the values of one row of this input are called."""
+    if spec.features:
+        return list(spec.features)
+    width = spec.shape[1] if len(spec.shape) == 2 else 1
+    if width == 1:
+        return [spec.name]
+    return [f"{spec.name}[{place}]" for place in range(width)] if isinstance(width, int) else []
+
+
+def predictions(model: ServingModel, rows: int, outputs: Mapping[str, Tensor]) -> list[Any]:
+    """One prediction for each row.
+
+    Raises:
+        BadRequestError: The outputs are not by row; the v2 protocol can carry them.
+    """
+    for name, array in outputs.items():
+        if array.ndim < 1 or array.shape[0] != rows:
+            raise BadRequestError(
+                f"output {name!r} has shape {list(array.shape)}, which is not one row for each of "
+                f"{rows} instances; use /v2/models/M/infer"
+            )
+    if model.reader.classifies:
+        return _classes(model, rows, outputs)
+    if len(outputs) == 1:
+        return _plain(next(iter(outputs.values())))
+    columns = {name: _plain(array) for name, array in outputs.items()}
+    return [{name: column[row] for name, column in columns.items()} for row in range(rows)]
+
+
+def _row_inputs(description: Description) -> list[TensorSpec]:
+    for spec in description.inputs:
+        if spec.role == "state":
+            raise BadRequestError(
+                f"input {spec.name!r} is carried from call to call; use /v2/models/M/infer"
+            )
+        if not spec.shape:
+            raise BadRequestError(f"input {spec.name!r} has no rows; use /v2/models/M/infer")
+    return description.inputs
+
+
+def _from_objects(specs: Sequence[TensorSpec], rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    if not rows:
+        raise ShapeError("there are no instances")
+    by_input = {spec.name for spec in specs}
+    by_column = {name for spec in specs for name in column_names(spec)}
+    expected = by_input if rows[0].keys() == by_input != by_column else by_column
+    for number, row in enumerate(rows):
+        if row.keys() != expected:
+            raise BadRequestError(_names_text(number, expected, row.keys()))
+    if expected is by_column:
+        return _from_columns(specs, rows)
+    return {spec.name: tensor_from_values(spec, [row[spec.name] for row in rows]) for spec in specs}
+
+
+def _from_columns(specs: Sequence[TensorSpec], rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    feeds = {}
+    for spec in specs:
+        names = column_names(spec)
+        if len(spec.shape) == 1:
+            values = [row[names[0]] for row in rows]
+        else:
+            values = [[row[name] for name in names] for row in rows]
+        feeds[spec.name] = tensor_from_values(spec, values)
+    return feeds
+
+
+def _names_text(number: int, expected: set[str], given: Any) -> str:
+    missing = ", ".join(sorted(expected - set(given)))[:200]
+    unknown = ", ".join(sorted(set(given) - expected))[:200]
+    parts = [f"{missing} missing"] if missing else []
+    parts += [f"{unknown} unknown"] if unknown else []
+    return f"instance {number}: {'; '.join(parts)}"
+
+
+def _classes(model: ServingModel, rows: int, outputs: Mapping[str, Tensor]) -> list[Any]:
+    labels = model.reader.labels
+    top1 = model.reader.top1(outputs).tolist()
+    columns: dict[str, list[Any]] = {"label": _labels(model, labels, top1, outputs)}
+    for spec in model.description.outputs:
+        if spec.kind == "label":
+            continue
+        name = spec.kind if spec.kind in ("probabilities", "scores") else spec.name
+        values = _plain(outputs[spec.name])
+        named = (
+            name == "probabilities" and labels and outputs[spec.name].shape[1:] == (len(labels),)
+        )
+        columns[name] = (
+            [dict(zip(labels or (), row, strict=True)) for row in values] if named else values
+        )
+    return [{name: column[row] for name, column in columns.items()} for row in range(rows)]
+
+
+def _labels(
+    model: ServingModel,
+    labels: list[str] | None,
+    top1: list[int],
+    outputs: Mapping[str, Tensor],
+) -> list[Any]:
+    own = next((spec for spec in model.description.outputs if spec.kind == "label"), None)
+    raw = _plain(outputs[own.name]) if own is not None else top1
+    if labels is None:
+        return raw
+    return [labels[place] if place >= 0 else raw[row] for row, place in enumerate(top1)]
+
+
+def _plain(array: Tensor) -> list[Any]:
+    """Nested lists by row; a row of one value is that value."""
+    single = array.ndim == 2 and array.shape[1] == 1
+    values: list[Any] = (array[:, 0] if single else array).tolist()
+    return values

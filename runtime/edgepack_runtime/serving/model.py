@@ -1,0 +1,174 @@
+"""A model that is ready to serve: loaded, checked against its golden rows, warm, and timed."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from edgepack_contract.description import GOLDEN_PATH, REFERENCE_PATH, Description
+from edgepack_contract.limits import LIMITS
+from edgepack_contract.reference import Reference, parse_reference
+from edgepack_contract.statistics import ClassReader
+from edgepack_runtime.inference.errors import ModelLoadError
+from edgepack_runtime.inference.golden import (
+    GoldenResult,
+    GoldenRows,
+    compare_golden,
+    load_golden,
+    run_rows,
+    split_rows,
+)
+from edgepack_runtime.inference.session import Session, Tensor
+from edgepack_runtime.inference.variant import open_variant, read_description
+from edgepack_runtime.telemetry.aggregate import SlotAggregator
+
+_TIMED_RUNS = 32
+_TIMED_SECONDS = 0.2
+
+
+class ServingModel:
+    """One variant of one bundle, loaded. Make it with :meth:`load`.
+
+    Attributes:
+        digest: The index digest of the bundle.
+        description: What the variant says of itself.
+        reference: The drift reference, None when the bundle has none.
+        reader: Reads classes out of the outputs.
+    """
+
+    def __init__(
+        self,
+        digest: str,
+        description: Description,
+        session: Session,
+        reference: Reference | None,
+        golden: GoldenRows,
+    ) -> None:
+        self.digest = digest
+        self.description = description
+        self.reference = reference
+        self.reader = ClassReader(description.outputs)
+        self._session = session
+        self._golden = golden
+        self._seconds_per_element = self._time_runs()
+        self._float_outputs = [
+            spec.name for spec in description.outputs if spec.dtype.startswith("float")
+        ]
+
+    @classmethod
+    def load(cls, folder: Path, digest: str, *, default_threads: int = 1) -> Self:
+        """Load a verified variant. Slow: to be called outside of the event loop.
+
+        Args:
+            folder: The files of the variant.
+            digest: The index digest of the bundle it belongs to.
+            default_threads: Threads where the description leaves them to the device.
+
+        Raises:
+            ModelLoadError: It does not load, or its golden rows come out differently here (code
+                ``golden-mismatch``).
+            GoldenError: The golden rows do not fit.
+            MalformedBundleError: Description or reference are damaged.
+            OSError: A file cannot be read.
+        """
+        description = read_description(folder)
+        reference = _read_reference(folder) if description.has_reference else None
+        session = open_variant(folder, description, default_threads=default_threads)
+        model = cls(digest, description, session, reference, load_golden(folder / GOLDEN_PATH))
+        result = model.check_golden()
+        if not result.ok:
+            raise ModelLoadError(
+                f"{description.name} {description.version}: golden rows differ: {result.words}",
+                code="golden-mismatch",
+            )
+        model.rehearse()
+        return model
+
+    @property
+    def version(self) -> str:
+        """The bundle's version."""
+        return self.description.version
+
+    def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Compute every output; thread-safe.
+
+        Raises:
+            ModelRunError: The model failed.
+        """
+        return self._session.run(feeds)
+
+    def check_golden(self) -> GoldenResult:
+        """Run the golden rows again, for a model that nobody asks anything; thread-safe.
+
+        Raises:
+            GoldenError: They do not fit the model.
+            ModelRunError: The model failed, or was released meanwhile.
+        """
+        golden = self.description.golden
+        answers = run_rows(self._session, self._golden.inputs, golden.rows)
+        return compare_golden(answers, self._golden.outputs, golden)
+
+    def rehearse(self) -> None:
+        """Take the way of a request up to the statistics once, so that no request is the first.
+
+        Raises:
+            ModelLoadError: The answers cannot be counted over the reference.
+        """
+        feeds = self._first_feeds()
+        aggregator = SlotAggregator(
+            "rehearsal", self.digest, self.description, self.reference, now_ms=0
+        )
+        try:
+            aggregator.record(feeds, self.run(feeds), 0.0)
+            aggregator.roll(0)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise ModelLoadError(
+                f"{self.description.name} {self.version}: its answers do not fit its reference: "
+                f"{type(error).__name__}: {error}",
+                code="bad-reference",
+            ) from error
+
+    def estimated_seconds(self, feeds: Mapping[str, Tensor]) -> float:
+        """What a run is likely to take, judged by the number of elements; errs on the long side."""
+        return sum(array.size for array in feeds.values()) * self._seconds_per_element
+
+    def is_finite(self, outputs: Mapping[str, Tensor]) -> bool:
+        """Whether no output holds NaN or an infinity."""
+        return all(np.isfinite(outputs[name]).all() for name in self._float_outputs)
+
+    def float_bytes(self, outputs: Mapping[str, Tensor]) -> bytes:
+        """The bits of every float output; empty for a model that gives only decisions."""
+        return b"".join(outputs[name].tobytes() for name in self._float_outputs)
+
+    def over_budget(self, seconds: float, rows: int) -> bool:
+        """Whether answering ``rows`` rows took longer than the bundle's budget allows."""
+        budget = self.description.budgets.latency_ms
+        return budget is not None and seconds * 1e3 > budget * max(rows, 1)
+
+    def release(self) -> None:
+        """Let go of the session; no run may be under way."""
+        self._session.release()
+
+    def _first_feeds(self) -> dict[str, Tensor]:
+        rows = self.description.golden.rows
+        return next(split_rows(self._session, self._golden.inputs, rows))
+
+    def _time_runs(self) -> float:
+        feeds = self._first_feeds()
+        taken: list[float] = []
+        while len(taken) < _TIMED_RUNS and sum(taken) < _TIMED_SECONDS:
+            begun = time.perf_counter()
+            self._session.run(feeds)
+            taken.append(time.perf_counter() - begun)
+        elements = sum(array.size for array in feeds.values())
+        return statistics.median(taken) / max(elements, 1)
+
+
+def _read_reference(folder: Path) -> Reference:
+    with (folder / REFERENCE_PATH).open("rb") as stream:
+        return parse_reference(stream.read(LIMITS.reference_bytes + 1))

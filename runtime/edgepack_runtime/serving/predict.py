@@ -1,0 +1,156 @@
+"""The way of one prediction: decode, run, encode, count; inline when that is quick.
+
+A hop to another thread costs more than a small model, so a small body whose run is estimated to
+take less than :data:`INLINE_SECONDS` is answered on the event loop; anything else in the slot's
+pool.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter_ns
+
+from edgepack_contract.limits import KIB
+from edgepack_runtime.inference.errors import InputError, ModelRunError
+from edgepack_runtime.inference.session import Tensor
+from edgepack_runtime.serving.codec import Codec, PredictRequest
+from edgepack_runtime.serving.counting import Durations
+from edgepack_runtime.serving.errors import (
+    NonfiniteOutputError,
+    OverloadError,
+    UnknownModelError,
+)
+from edgepack_runtime.serving.model import ServingModel
+from edgepack_runtime.serving.slot import Slot
+
+INLINE_SECONDS = 0.0003
+INLINE_BYTES = 64 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """An encoded answer, and the version that gave it."""
+
+    body: bytes
+    version: str
+
+
+async def predict(slot: Slot, codec: Codec, body: bytes, version: str | None = None) -> Prediction:
+    """Answer one request.
+
+    Args:
+        slot: Who is asked.
+        codec: The protocol it is asked in.
+        body: The request's body.
+        version: The version that must answer, None for whichever is active.
+
+    Raises:
+        NoModelError: The slot holds no model.
+        UnknownModelError: Another version is active.
+        InputError: The body does not fit.
+        OverloadError: Too many requests wait already.
+        ModelRunError: The model failed.
+        NonfiniteOutputError: It answered with NaN, and its bundle does not allow that.
+    """
+    tenure = slot.lease()
+    call = _Call(slot.name, tenure.model, codec, body)
+    try:
+        _check_version(slot, tenure.model, version)
+        await _carry_out(slot, call)
+    except (InputError, UnknownModelError) as error:
+        slot.refused(tenure, error.kind if isinstance(error, InputError) else "bad_request")
+        raise
+    except OverloadError:
+        slot.refused(tenure, "overload")
+        raise
+    except ModelRunError:
+        slot.failed(tenure, "backend", call.elapsed_ns())
+        raise
+    except NonfiniteOutputError:
+        slot.failed(tenure, "nonfinite_output", call.elapsed_ns())
+        raise
+    else:
+        slot.answered(tenure, call.request, call.outputs, call.durations(), finite=call.finite)
+        return Prediction(call.answer, tenure.model.version)
+    finally:
+        slot.give_back(tenure)
+
+
+class _Call:
+    """One request on its way. Its steps follow each other, perhaps in different threads."""
+
+    __slots__ = (
+        "_arrived", "_begun", "_body", "_codec", "_computed", "_decoded", "_done", "_model",
+        "_slot", "_started", "answer", "finite", "outputs", "request",
+    )  # fmt: skip
+
+    answer: bytes
+    finite: bool
+    outputs: dict[str, Tensor]
+    request: PredictRequest
+
+    def __init__(self, slot: str, model: ServingModel, codec: Codec, body: bytes) -> None:
+        self._slot, self._model, self._codec, self._body = slot, model, codec, body
+        self._arrived = perf_counter_ns()
+
+    def decode(self) -> None:
+        self._started = perf_counter_ns()
+        self.request = self._codec.decode(self._model, self._body)
+        self._decoded = perf_counter_ns()
+
+    def is_large(self) -> bool:
+        return len(self._body) >= INLINE_BYTES
+
+    def is_quick(self) -> bool:
+        return self._model.estimated_seconds(self.request.feeds) < INLINE_SECONDS
+
+    def run(self) -> None:
+        self._begun = perf_counter_ns()
+        self.outputs = self._model.run(self.request.feeds)
+        self._computed = perf_counter_ns()
+
+    def encode(self) -> None:
+        model = self._model
+        self.finite = model.is_finite(self.outputs)
+        if not self.finite and model.description.on_nonfinite == "refuse":
+            raise NonfiniteOutputError(
+                f"model {self._slot!r} {model.version} answered NaN or an infinity, "
+                "which its bundle refuses"
+            )
+        self.answer = self._codec.encode(self._slot, model, self.request, self.outputs)
+        self._done = perf_counter_ns()
+
+    def decode_run_encode(self) -> None:
+        self.decode()
+        self.run()
+        self.encode()
+
+    def elapsed_ns(self) -> int:
+        return perf_counter_ns() - self._arrived
+
+    def durations(self) -> Durations:
+        return Durations(
+            queue=(self._started - self._arrived) + (self._begun - self._decoded),
+            input=self._decoded - self._started,
+            infer=self._computed - self._begun,
+            output=self._done - self._computed,
+        )
+
+
+async def _carry_out(slot: Slot, call: _Call) -> None:
+    if call.is_large():
+        await slot.in_pool(call.decode_run_encode)
+        return
+    call.decode()
+    if call.is_quick():
+        call.run()
+    else:
+        await slot.in_pool(call.run)
+    call.encode()
+
+
+def _check_version(slot: Slot, model: ServingModel, version: str | None) -> None:
+    if version is not None and version != model.version:
+        raise UnknownModelError(
+            f"model {slot.name!r} has no version {version[:80]!r}; {model.version} is serving"
+        )

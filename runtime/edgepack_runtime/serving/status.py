@@ -1,0 +1,123 @@
+"""What a daemon tells about itself over HTTP: health, statistics, and a page for people."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from edgepack_contract import __version__
+from edgepack_contract.states import Phase
+from edgepack_runtime.serving.slot import Slot, Tenure
+
+PhaseOf = Callable[[str], Phase | None]
+
+
+def is_ready(slots: Mapping[str, Slot]) -> bool:
+    """Whether there is a slot, and every slot has a model."""
+    return bool(slots) and all(slot.active is not None for slot in slots.values())
+
+
+def health(slots: Mapping[str, Slot], phase_of: PhaseOf, uptime_seconds: float) -> dict[str, Any]:
+    """The content of ``/health``."""
+    ready = is_ready(slots)
+    return {
+        "status": "ok" if ready else "degraded" if slots else "no models",
+        "edgepack": __version__,
+        "uptime_seconds": round(uptime_seconds, 3),
+        "slots": {name: _slot(slot, phase_of(name)) for name, slot in sorted(slots.items())},
+    }
+
+
+def model_stats(name: str, tenure: Tenure, last_ms: int | None) -> dict[str, Any]:
+    """One entry of ``model_stats`` of the statistics extension.
+
+    Source: github.com/triton-inference-server/server, ``docs/protocol/extension_statistics.md``.
+    Clients read every key, also those that do not apply here.
+    """
+    counts = tenure.counts
+    done, spent = counts.executions, counts.spent
+    total = spent.queue + spent.input + spent.infer + spent.output
+    return {
+        "name": name,
+        "version": tenure.model.version,
+        "last_inference": last_ms or 0,
+        "inference_count": counts.rows,
+        "execution_count": done,
+        "inference_stats": {
+            "success": _stat(done, total),
+            "fail": _stat(counts.requests - done, counts.failed_ns),
+            "queue": _stat(done, spent.queue),
+            "compute_input": _stat(done, spent.input),
+            "compute_infer": _stat(done, spent.infer),
+            "compute_output": _stat(done, spent.output),
+            "cache_hit": _stat(0, 0),
+            "cache_miss": _stat(0, 0),
+        },
+        "batch_stats": [],
+        "memory_usage": [],
+        "response_stats": {},
+    }
+
+
+def page(told: Mapping[str, Any]) -> str:
+    """``/health`` as a page."""
+    columns = ("ready", "model", "version", "digest", "phase", "last_prediction", "requests")
+    head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in ("slot", *columns))
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td>"
+        + "".join(f"<td>{_cell(slot[column])}</td>" for column in columns)
+        + "</tr>"
+        for name, slot in told["slots"].items()
+    )
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width'><title>edgepack</title>"
+        "<style>body{font:16px system-ui;margin:2rem;color-scheme:light dark}"
+        "td,th{padding:.3rem .8rem;text-align:left;word-break:break-all}</style>"
+        f"<h1>edgepack {html.escape(told['edgepack'])}</h1>"
+        f"<p>Status: {html.escape(told['status'])}, up {told['uptime_seconds']:.0f} s.</p>"
+        f"<table><tr>{head}</tr>{rows}</table>"
+        "<p><a href=/health>health</a> · <a href=/metrics>metrics</a></p></html>"
+    )
+
+
+def _slot(slot: Slot, phase: Phase | None) -> dict[str, Any]:
+    tenure, previous = slot.tenure, slot.previous
+    told: dict[str, Any] = {
+        "ready": tenure is not None,
+        "model": None,
+        "version": None,
+        "digest": None,
+        "since": None,
+        "phase": phase,
+        "previous": previous.digest if previous is not None else None,
+        "last_prediction": _time(slot.last_prediction_ms),
+        "requests": slot.totals.answered,
+    }
+    if tenure is not None:
+        told |= {
+            "model": tenure.model.description.name,
+            "version": tenure.model.version,
+            "digest": tenure.model.digest,
+            "since": _time(tenure.since_ms),
+        }
+    return told
+
+
+def _time(at_ms: int | None) -> str | None:
+    if at_ms is None:
+        return None
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def _stat(count: int, nanoseconds: int) -> dict[str, int]:
+    return {"count": count, "ns": nanoseconds}
+
+
+def _cell(value: object) -> str:
+    shown = (
+        {None: "", True: "yes", False: "no"}.get(value) if value in (None, True, False) else value
+    )
+    return html.escape(str(shown))
