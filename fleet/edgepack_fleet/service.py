@@ -1,0 +1,228 @@
+"""The composition root of the fleet service: builds the parts, starts and stops them in order.
+
+Killed at any moment, a new run on the same data folder goes on from the last commit: what was
+decided and not yet published goes out, what devices said in the meantime waits at the broker, and
+the lease passes on at once because the lock of the database file proves that the old run is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sqlalchemy.exc import OperationalError
+
+from edgepack_contract.errors import ConfigError
+from edgepack_contract.keyring import Keyring, open_keyring
+from edgepack_contract.keys import PrivateKey, read_private_key
+from edgepack_contract.limits import LIMITS
+from edgepack_fleet.bundles import BundleStore
+from edgepack_fleet.config import FleetConfig, KeysConfig, security_gate
+from edgepack_fleet.controller import Controller
+from edgepack_fleet.db.database import Database
+from edgepack_fleet.desired import DesiredWriter, put_all_again
+from edgepack_fleet.ingest import Incoming, Ingest
+from edgepack_fleet.link import FleetLink
+from edgepack_fleet.outbox import publish_pending
+
+logger = logging.getLogger(__name__)
+
+IDLE_SECONDS = 1.0
+GAP_LOOKS = 4
+"""How many times within the time that a gap is waited for one is looked for."""
+
+
+class FleetService:
+    """One fleet service on one data folder.
+
+    Args:
+        config: What it was told.
+        public_url: Where devices reach it, ``http(s)://HOST[:PORT]``: the base of bundle sources.
+        now_ms: Wall clock, milliseconds since 1970 UTC.
+
+    Raises:
+        ConfigError: The configuration is unsafe, or the keys do not fit each other.
+        SigningKeyError: The fleet key cannot be read.
+        UntrustedDocumentError, MalformedDocumentError: The keyring does not hold.
+        StorageError: The database cannot be opened, or another service has it.
+    """
+
+    def __init__(
+        self, config: FleetConfig, *, public_url: str, now_ms: Callable[[], int] | None = None
+    ) -> None:
+        refuse_unsafe(config)
+        self.config = config
+        self.now_ms = now_ms or wall_ms
+        key, keyring = read_keys(config.keys)
+        self.database = Database(config.database_url)
+        self.bundles = BundleStore(
+            config.data_path, self.database, lambda: read_keyring(config.keys)
+        )
+        timings = config.timings
+        self.writer = DesiredWriter(
+            tenant=config.tenant,
+            key=key,
+            epoch=keyring.epoch,
+            base_url=public_url.rstrip("/"),
+            ttl_ms=int(timings.desired_ttl * 1000),
+            refresh_ms=int(timings.desired_refresh * 1000),
+        )
+        self._link = FleetLink(
+            config.mqtt,
+            tenant=config.tenant,
+            session=self.now_ms(),
+            on_message=self._offer,
+            on_connected=self._on_connected,
+            rng=random.Random(secrets.randbits(64)),  # noqa: S311 - spreads reconnects, no secret
+            now_ms=self.now_ms,
+        )
+        self.ingest = Ingest(self.database, tenant=config.tenant, publish=self._link.publish)
+        self.controller = Controller(
+            self.database,
+            self.writer,
+            timings=timings,
+            holder=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
+            now_ms=self.now_ms,
+            on_commit=self.wake,
+        )
+        self._stopping = threading.Event()
+        self._something = threading.Event()
+        self._say_all_again = threading.Event()
+        self._publisher = threading.Thread(target=self._publish, name="publisher", daemon=True)
+
+    def start(self) -> None:
+        """Take the lease, then listen, publish and drive."""
+        self.bundles.prepare()
+        self.controller.take_over()
+        self.ingest.start()
+        self._publisher.start()
+        self._link.start()
+        self.controller.start()
+
+    def stop(self) -> None:
+        """Decide nothing more, say goodbye, commit what was heard, and close the database."""
+        self._stopping.set()
+        self.controller.stop()
+        self.wake()
+        self._publisher.join()
+        self._link.stop()
+        self.ingest.stop()
+        self.database.close()
+
+    def wake(self) -> None:
+        """Say that the outbox may have something to publish."""
+        self._something.set()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker has accepted the connection."""
+        return self._link.connected
+
+    def is_stopping(self) -> bool:
+        """Whether :meth:`stop` was called."""
+        return self._stopping.is_set()
+
+    def counters(self) -> dict[str, int]:
+        """What became of messages from devices, and whether broker and lease are there."""
+        counts = {f"messages_{name}": count for name, count in self.ingest.counts.copy().items()}
+        return {
+            **counts,
+            "broker_connected": int(self.connected),
+            "driving": int(self.controller.driving),
+        }
+
+    def _offer(self, topic: str, payload: bytes) -> None:
+        self.ingest.offer(Incoming(topic, payload, self.now_ms()))
+
+    def _on_connected(self) -> None:
+        # what a broker retains is a cache, and this one may have lost it
+        self._say_all_again.set()
+        self.wake()
+
+    def _publish(self) -> None:
+        looked = 0.0
+        while not self._stopping.is_set():
+            self._something.wait(IDLE_SECONDS)
+            self._something.clear()
+            try:
+                self._publish_all()
+                if time.monotonic() - looked >= self.config.timings.gap / GAP_LOOKS:
+                    self._look_for_gaps()
+                    looked = time.monotonic()
+            except OperationalError:
+                # the disk is full or the database locked: what is not published is tried again
+                logger.exception("cannot publish", extra={"event": "publish_failed"})
+            except Exception:
+                # the outer boundary of the thread: without it devices would hear nothing more
+                logger.exception("cannot publish", extra={"event": "publish_failed"})
+
+    def _publish_all(self) -> None:
+        if self._say_all_again.is_set() and self.connected:
+            self._say_all_again.clear()
+            with self.database.write() as session:
+                put_all_again(session, now_ms=self.now_ms())
+        while not self._stopping.is_set():
+            if publish_pending(self.database, self._link, now_ms=self.now_ms()) == 0:
+                return
+
+    def _look_for_gaps(self) -> None:
+        now_ms = self.now_ms()
+        before_ms = now_ms - int(self.config.timings.gap * 1000)
+        self.ingest.declare_gaps(before_ms=before_ms, now_ms=now_ms)
+
+
+def wall_ms() -> int:
+    """The system clock, milliseconds since 1970 UTC."""
+    return time.time_ns() // 1_000_000
+
+
+def refuse_unsafe(config: FleetConfig) -> None:
+    """Raise when something would be in the clear off this machine.
+
+    Raises:
+        ConfigError: With code ``insecure`` and what fixes it.
+    """
+    violations = security_gate(config)
+    if violations:
+        words = "; ".join(f"{violation.key}: {violation.words}" for violation in violations)
+        raise ConfigError(words, code="insecure")
+
+
+def read_keyring(keys: KeysConfig) -> Keyring:
+    """Read the keyring and check it against the owner's pinned fingerprint.
+
+    Raises:
+        ConfigError: The file cannot be read.
+        UntrustedDocumentError, MalformedDocumentError: It does not hold.
+    """
+    try:
+        with Path(keys.keyring).open("rb") as stream:
+            raw = stream.read(LIMITS.keyring_bytes + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read keyring {keys.keyring}: {error.strerror}") from error
+    return open_keyring(raw, owner_fingerprint=keys.owner)
+
+
+def read_keys(keys: KeysConfig) -> tuple[PrivateKey, Keyring]:
+    """Read the fleet key and the keyring that must name it.
+
+    Raises:
+        ConfigError: The keyring does not name the key: devices would obey nothing it signs.
+        SigningKeyError: The key cannot be read.
+    """
+    keyring = read_keyring(keys)
+    key = read_private_key(Path(keys.fleet))
+    if key.public.fingerprint not in keyring.fleet_keys():
+        raise ConfigError(
+            f"fleet key {key.public.fingerprint[:16]} is not in keyring {keys.keyring}; have the "
+            "owner sign a keyring with it, or set keys.fleet to a key that is in it",
+            code="unknown-fleet-key",
+        )
+    return key, keyring
