@@ -192,6 +192,6 @@ class DeviceLink:
     ) -> None:
         # An exception on paho's thread ends the thread silently and with it the link.
         try:
-            self._on_message(message.topic, message.payload)
-        except Exception:  # noqa: BLE001 - see the comment above
+            self._on_message(message.topic, bytes(message.payload))
+        except Exception:
             logger.exception("message handler failed", extra={"event": "mqtt_handler_failed"})

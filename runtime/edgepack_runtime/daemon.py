@@ -1,0 +1,364 @@
+"""The device daemon: puts the parts together, and takes them apart in order.
+
+One event loop serves and closes windows; each slot has a thread that installs; paho and the spool
+have a thread each. Nothing imports this module but the command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+import random
+from collections.abc import Coroutine
+from functools import partial
+from pathlib import Path
+
+from edgepack_contract import __version__
+from edgepack_contract.canonical import decode
+from edgepack_contract.errors import DocumentError
+from edgepack_contract.hardware import this_machine
+from edgepack_contract.instructions import Obeyed, accept_desired, slots_digest
+from edgepack_contract.limits import LIMITS
+from edgepack_contract.messages import (
+    Birth,
+    Desired,
+    Event,
+    EventKind,
+    FleetState,
+    Health,
+    Reported,
+    SlotBirth,
+    SlotDesired,
+)
+from edgepack_contract.names import is_id
+from edgepack_contract.reference import reference_id
+from edgepack_contract.sealing import derived_secret
+from edgepack_contract.states import Phase
+from edgepack_contract.topics import Kind, fleet_state_topic, parse_topic
+from edgepack_runtime import machine_state
+from edgepack_runtime.activation.agent import SlotAgent
+from edgepack_runtime.activation.installer import Installer
+from edgepack_runtime.activation.journal import Journal
+from edgepack_runtime.activation.parts import SlotParts
+from edgepack_runtime.config import RuntimeConfig
+from edgepack_runtime.errors import DeviceError
+from edgepack_runtime.fetch import Credentials, open_source
+from edgepack_runtime.fsio import DurableFS
+from edgepack_runtime.identity import DeviceIdentity
+from edgepack_runtime.inference.probe import probe_model
+from edgepack_runtime.link import DeviceLink, LinkIdentity
+from edgepack_runtime.reporter import Reporter
+from edgepack_runtime.serving.slot import Slot
+from edgepack_runtime.slot_runtime import ServingHost, SlotRuntime, now_ms
+from edgepack_runtime.store import Store
+from edgepack_runtime.telemetry.spool import Spool
+
+logger = logging.getLogger(__name__)
+
+PROBE_SECONDS = 120.0
+SAY_AGAIN_SECONDS = 2.0
+MAX_SLOTS = 64
+
+
+class Daemon:
+    """One device's daemon.
+
+    Args:
+        config: What it was told.
+        identity: Who it is.
+        session: Which run this is, growing.
+        fs: All file changes go through it.
+        rng: Spreads what many devices would do at once.
+    """
+
+    def __init__(
+        self,
+        config: RuntimeConfig,
+        identity: DeviceIdentity,
+        *,
+        session: int,
+        fs: DurableFS,
+        rng: random.Random,
+    ) -> None:
+        self._config = config
+        self._identity = identity
+        self._session = session
+        self._fs = fs
+        self._rng = rng
+        self._home = Path(config.state_dir)
+        self._loop = asyncio.get_running_loop()
+        self._slots: dict[str, SlotRuntime] = {}
+        self.serving: dict[str, Slot] = {}
+        self._obeyed = Obeyed()
+        self._refused: str | None = None
+        self._fleet_session = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._machine = this_machine(onnxruntime=importlib.metadata.version("onnxruntime"))
+        who = identity.identity
+        self._link = DeviceLink(
+            LinkIdentity(who.tenant, who.device, session, identity.mac_key),
+            host=config.mqtt.host,
+            port=config.mqtt.port,
+            keepalive_seconds=config.mqtt.keepalive_seconds,
+            on_message=self._from_link,
+            on_connected=self._from_link_connected,
+            rng=rng,
+            now_ms=now_ms,
+        )
+        spool = Spool(self._home / "spool.db", max_bytes=config.telemetry.spool_bytes)
+        self._reporter = Reporter(spool, self._link, session=session, mac_key=identity.mac_key)
+
+    def phase(self, slot: str) -> Phase | None:
+        """Where a slot's install stands, for the health page."""
+        runtime = self._slots.get(slot)
+        return runtime.agent.state.phase if runtime else None
+
+    def start(self) -> None:
+        """Take up every slot of the disk, then connect."""
+        folder = self._home / "slots"
+        for name in sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []:
+            if is_id(name):
+                self._open_slot(name)
+        self._obeyed = max(
+            (runtime.agent.obeyed for runtime in self._slots.values()),
+            key=lambda one: (one.epoch, one.generation, one.issued),
+            default=Obeyed(),
+        )
+        self._say_birth()
+        self._say_reported()
+        self._link.start()
+
+    async def run_windows(self) -> None:
+        """Close windows at their period, for as long as the daemon runs."""
+        period = self._config.telemetry.window_seconds
+        due = self._loop.time()
+        while True:
+            due = max(due + period, self._loop.time())
+            await asyncio.sleep(due - self._loop.time())
+            await self._close_windows()
+            self._check_threads()
+
+    async def run_health(self) -> None:
+        """Tell how the machine is, for as long as the daemon runs."""
+        while True:
+            self._reporter.mention(Kind.HEALTH, self._health())
+            await asyncio.sleep(self._config.telemetry.health_seconds)
+
+    async def stop(self) -> None:
+        """Keep what was counted, end installs cleanly, say goodbye."""
+        await self._close_windows()
+        for runtime in self._slots.values():
+            await asyncio.to_thread(runtime.agent.stop)
+            await runtime.slot.close()
+        await asyncio.to_thread(self._link.stop)
+        await asyncio.to_thread(self._reporter.close)
+
+    def _open_slot(self, name: str) -> SlotRuntime:
+        folder = self._home / "slots" / name
+        self._fs.make_dirs(folder)
+        slot = Slot(name, now_ms=now_ms, rng=self._rng)
+        store = Store(self._fs, folder)
+        host = ServingHost(
+            slot,
+            loop=self._loop,
+            session=self._session,
+            keep_event=self._reporter.keep_event,
+            changed=self._slot_changed,
+            now_ms=now_ms,
+        )
+        who = self._identity
+        credentials = Credentials(who.identity.device, derived_secret(who.mac_key, "pull"))
+        installer = Installer(
+            store,
+            open_source=partial(open_source, credentials=credentials),
+            keyring=lambda: who.keyring,
+            hardware=self._machine,
+        )
+        parts = SlotParts(
+            journal=Journal(self._fs, folder),
+            store=store,
+            installer=installer,
+            host=host,
+            probe=partial(probe_model, timeout_s=PROBE_SECONDS),
+        )
+        agent = SlotAgent(name, parts, boot_id=machine_state.boot_id())
+        agent.start()
+        self._slots[name], self.serving[name] = SlotRuntime(slot, agent), slot
+        return self._slots[name]
+
+    def _from_link(self, topic: str, payload: bytes) -> None:
+        self._loop.call_soon_threadsafe(self._take, topic, payload)
+
+    def _from_link_connected(self) -> None:
+        self._loop.call_soon_threadsafe(lambda: self._spawn(self._reporter.connected()))
+
+    def _take(self, text: str, payload: bytes) -> None:
+        try:
+            if text == fleet_state_topic(self._config.tenant):
+                self._take_fleet_state(payload)
+                return
+            topic = parse_topic(text)
+            if topic.kind == Kind.DESIRED:
+                self._take_desired(payload)
+            elif topic.kind == Kind.ACKED:
+                self._spawn(self._reporter.acknowledged(topic, payload))
+        except DocumentError as error:
+            logger.warning(
+                "message on %s ignored: %s", text, error, extra={"event": "message_ignored"}
+            )
+
+    def _take_fleet_state(self, payload: bytes) -> None:
+        state = decode(payload, FleetState, what="fleet state", max_bytes=LIMITS.message_bytes)
+        if state.session == self._fleet_session:
+            return
+        first, self._fleet_session = self._fleet_session == 0, state.session
+        if not first:
+            # Every device hears this in the same instant.
+            self._loop.call_later(self._rng.uniform(0, SAY_AGAIN_SECONDS), self._say_everything)
+
+    def _take_desired(self, payload: bytes) -> None:
+        if not payload:
+            return
+        try:
+            desired = accept_desired(
+                payload,
+                keyring=self._identity.keyring,
+                identity=self._identity.identity,
+                obeyed=self._obeyed,
+                now_ms=now_ms(),
+            )
+        except DocumentError as error:
+            self._refused = f"{error.code}: {error}"
+            logger.warning(
+                "desired document refused: %s", error,
+                extra={"event": "desired_refused", "code": error.code},
+            )  # fmt: skip
+            self._say_reported()
+            return
+        self._refused = None
+        self._obey(desired)
+
+    def _obey(self, desired: Desired) -> None:
+        obeyed = Obeyed(
+            epoch=desired.epoch,
+            generation=desired.generation,
+            slots_digest=slots_digest(desired),
+            issued=desired.issued,
+        )
+        self._obeyed = obeyed
+        for name, wish in desired.slots.items():
+            self._wish(name, wish, obeyed)
+        self._say_reported()
+
+    def _wish(self, name: str, wish: SlotDesired, obeyed: Obeyed) -> None:
+        if name not in self._slots and (not is_id(name) or len(self._slots) >= MAX_SLOTS):
+            logger.warning("slot %r refused", name[:80], extra={"event": "slot_refused"})
+            return
+        try:
+            runtime = self._slots.get(name) or self._open_slot(name)
+        except DeviceError as error:
+            self._refused = f"{error.code}: {error}"
+            return
+        runtime.alpha = wish.alpha
+        runtime.agent.wish(wish, obeyed)
+
+    def _slot_changed(self) -> None:
+        self._say_birth()
+        self._say_reported()
+
+    def _say_everything(self) -> None:
+        self._say_birth()
+        self._say_reported()
+        self._spawn(self._reporter.connected())
+
+    def _say_birth(self) -> None:
+        slots = {
+            name: SlotBirth(
+                bundle=model.description.name,
+                version=model.version,
+                digest=model.digest,
+                variant=model.description.precision,
+                reference=reference_id(model.reference) if model.reference else "",
+            )
+            for name, runtime in self._slots.items()
+            if (model := runtime.slot.active) is not None
+        }
+        birth = Birth(
+            session=self._session,
+            sequence=self._link.next_sequence(),
+            at=now_ms(),
+            daemon=__version__,
+            hardware=self._machine,
+            onnxruntime=self._machine.onnxruntime,
+            slots=slots,
+            capabilities=["reverse-shadow"],
+        )
+        self._reporter.say(Kind.BIRTH, birth)
+
+    def _say_reported(self) -> None:
+        reported = Reported(
+            session=self._session,
+            sequence=self._link.next_sequence(),
+            at=now_ms(),
+            epoch=self._obeyed.epoch,
+            generation=self._obeyed.generation,
+            slots={name: runtime.agent.status() for name, runtime in self._slots.items()},
+            refused=self._refused,
+        )
+        self._reporter.say(Kind.REPORTED, reported)
+
+    async def _close_windows(self) -> None:
+        throttled = bool(machine_state.look(self._home).throttled)
+        bodies = []
+        for runtime in self._slots.values():
+            bodies += runtime.slot.roll(probation=runtime.in_probation, throttled=throttled)
+        await self._reporter.keep_windows(bodies)
+        for name, runtime in self._slots.items():
+            await self._judge_drift(name, runtime)
+
+    async def _judge_drift(self, name: str, runtime: SlotRuntime) -> None:
+        tenure = runtime.slot.tenure
+        evidence = tenure.aggregator.drift_evidence() if tenure else None
+        if tenure is None or evidence is None:
+            return
+        report = await asyncio.to_thread(evidence.judge, runtime.alpha)
+        tenure.aggregator.settle(report)
+        before, runtime.drift = runtime.drift, report.verdict
+        if report.verdict == "drift" and before != "drift":
+            event = Event(
+                session=self._session,
+                sequence=0,
+                at=now_ms(),
+                slot=name,
+                kind=EventKind.DRIFT,
+                digest=tenure.model.digest,
+                code="input-changed",
+                words="the input changed",
+                evidence=report.evidence(),
+            )
+            self._reporter.keep_event(event)
+
+    def _health(self) -> Health:
+        state = machine_state.look(self._home)
+        return Health(
+            session=self._session,
+            sequence=self._link.next_sequence(),
+            at=now_ms(),
+            cpu_celsius=state.cpu_celsius,
+            throttled=state.throttled,
+            memory_available_bytes=state.memory_available_bytes,
+            memory_rss_bytes=state.memory_rss_bytes,
+            disk_free_bytes=state.disk_free_bytes,
+            spool_items=self._reporter.backlog.items,
+        )
+
+    def _check_threads(self) -> None:
+        dead = [name for name, runtime in self._slots.items() if not runtime.agent.alive]
+        if dead:
+            raise RuntimeError(f"the threads of slots {dead} ended; the daemon starts anew")
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
