@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import uvicorn
-from bundle_samples import PUBLISHER, keyring, one_variant
+from bundle_samples import PUBLISHER, fixed_key, keyring, one_variant
 from fastapi import FastAPI
 
 from edgepack_contract.keys import PrivateKey
@@ -25,11 +25,13 @@ from edgepack_fleet.api.context import Context
 from edgepack_fleet.bundles import BundleStore
 from edgepack_fleet.config import FleetConfig, KeysConfig
 from edgepack_fleet.db.database import Database
+from edgepack_fleet.desired import DesiredWriter
 from edgepack_fleet.devices import add_device
 from edgepack_fleet.tokens import Role, create_token
 
 HOST = "http://127.0.0.1:8080"
 START_MS = 1_780_000_000_000
+FLEET_KEY = fixed_key(3)
 MAC_KEY = bytes(range(32))
 
 
@@ -127,10 +129,19 @@ def open_fleet(folder: Path) -> Iterator[Fleet]:
     try:
         store = BundleStore(folder, database, keyring)
         store.prepare()
+        writer = DesiredWriter(
+            tenant=config.tenant,
+            key=FLEET_KEY,
+            epoch=0,
+            base_url=HOST,
+            ttl_ms=7 * 86_400_000,
+            refresh_ms=86_400_000,
+        )
         context = Context(
             config=config,
             database=database,
             bundles=store,
+            writer=lambda: writer,
             now_ms=clock,
             is_stopping=stopping.is_set,
             counters=dict,

@@ -120,7 +120,7 @@ def _token(secret: str, context: Context) -> Caller:
     if holder.stale:
         with context.database.write() as session:
             touch_token(session, holder.hash, now_ms=now_ms)
-    return Caller(f"token:{holder.name}", holder.role, holder.hash)
+    return Caller(holder.name, holder.role, holder.hash)
 
 
 def _device(user: str, password: str, context: Context) -> Caller:

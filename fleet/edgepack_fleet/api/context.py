@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 from edgepack_fleet.bundles import BundleStore
 from edgepack_fleet.config import FleetConfig
 from edgepack_fleet.db.database import Database
+from edgepack_fleet.desired import DesiredWriter
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,8 @@ class Context:
         config: The service's configuration.
         database: The open database.
         bundles: The bundle store.
+        writer: Gives what turns decisions into signed desired documents, which knows the address
+            that was bound.
         now_ms: The time, milliseconds since 1970 UTC.
         is_stopping: Whether the service is shutting down, which ends the endless streams.
         counters: What the service counts, by name, for ``/metrics``.
@@ -29,6 +32,7 @@ class Context:
     config: FleetConfig
     database: Database
     bundles: BundleStore
+    writer: Callable[[], DesiredWriter]
     now_ms: Callable[[], int]
     is_stopping: Callable[[], bool]
     counters: Callable[[], dict[str, int]]

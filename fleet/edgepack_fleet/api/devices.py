@@ -16,6 +16,8 @@ from edgepack_fleet.api.bodies import JsonBody
 from edgepack_fleet.api.context import Context, Here
 from edgepack_fleet.api.views import Why
 from edgepack_fleet.auditlog import append_audit
+from edgepack_fleet.rollout.explain import why_device
+from edgepack_fleet.rollouts import last_rollout_of
 
 router = APIRouter(prefix="/api/v1/devices", tags=["devices"])
 
@@ -75,20 +77,40 @@ def index(_: AsViewer, here: Here, after: Cursor = "", limit: Limit = 1000) -> R
 @router.get("/{device}", openapi_extra=returns(devices.DeviceView))
 def show(_: AsViewer, here: Here, device: str) -> Response:
     """One device."""
-    return answer(view_of(here, device))
+    with here.database.read() as session:
+        row = devices.get_device(session, device)
+        view = devices.view_device(session, row, now_ms=here.now_ms(), lease_ms=lease_ms(here))
+    return answer(view)
 
 
 @router.get("/{device}/why", openapi_extra=returns(Why))
 def why(_: AsViewer, here: Here, device: str) -> Response:
     """What a device runs and why, in words."""
-    return answer(Why(why=""))
-
-
-def view_of(here: Context, device: str) -> devices.DeviceView:
-    """A device as people see it."""
     with here.database.read() as session:
         row = devices.get_device(session, device)
-        return devices.view_device(session, row, now_ms=here.now_ms(), lease_ms=lease_ms(here))
+        view = devices.view_device(session, row, now_ms=here.now_ms(), lease_ms=lease_ms(here))
+        last = last_rollout_of(session, device)
+    sentences = [*_device_words(view), "" if last is None else why_device(last, device)]
+    return answer(Why(why=" ".join(filter(None, sentences))))
+
+
+def _device_words(view: devices.DeviceView) -> list[str]:
+    sentences = [f"{view.id} is {view.presence}."]
+    for name, slot in sorted(view.slots.items()):
+        runs = f"{slot.version} ({slot.running[:19]})" if slot.running else "nothing"
+        phase = slot.phase.value.replace("_", " ")
+        because = f": {slot.words}" if slot.words else ""
+        sentences.append(f"Slot {name} runs {runs} and is {phase}{because}.")
+    if not view.slots:
+        sentences.append("It has not reported what it runs.")
+    if view.generation_seen < view.generation_desired:
+        sentences.append(
+            f"It has not reported on generation {view.generation_desired} of what it was told; the "
+            f"last it reported on is {view.generation_seen}."
+        )
+    if view.refused:
+        sentences.append(f"It refused what it was told: {view.refused}.")
+    return sentences
 
 
 def lease_ms(here: Context) -> int:

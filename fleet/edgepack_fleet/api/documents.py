@@ -26,13 +26,15 @@ from edgepack_fleet.api.views import (
     BundleView,
     GroupView,
     Me,
+    PlanView,
+    RolloutView,
     StatsRow,
     TokenView,
     Why,
 )
 from edgepack_fleet.bundles import Pushed
 from edgepack_fleet.db.schema import Bundle, Device, RolloutRow, WindowRow
-from edgepack_fleet.rollout.model import Rollout, RolloutEvent
+from edgepack_fleet.rollout.model import RolloutEvent
 from edgepack_fleet.tokens import Role
 
 router = APIRouter()
@@ -42,8 +44,9 @@ ANSWERS: tuple[type[Any], ...] = (
     BundleView,
     GroupView,
     Me,
+    PlanView,
     Pushed,
-    Rollout,
+    RolloutView,
     RolloutEvent,
     StatsRow,
     TokenView,

@@ -17,12 +17,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from edgepack_fleet import devices
+from edgepack_fleet import devices, rollouts
 from edgepack_fleet.api.access import AsViewer, authenticate
 from edgepack_fleet.api.context import Context, Here
 from edgepack_fleet.api.devices import lease_ms
 from edgepack_fleet.api.problems import UnauthenticatedError
-from edgepack_fleet.api.rollouts import recent_rollouts
+from edgepack_fleet.api.views import rollout_view
 
 router = APIRouter(prefix="/api/v1/stream", tags=["stream"])
 
@@ -116,8 +116,9 @@ def _take(context: Context, now_ms: int) -> tuple[Part, ...]:
         views = devices.list_devices(
             session, now_ms=now_ms, lease_ms=lease_ms(context), limit=MAX_DEVICES
         )
-        rollouts = recent_rollouts(session, limit=MAX_ROLLOUTS)
-    return (_part("devices", views), _part("rollouts", rollouts))
+        recent = rollouts.list_rollouts(session, limit=MAX_ROLLOUTS)
+    shown = [rollout_view(one, now_ms) for one in recent]
+    return (_part("devices", views), _part("rollouts", shown))
 
 
 def _part(kind: str, items: object) -> Part:

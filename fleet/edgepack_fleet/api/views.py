@@ -8,6 +8,8 @@ import msgspec
 
 from edgepack_contract.oci import evidence_tag
 from edgepack_fleet.db.schema import Bundle, Group
+from edgepack_fleet.rollout.explain import next_action
+from edgepack_fleet.rollout.model import Rollout
 
 
 class BundleView(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +54,24 @@ class Why(msgspec.Struct, frozen=True, kw_only=True):
     """Where something stands and why, in words with numbers."""
 
     why: str
+
+
+class RolloutView(Rollout, frozen=True, kw_only=True):
+    """A rollout with what happens ``next``, and when at the latest, in words."""
+
+    next: str
+
+
+class PlanView(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rollout would be.
+
+    ``incompatible`` says why a device of the group is left out; ``unheard`` devices are in it
+    although they never said what they are.
+    """
+
+    rollout: Rollout
+    incompatible: dict[str, str]
+    unheard: list[str]
 
 
 class StatsRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,6 +131,12 @@ def group_view(group: Group, members: list[str]) -> GroupView:
         members=members,
         created_ms=group.created_ms,
     )
+
+
+def rollout_view(rollout: Rollout, now_ms: int) -> RolloutView:
+    """A rollout as it is shown."""
+    fields = {name: getattr(rollout, name) for name in rollout.__struct_fields__}
+    return RolloutView(**fields, next=next_action(rollout, now_ms))
 
 
 def _bundle_fields(row: Bundle) -> dict[str, Any]:
