@@ -22,8 +22,8 @@ class Context:
         config: The service's configuration.
         database: The open database.
         bundles: The bundle store.
-        writer: Gives what turns decisions into signed desired documents, which knows the address
-            that was bound.
+        writer: What turns decisions into signed desired documents.
+        wake: Says that there may be something to publish.
         now_ms: The time, milliseconds since 1970 UTC.
         is_stopping: Whether the service is shutting down, which ends the endless streams.
         counters: What the service counts, by name, for ``/metrics``.
@@ -32,7 +32,8 @@ class Context:
     config: FleetConfig
     database: Database
     bundles: BundleStore
-    writer: Callable[[], DesiredWriter]
+    writer: DesiredWriter
+    wake: Callable[[], None]
     now_ms: Callable[[], int]
     is_stopping: Callable[[], bool]
     counters: Callable[[], dict[str, int]]

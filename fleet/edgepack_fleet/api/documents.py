@@ -69,6 +69,9 @@ PROBLEM_SCHEMA = {
     },
 }
 
+MESSAGES = "messages_"
+"""How the names of the service's counters of messages begin."""
+
 PROMETHEUS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -166,11 +169,23 @@ def _families(session: Session, here: Context) -> list[str]:
         _family("requests_kept", "Requests in the telemetry kept.", _column(by_model, 0)),
         _family("errors_kept", "Failed requests in the telemetry kept.", _column(by_model, 1)),
         _family("over_budget_kept", "Requests over the latency budget.", _column(by_model, 2)),
-        _family(
-            "messages_total",
-            "Messages from devices by what became of them.",
-            [({"outcome": name}, n) for name, n in sorted(here.counters().items())],
-            kind="counter",
+        *_counters(here.counters()),
+    ]
+
+
+def _counters(counters: dict[str, int]) -> list[str]:
+    outcomes = [
+        ({"outcome": name.removeprefix(MESSAGES)}, n)
+        for name, n in sorted(counters.items())
+        if name.startswith(MESSAGES)
+    ]
+    rest = [(name, n) for name, n in sorted(counters.items()) if not name.startswith(MESSAGES)]
+    words = "Messages from devices by what became of them."
+    return [
+        _family("messages_total", words, outcomes, kind="counter"),
+        *(
+            _family(name, f"{name.replace('_', ' ').capitalize()}: 1 or 0.", [({}, n)])
+            for name, n in rest
         ),
     ]
 
@@ -196,5 +211,5 @@ def _family(
     for labels, value in samples:
         # label values are ids, versions and names of states: nothing in them needs escaping
         inner = ",".join(f'{key}="{text}"' for key, text in labels.items())
-        lines.append(f"{full}{{{inner}}} {value}")
+        lines.append(f"{full}{{{inner}}} {value}" if inner else f"{full} {value}")
     return "\n".join(lines) + "\n"

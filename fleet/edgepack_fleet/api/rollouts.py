@@ -74,7 +74,7 @@ def start(who: AsOperator, here: Here, body: NewBody, key: Key = None) -> Respon
 
         def create() -> RolloutView:
             planned = rollouts.start_rollout(
-                session, here.writer(), _request(body, who.name), now_ms=now_ms
+                session, here.writer, _request(body, who.name), now_ms=now_ms
             )
             append_audit(
                 session,
@@ -86,7 +86,9 @@ def start(who: AsOperator, here: Here, body: NewBody, key: Key = None) -> Respon
             )
             return rollout_view(planned.rollout, now_ms)
 
-        return once.do(session, HTTPStatus.CREATED, create)
+        response = once.do(session, HTTPStatus.CREATED, create)
+    here.wake()
+    return response
 
 
 @router.get("/rollouts", openapi_extra=returns(RolloutView, many=True))
@@ -142,7 +144,7 @@ def steer(
         expected_sequence=body.sequence,
     )
     with here.database.write() as session:
-        after = rollouts.act_on_rollout(session, here.writer(), rollout, action, now_ms=now_ms)
+        after = rollouts.act_on_rollout(session, here.writer, rollout, action, now_ms=now_ms)
         detail: dict[str, Any] = msgspec.to_builtins(body)
         append_audit(
             session,
@@ -152,6 +154,7 @@ def steer(
             subject=rollout,
             detail=detail,
         )
+    here.wake()
     return answer(rollout_view(after, now_ms))
 
 
