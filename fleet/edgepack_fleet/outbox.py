@@ -18,7 +18,7 @@ from edgepack_fleet.db.database import Database
 from edgepack_fleet.db.schema import OutboxRow
 
 BATCH = 500
-ACKNOWLEDGE_SECONDS = 10.0
+ACKNOWLEDGE_SECONDS = 5.0
 """How long a batch waits for the broker before the rest is tried again."""
 
 

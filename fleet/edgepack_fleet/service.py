@@ -61,6 +61,15 @@ class FleetService:
         self.config = config
         self.now_ms = now_ms or wall_ms
         key, keyring = read_keys(config.keys)
+        self._link = FleetLink(
+            config.mqtt,
+            tenant=config.tenant,
+            session=self.now_ms(),
+            on_message=self._offer,
+            on_connected=self._on_connected,
+            rng=random.Random(secrets.randbits(64)),  # noqa: S311 - spreads reconnects, no secret
+            now_ms=self.now_ms,
+        )
         self.database = Database(config.database_url)
         self.bundles = BundleStore(
             config.data_path, self.database, lambda: read_keyring(config.keys)
@@ -73,15 +82,6 @@ class FleetService:
             base_url=public_url.rstrip("/"),
             ttl_ms=int(timings.desired_ttl * 1000),
             refresh_ms=int(timings.desired_refresh * 1000),
-        )
-        self._link = FleetLink(
-            config.mqtt,
-            tenant=config.tenant,
-            session=self.now_ms(),
-            on_message=self._offer,
-            on_connected=self._on_connected,
-            rng=random.Random(secrets.randbits(64)),  # noqa: S311 - spreads reconnects, no secret
-            now_ms=self.now_ms,
         )
         self.ingest = Ingest(self.database, tenant=config.tenant, publish=self._link.publish)
         self.controller = Controller(
@@ -111,7 +111,8 @@ class FleetService:
         self._stopping.set()
         self.controller.stop()
         self.wake()
-        self._publisher.join()
+        if self._publisher.is_alive():
+            self._publisher.join()
         self._link.stop()
         self.ingest.stop()
         self.database.close()

@@ -1,0 +1,94 @@
+"""``python -m edgepack_fleet``: run the service, or make a token on its machine."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgepack_contract.errors import ConfigError, DocumentError, EdgepackError, SigningKeyError
+from edgepack_fleet.auditlog import append_audit
+from edgepack_fleet.config import FleetConfig, load_config
+from edgepack_fleet.db.database import Database
+from edgepack_fleet.server import serve
+from edgepack_fleet.service import wall_ms
+from edgepack_fleet.tokens import TOKEN_ROLES, Role, create_token
+
+EXIT_FAILED = 1
+EXIT_CONFIG = 78
+"""``EX_CONFIG`` of sysexits: a supervisor must not restart what only a person can mend."""
+
+LOCAL = "local"
+"""The actor of what is done on the machine of the service, without the API."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        config = load_config(options.config, os.environ)
+        if options.command == "token":
+            _say(make_token(config, options.name, Role(options.role), options.days))
+        else:
+            serve(config, lambda url: _say(f"fleet ready {url}"))
+    except (ConfigError, DocumentError, SigningKeyError) as error:
+        _complain(error)
+        return EXIT_CONFIG
+    except EdgepackError as error:
+        _complain(error)
+        return EXIT_FAILED
+    return 0
+
+
+def make_token(config: FleetConfig, name: str, role: Role, days: int) -> str:
+    """Make a token in the database itself, while the service does not run.
+
+    Raises:
+        StorageError: The service runs; it makes tokens over its API.
+        ConflictError, InvalidRequestError: See :func:`create_token`.
+    """
+    database = Database(config.database_url)
+    try:
+        now_ms = wall_ms()
+        with database.write() as session:
+            secret = create_token(
+                session, name=name, role=role, now_ms=now_ms, ttl_seconds=days * 86_400
+            )
+            append_audit(
+                session,
+                at_ms=now_ms,
+                actor=LOCAL,
+                action="token.create",
+                subject=name,
+                detail={"role": role.value, "days": days},
+            )
+        return secret
+    finally:
+        database.close()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m edgepack_fleet", description=__doc__)
+    parser.add_argument("command", nargs="?", choices=["serve", "token"], default="serve")
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--name", default="")
+    parser.add_argument("--role", choices=[role.value for role in TOKEN_ROLES], default="viewer")
+    parser.add_argument("--days", type=int, default=90)
+    return parser
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _complain(error: EdgepackError) -> None:
+    sys.stderr.write(f"edgepack fleet: {error}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

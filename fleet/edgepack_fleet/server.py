@@ -1,0 +1,135 @@
+"""The HTTP server around the service: one socket, one uvicorn, one line when it listens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import uvicorn
+
+from edgepack_contract.errors import ConfigError
+from edgepack_fleet.api.app import build_app
+from edgepack_fleet.api.context import Context
+from edgepack_fleet.config import FleetConfig, HttpConfig
+from edgepack_fleet.service import FleetService, refuse_unsafe
+
+BACKLOG = 2048
+GRACEFUL_SECONDS = 5
+UNIX_MODE = 0o660
+
+
+class _Server(uvicorn.Server):
+    """Tells when it listens, and lets the rest of the service stop after it."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then tell."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop at the first signal; unlike uvicorn's own, do not raise it again afterwards."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield
+
+
+def serve(config: FleetConfig, announce: Callable[[str], None]) -> None:
+    """Run the service until SIGTERM or SIGINT.
+
+    Args:
+        config: What it was told.
+        announce: Called with the public URL once requests are answered.
+
+    Raises:
+        ConfigError: The configuration is unsafe, or the address cannot be bound.
+        SigningKeyError, UntrustedDocumentError, MalformedDocumentError, StorageError: See
+            :class:`FleetService`.
+    """
+    refuse_unsafe(config)
+    listener = bind(config.http)
+    with contextlib.closing(listener):
+        url = public_url(config.http, listener)
+        service = FleetService(config, public_url=url)
+        server = _make_server(service, lambda: announce(url))
+        try:
+            service.start()
+            asyncio.run(server.serve(sockets=[listener]))
+        finally:
+            service.stop()
+
+
+def bind(http: HttpConfig) -> socket.socket:
+    """Bind the listener: the Unix socket if one is set, else host and port.
+
+    Raises:
+        ConfigError: It is taken, or not ours to bind.
+    """
+    try:
+        if http.unix is not None:
+            return _bind_unix(Path(http.unix))
+        family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
+        return socket.create_server((http.host, http.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        where = http.unix or f"{http.host}:{http.port}"
+        raise ConfigError(f"cannot listen on {where}: {error.strerror}", code="bind") from error
+
+
+def public_url(http: HttpConfig, listener: socket.socket) -> str:
+    """Where devices reach the service: as configured, or the address that was bound.
+
+    Raises:
+        ConfigError: It listens on a Unix socket only, so that nobody can guess the address.
+    """
+    if http.public_url is not None:
+        return http.public_url.rstrip("/")
+    if http.unix is not None:
+        raise ConfigError("with http.unix, http.public_url must say how devices reach the service")
+    host, port = listener.getsockname()[:2]
+    scheme = "http" if http.tls_certificate is None else "https"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    if path.is_socket():
+        path.unlink()  # of an earlier run; the database's lock keeps two services apart
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    path.chmod(UNIX_MODE)
+    listener.listen(BACKLOG)
+    return listener
+
+
+def _make_server(service: FleetService, on_ready: Callable[[], None]) -> _Server:
+    http = service.config.http
+    context = Context(
+        config=service.config,
+        database=service.database,
+        bundles=service.bundles,
+        writer=lambda: service.writer,
+        now_ms=service.now_ms,
+        # a stream that never ends would hold up the shutdown that begins with the signal
+        is_stopping=lambda: server.should_exit or service.is_stopping(),
+        counters=service.counters,
+    )
+    config = uvicorn.Config(
+        build_app(context),
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        ssl_certfile=http.tls_certificate,
+        ssl_keyfile=http.tls_key,
+        timeout_graceful_shutdown=GRACEFUL_SECONDS,
+    )
+    server = _Server(config, on_ready)
+    return server
