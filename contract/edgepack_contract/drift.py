@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
-from math import exp, isqrt, lgamma, log, log1p, pi, sqrt
+from math import exp, inf, isqrt, lgamma, log, log1p, pi, sqrt
 
 from edgepack_contract.reference import Calibration, FeatureReference
 from edgepack_contract.window import DriftVerdict
@@ -145,7 +145,7 @@ def two_sample_psi(
         raise ValueError("two samples need the same columns, and an inflation of at least 1")
     n, m = sum(one), sum(two)
     total = [first + second for first, second in zip(one, two, strict=True)]
-    groups = _pool(total, (n + m) * EXPECTED / max(1, min(n, m)), adjacent=adjacent)
+    groups = _pool(total, _needed(n + m, min(n, m)), adjacent=adjacent)
     free = float(len(groups) - 1)
     spread = Calibration(
         sum_l=free * inflation, sum_l2=free * inflation**2, max_l=inflation if free > 0 else 0.0
@@ -246,7 +246,7 @@ def _compare(
 ) -> Comparison:
     """Compare with a reference: pooled by its counts alone, so that the level holds."""
     n, m = sum(new), sum(old)
-    groups = _pool(old, m * EXPECTED / max(1, min(n, m)), adjacent=adjacent)
+    groups = _pool(old, _needed(m, min(n, m)), adjacent=adjacent)
     occupied = sum(1 for value in old if value)
     # the calibration is over all occupied columns; a pooled test keeps its share of the variance
     share = (len(groups) - 1) / (occupied - 1) if occupied > 1 else 0.0
@@ -270,6 +270,11 @@ def _psi(one: Sequence[int], two: Sequence[int]) -> float:
     n, m = sum(one) + 0.5 * len(one), sum(two) + 0.5 * len(two)
     shares = [((a + 0.5) / n, (b + 0.5) / m) for a, b in zip(one, two, strict=True)]
     return sum((p - q) * log(p / q) for p, q in shares)
+
+
+def _needed(total: int, smaller: int) -> float:
+    """The weight of a group, out of ``total``, for which the smaller sample expects five rows."""
+    return total * EXPECTED / smaller if smaller else inf
 
 
 def _pool(weights: Sequence[int], needed: float, *, adjacent: bool) -> list[list[int]]:
@@ -325,7 +330,7 @@ def gamma_q(a: float, x: float) -> float:
 
 def _density(a: float, x: float) -> float:
     """x**a * exp(-x) / gamma(a), by Stirling's series where the plain form loses digits."""
-    if a < 20.0:
+    if a < 20.0 or x < 0.1 * a:
         return exp(a * log(x) - x - lgamma(a))
     off = (x - a) / a
     stirling = 1 / (12 * a) - 1 / (360 * a**3) + 1 / (1260 * a**5) - 1 / (1680 * a**7)

@@ -75,9 +75,10 @@ class FeatureReference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """One column of one tensor.
 
     ``index`` is the column of the tensor flattened to (rows, columns), or the place in
-    ``DESCRIPTORS`` when ``source`` is ``descriptor``. Numeric edges are representable in the
-    tensor's dtype. ``mean`` and ``std`` are of the finite reference values, and are the origin and
-    the unit of the moments in a window (unit 1 where ``std`` is 0 or the feature is text).
+    ``DESCRIPTORS`` when ``source`` is ``descriptor``. Edges of a single precision tensor are
+    representable in it; all other numbers are compared in double precision. ``mean`` and ``std``
+    are of the finite reference values, and are the origin and the unit of the moments in a window
+    (unit 1 where ``std`` is 0 or the feature is text).
     """
 
     tensor: Label

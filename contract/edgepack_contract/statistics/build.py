@@ -27,6 +27,7 @@ from edgepack_contract.statistics.inputs import (
     as_text,
     descriptors,
     flatten,
+    numeric,
 )
 from edgepack_contract.statistics.longrun import long_run_calibration
 from edgepack_contract.statistics.outputs import OutputCounter, empty_output_reference
@@ -113,23 +114,22 @@ def quantile_edges(values: Array, bins: int = BINS) -> list[float]:
     Lower edges are values of the sample (so that ties stay together and the dtype represents
     them), equal ones are merged; the last edge is the next number of the dtype over the largest.
     Without values there is the single edge 0.
+
+    Args:
+        values: Single or double precision.
+        bins: The most bins to make.
     """
     if not len(values):
         return [0.0]
     shares = np.arange(bins) / bins
     lower = np.unique(np.quantile(values, shares, method="inverted_cdf"))
     edges = [min(max(value, -_LARGEST), _LARGEST) for value in map(float, lower)]
-    upper = min(_next(values.max()), _LARGEST)
+    with np.errstate(over="ignore"):
+        upper = min(float(np.nextafter(values.max(), values.dtype.type(np.inf))), _LARGEST)
     return [*edges, upper] if upper > edges[-1] else edges
 
 
 _LARGEST = 1.7e308
-
-
-def _next(value: np.generic) -> float:
-    if isinstance(value, np.floating):
-        return float(np.nextafter(value, value.dtype.type(np.inf)))
-    return float(value) + 1.0
 
 
 def _features(
@@ -182,7 +182,8 @@ def _layout(column: Array) -> FeatureReference:
     """Edges or categories, origin and unit of a column; nothing counted yet."""
     if _textual(column):
         return _bare(categories=_texts(column))
-    finite = column[np.isfinite(column)]
+    numbers = numeric(column)
+    finite = numbers[np.isfinite(numbers)]
     mean, std = _origin(finite)
     values = np.unique(finite)
     if 0 < len(values) <= MOST_VALUES and bool((values == np.floor(values)).all()):

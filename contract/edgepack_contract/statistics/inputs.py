@@ -116,7 +116,7 @@ class EdgeCounter:
         return flat[:, self._index]
 
     def _chunk(self, rows: Array) -> Tally:
-        block = _numeric(rows)
+        block = numeric(rows)
         null = np.isnan(block).sum(axis=0, dtype=np.int64)
         n, mean, m2, low, high = _moments(block, self._mean, self._unit)
         counts = self._columns(block, len(block) - null)
@@ -254,8 +254,8 @@ def _source(features: Sequence[FeatureReference]) -> str:
     return sources.pop() if sources else "column"
 
 
-def _numeric(block: Array) -> Array:
-    """Single precision stays (its edges are exact in it), everything else becomes double."""
+def numeric(block: Array) -> Array:
+    """The numbers as they are compared: single precision stays, everything else becomes double."""
     return block if block.dtype in (np.float32, np.float64) else block.astype(np.float64)
 
 
