@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from edgepack_fleet.rollout.clusters import Unit
+from edgepack_fleet.rollout.clusters import Unit, make_unit
 from edgepack_fleet.rollout.evidence import Block, Evidence
 from edgepack_fleet.rollout.model import NOT_OURS, Rollout, Stage
 
@@ -76,7 +76,7 @@ def collect(rollout: Rollout, stage: Stage, evidence: Evidence) -> Arms:
 
 def _units(arm: dict[str, list[Block]], cells: Cells) -> list[Unit]:
     units = [
-        Unit(device, block.start_ms, tuple(cells(block)))
+        make_unit(device, block.start_ms, cells(block))
         for device, blocks in arm.items()
         for block in blocks
     ]

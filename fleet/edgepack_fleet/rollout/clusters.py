@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import mul
 
 DEVICES_AS_UNITS = 5
 """From so many devices on, the device is the unit; with fewer there is no telling a device's
@@ -29,16 +30,12 @@ FEWEST_BATCHES = 4
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Counts over the same cells for one device, or one window of it."""
+    """Counts over the same cells for one device, or one window of it; ``n`` is their sum."""
 
     device: str
     start_ms: int
     cells: tuple[int, ...]
-
-    @property
-    def n(self) -> int:
-        """The size of the unit."""
-        return sum(self.cells)
+    n: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +44,11 @@ class Effect:
 
     size: float
     freedom: float
+
+
+def make_unit(device: str, start_ms: int, cells: Sequence[int]) -> Unit:
+    """A unit of these counts."""
+    return Unit(device, start_ms, tuple(cells), sum(cells))
 
 
 def total(units: Sequence[Unit]) -> tuple[int, ...]:
@@ -59,7 +61,7 @@ def by_device(units: Sequence[Unit]) -> list[Unit]:
     parts: dict[str, list[Unit]] = defaultdict(list)
     for unit in units:
         parts[unit.device].append(unit)
-    return [Unit(device, part[0].start_ms, total(part)) for device, part in sorted(parts.items())]
+    return [_together(parts[device]) for device in sorted(parts)]
 
 
 def effect_of_one(units: Sequence[Unit]) -> Effect | None:
@@ -67,10 +69,10 @@ def effect_of_one(units: Sequence[Unit]) -> Effect | None:
     counts = total(units)
     n = sum(counts)
     if _by_device(units):
-        clusters = by_device(units)
-        variances = _variances([clusters])
+        clusters: Sequence[Unit] = by_device(units)
+        variances = _variances(clusters)
     else:
-        clusters = [unit for unit in units if unit.n]
+        clusters = units
         variances = _batched(clusters)
     if len(clusters) < FEWEST_UNITS:
         return None
@@ -79,29 +81,27 @@ def effect_of_one(units: Sequence[Unit]) -> Effect | None:
 
 
 def effect_of_two(new: Sequence[Unit], old: Sequence[Unit]) -> Effect | None:
-    """The design effect of the difference of two samples' shares.
+    """The design effect of the difference of two samples' shares; both of the same devices.
 
-    With devices as units both samples are of the same devices, and what is peculiar to a device
-    cancels. With windows as units the variances of the two samples add.
+    With devices as units, what is peculiar to a device is in both samples and cancels. With windows
+    as units the variances of the two samples add.
     """
-    one, two = total(new), total(old)
-    n, m = sum(one), sum(two)
     if _by_device(new):
-        samples = [by_device(new), by_device(old)]
-        clusters = min(map(len, samples))
-        variances = _variances(samples)
+        new, old = by_device(new), by_device(old)
+        variances = _paired_variances(new, old)
     else:
-        samples = [[unit for unit in arm if unit.n] for arm in (new, old)]
-        clusters = min(map(len, samples))
-        variances = [first + second for first, second in zip(*map(_batched, samples), strict=True)]
+        variances = [one + two for one, two in zip(_batched(new), _batched(old), strict=True)]
+    clusters = min(len(new), len(old))
     if clusters < FEWEST_UNITS:
         return None
+    one, two = total(new), total(old)
+    n, m = sum(one), sum(two)
     shares = [(first + second) / (n + m) for first, second in zip(one, two, strict=True)]
     return Effect(_mean_effect(variances, shares, 1.0 / n + 1.0 / m), clusters - 1.0)
 
 
 def _by_device(units: Sequence[Unit]) -> bool:
-    return len({unit.device for unit in units if unit.n}) >= DEVICES_AS_UNITS
+    return len({unit.device for unit in units}) >= DEVICES_AS_UNITS
 
 
 def _mean_effect(variances: Sequence[float], shares: Sequence[float], scale: float) -> float:
@@ -119,9 +119,9 @@ def _batched(units: Sequence[Unit]) -> list[float]:
     it (non-overlapping batch means). The largest over all lengths errs on the side of doubt.
     """
     ordered = sorted(units, key=lambda unit: (unit.device, unit.start_ms))
-    best = _variances([ordered])
+    best = _variances(ordered)
     while len(ordered := _joined(ordered)) >= FEWEST_BATCHES:
-        best = [max(one, two) for one, two in zip(best, _variances([ordered]), strict=True)]
+        best = [max(one, two) for one, two in zip(best, _variances(ordered), strict=True)]
     return best
 
 
@@ -130,46 +130,48 @@ def _joined(units: Sequence[Unit]) -> list[Unit]:
     pairs = [list(units[at : at + 2]) for at in range(0, len(units) - 1, 2)]
     if pairs and len(units) % 2:
         pairs[-1].append(units[-1])
-    return [Unit(part[0].device, part[0].start_ms, total(part)) for part in pairs]
+    return [_together(part) for part in pairs]
 
 
-def _variances(samples: Sequence[Sequence[Unit]]) -> list[float]:
-    """The variance, per cell, of the first sample's shares less the second's, if there is one.
+def _together(units: Sequence[Unit]) -> Unit:
+    return make_unit(units[0].device, units[0].start_ms, total(units))
 
-    Each unit's part in it is linearised, (cells - share * n) / N, and the parts of units with the
-    same place in both samples are taken together.
+
+def _variances(units: Sequence[Unit]) -> list[float]:
+    """The variance of each cell's share: that of a ratio of sums over units, linearised.
+
+    sum over units of (x - p n)^2, by N^2, times units / (units - 1); spelled out in sums of
+    products, which are exact integers.
     """
-    parts = [_parts(sample) for sample in samples]
-    if len(parts) == 2:
-        parts = [_subtract(parts[0], parts[1])]
-    units = len(parts[0])
-    if units < 2:
-        return [0.0] * len(next(iter(parts[0].values()), ()))
-    columns = zip(*parts[0].values(), strict=True)
-    return [units / (units - 1) * sum(value * value for value in column) for column in columns]
+    if len(units) < 2:
+        return [0.0] * (len(units[0].cells) if units else 0)
+    sizes = [unit.n for unit in units]
+    n, squares = sum(sizes), sum(map(mul, sizes, sizes))
+    correction = len(units) / (len(units) - 1) / n**2
+    variances = []
+    for column in zip(*(unit.cells for unit in units), strict=True):
+        p = sum(column) / n
+        spread = sum(map(mul, column, column)) - 2.0 * p * sum(map(mul, column, sizes))
+        variances.append(max(0.0, spread + p * p * squares) * correction)
+    return variances
 
 
-def _parts(units: Sequence[Unit]) -> dict[tuple[str, int], list[float]]:
+def _paired_variances(new: Sequence[Unit], old: Sequence[Unit]) -> list[float]:
+    """The variance of each cell's difference in share; unit by unit, both samples together."""
+    parts = [
+        [one - two for one, two in zip(first, second, strict=True)]
+        for first, second in zip(_parts(new), _parts(old), strict=True)
+    ]
+    correction = len(parts) / (len(parts) - 1)
+    columns = zip(*parts, strict=True)
+    return [correction * sum(value * value for value in column) for column in columns]
+
+
+def _parts(units: Sequence[Unit]) -> list[list[float]]:
+    """Each unit's part in the error of each share: (x - p n) / N."""
     counts = total(units)
     n = sum(counts)
     shares = [value / n for value in counts]
-    alone = len({unit.device for unit in units}) == len(units)
-    return {
-        (unit.device, 0 if alone else place): [
-            (value - share * unit.n) / n for value, share in zip(unit.cells, shares, strict=True)
-        ]
-        for place, unit in enumerate(units)
-    }
-
-
-def _subtract(
-    one: dict[tuple[str, int], list[float]], two: dict[tuple[str, int], list[float]]
-) -> dict[tuple[str, int], list[float]]:
-    zeros = [0.0] * len(next(iter(one.values())))
-    return {
-        key: [
-            first - second
-            for first, second in zip(one.get(key, zeros), two.get(key, zeros), strict=True)
-        ]
-        for key in sorted({*one, *two})
-    }
+    return [
+        [(x - p * unit.n) / n for x, p in zip(unit.cells, shares, strict=True)] for unit in units
+    ]

@@ -28,8 +28,10 @@ _REVERTS = {
 def why_rollout(rollout: Rollout) -> str:
     """Why the rollout is in its state."""
     sentences = [
-        f"Rollout {rollout.id} ({rollout.bundle} {rollout.version} to {rollout.group}) is "
-        f"{_plain(rollout.state)}."
+        (
+            f"Rollout {rollout.id} ({rollout.bundle} {rollout.version} to {rollout.group}) is "
+            f"{_plain(rollout.state)}."
+        )
     ]
     if rollout.reason:
         sentences.append(f"{_capital(rollout.reason)}.")
@@ -56,8 +58,10 @@ def why_device(rollout: Rollout, device: str) -> str:
             f"device {device!r} is not part of rollout {rollout.id}", code="no-such-update"
         )
     sentences = [
-        f"{device} is in stage {update.stage + 1} of {len(rollout.stages)} of rollout "
-        f"{rollout.id} ({rollout.bundle} {rollout.version}) and is {_plain(update.state)}."
+        (
+            f"{device} is in stage {update.stage + 1} of {len(rollout.stages)} of rollout "
+            f"{rollout.id} ({rollout.bundle} {rollout.version}) and is {_plain(update.state)}."
+        )
     ]
     if update.words or update.code:
         sentences.append(f"{_capital(update.words or update.code)}.")

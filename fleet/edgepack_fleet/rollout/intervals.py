@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 
+_MOST_STEPS = 400
+
 
 @dataclass(frozen=True, slots=True)
 class Proportion:
@@ -87,7 +89,10 @@ def student_quantile(alpha: float, freedom: float) -> float:
 
 @lru_cache(maxsize=65536)
 def beta_quantile(p: float, a: float, b: float) -> float:
-    """The x at which the beta distribution reaches ``p``, by bisection.
+    """The x at which the beta distribution reaches ``p``.
+
+    Newton's method on the logarithm of the distribution function, within a bracket that bisection
+    takes over where Newton leaves it.
 
     Raises:
         ValueError: ``p`` is not within 0 and 1, or a parameter not positive.
@@ -95,15 +100,24 @@ def beta_quantile(p: float, a: float, b: float) -> float:
     if not (0.0 < p < 1.0 and a > 0.0 and b > 0.0):
         raise ValueError(f"no beta quantile for p {p}, a {a}, b {b}")
     low, high = 0.0, 1.0
-    while high - low > 1e-12 * high:
-        middle = (low + high) / 2.0
-        if middle in (low, high):
-            break
-        if beta_cdf(middle, a, b) < p:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2.0
+    x = a / (a + b)
+    for _ in range(_MOST_STEPS):
+        reached = beta_cdf(x, a, b)
+        low, high = (x, high) if reached < p else (low, x)
+        ahead = _newton(x, reached, p, a, b)
+        after = ahead if low < ahead < high else (low + high) / 2.0
+        if abs(after - x) <= 1e-13 * after or after in (low, high):
+            return after
+        x = after
+    return x
+
+
+def _newton(x: float, reached: float, p: float, a: float, b: float) -> float:
+    """The next x, or one outside every bracket where the density vanishes."""
+    log_density = (a - 1.0) * math.log(x) + (b - 1.0) * math.log1p(-x) - _log_beta(a, b)
+    if reached <= 0.0 or not -600.0 < log_density < 600.0:
+        return -1.0
+    return x - reached * math.log(reached / p) / math.exp(log_density)
 
 
 def beta_cdf(x: float, a: float, b: float) -> float:

@@ -93,7 +93,8 @@ def _look_at_gates(journal: Journal, stage: Stage, evidence: Evidence) -> None:
         looked = StageChange(index=stage.index, gates=changed)
         if looking:
             looked = msgspec.structs.replace(looked, looked_ms=now_ms)
-        words = f"stage {stage.index + 1}: {_verdicts(changed)}"
+        decided = [result for result in changed if result.verdict in (Verdict.PASS, Verdict.FAIL)]
+        words = f"stage {stage.index + 1}: {_verdicts(decided) or 'nothing decided yet'}"
         journal.write_stage("gates-looked", words, looked)
     _act_on_failures(journal, stage, results)
 

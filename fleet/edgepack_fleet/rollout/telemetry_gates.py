@@ -29,12 +29,13 @@ def read_agreement(arms: Arms, spec: GateSpec, previous: str) -> Reading:
     units = arms.sample_pairs()
     agree, n = _hits(units)
     evidence: dict[str, float] = {"agree": agree, "pairs": n}
-    missing = _too_few(n, spec.minimum, "pairs")
-    effect = None if missing else effect_of_one(units)
-    if missing or effect is None:
-        return Reading(evidence, missing=missing or _too_few_units(len(units)))
+    words = f"agreement with {previous} is {percent(agree / n)} of {n} pairs" if n else "no pairs"
+    if n < spec.minimum:
+        return Reading(evidence, missing=f"{words} so far, {spec.minimum} are needed")
+    effect = effect_of_one(units)
+    if effect is None:
+        return Reading(evidence, missing=_too_few_units(len(units)))
     share = Proportion(agree, n, effect.size, effect.freedom)
-    words = f"agreement with {previous} is {percent(share.share)} of {n} pairs"
 
     def test(level: float) -> Finding:
         return _agreement(share, spec, words, level)
@@ -111,9 +112,11 @@ def _inputs_changed(arms: Arms, minimum: int, level: float) -> bool:
 
     Its answers now come from the reverse shadow; without them nothing is claimed.
     """
-    now = arms.sample_new(lambda block: block.previous_classes)
-    devices = {unit.device for unit in now}
-    before = [unit for unit in arms.sample_both(_classes)[1] if unit.device in devices]
+    told = arms.sample_new(lambda block: block.previous_classes)
+    past = arms.sample_both(_classes)[1]
+    both = {unit.device for unit in told} & {unit.device for unit in past}
+    now = [unit for unit in told if unit.device in both]
+    before = [unit for unit in past if unit.device in both]
     if min(_size(now), _size(before)) < minimum:
         return False
     if len({len(unit.cells) for unit in (*now, *before)}) > 1:
