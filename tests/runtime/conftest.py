@@ -138,9 +138,9 @@ def reference_of(rows: np.ndarray, answers: dict[str, np.ndarray]) -> Reference:
     return Reference(rows=len(rows), ordered=False, inputs=features, outputs=outputs)
 
 
-@pytest.fixture
-def make_variant(tmp_path: Path) -> VariantFactory:
-    """``make_variant("folder", seed=1, version="1.1.0", ...)`` writes a variant, returns its path.
+@pytest.fixture(scope="session")
+def make_variant(tmp_path_factory: pytest.TempPathFactory) -> VariantFactory:
+    """``make_variant("v", seed=1, version="1.1.0", ...)`` writes a variant, returns its new folder.
 
     ``seed`` and ``bias`` make the model, ``reference=False`` leaves out the reference, every other
     keyword replaces a field of the description.
@@ -149,8 +149,7 @@ def make_variant(tmp_path: Path) -> VariantFactory:
     def build(
         folder: str, *, seed: int = 1, bias: float = 0.0, reference: bool = True, **changes: Any
     ) -> Path:
-        path = tmp_path / folder
-        path.mkdir()
+        path = tmp_path_factory.mktemp(folder)
         batch = changes.get("batch", "batch")
         (path / "model.onnx").write_bytes(graph_bytes(seed=seed, bias=bias, batch=batch))
         rng = np.random.default_rng(7)
