@@ -188,6 +188,8 @@ class FleetLink:
     def _message_callback(
         self, _client: mqtt.Client, _userdata: object, message: mqtt.MQTTMessage
     ) -> None:
+        if message.topic == fleet_state_topic(self._tenant):
+            return  # our own words: the filter for devices' states matches them too
         # An exception on paho's thread ends the thread silently and with it the link.
         try:
             self._on_message(message.topic, bytes(message.payload))

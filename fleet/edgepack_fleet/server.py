@@ -116,7 +116,8 @@ def _make_server(service: FleetService, on_ready: Callable[[], None]) -> _Server
         config=service.config,
         database=service.database,
         bundles=service.bundles,
-        writer=lambda: service.writer,
+        writer=service.writer,
+        wake=service.wake,
         now_ms=service.now_ms,
         # a stream that never ends would hold up the shutdown that begins with the signal
         is_stopping=lambda: server.should_exit or service.is_stopping(),
