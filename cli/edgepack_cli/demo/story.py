@@ -167,13 +167,16 @@ class Story:
         )
         self.say(f"answers by version, clients:   {_counts(checked.clients)}")
         self.say(f"answers by version, telemetry: {_counts(checked.telemetry)}")
-        pulled = self.world.api.get("/stats")["pulled_bytes"]
-        self.say(traffic_text(listener.totals(), pulled))
+        self.say(traffic_text(listener.totals()))
         return self._untrue(served, checked)
 
     def _settled_cross_check(self) -> CrossCheck:
+        bundles = self.world.api.get("/bundles")["items"]
+        versions = {one["digest"]: one["version"] for one in bundles}
+
         def compare() -> CrossCheck:
-            return cross_check(self.world.clients, self.world.api.get("/stats")["items"])
+            stats = self.world.api.get("/stats")["items"]
+            return cross_check(self.world.clients, stats, versions)
 
         deadline = time.monotonic() + SETTLE_SECONDS
         while not (checked := compare()).equal and time.monotonic() < deadline:

@@ -82,12 +82,17 @@ def accuracy_by_phase(clients: Sequence[DeviceClient], phases: Sequence[Phase]) 
     return table(("WHEN", "VERSION", "ANSWERS", "RIGHT"), rows)
 
 
-def cross_check(clients: Iterable[DeviceClient], stats: Sequence[Mapping[str, Any]]) -> CrossCheck:
+def cross_check(
+    clients: Iterable[DeviceClient],
+    stats: Sequence[Mapping[str, Any]],
+    versions: Mapping[str, str],
+) -> CrossCheck:
     """Compare the clients' counts with the fleet's totals, by version.
 
     Args:
         clients: The demo's clients.
-        stats: Entries of ``/stats``: totals of one device and bundle, with ``version`` and ``n``.
+        stats: Entries of ``/stats``: totals of one device and bundle.
+        versions: Of the bundles, by digest.
     """
     own = Counter(
         answer.version
@@ -97,7 +102,7 @@ def cross_check(clients: Iterable[DeviceClient], stats: Sequence[Mapping[str, An
     )
     told: Counter[str] = Counter()
     for entry in stats:
-        told[entry["version"]] += entry["n"]
+        told[versions.get(entry["digest"], "unknown")] += entry["n"]
     return CrossCheck(dict(sorted(own.items())), {k: n for k, n in sorted(told.items()) if n})
 
 
@@ -113,10 +118,10 @@ def stage_times(rollouts: Sequence[Mapping[str, Any]]) -> str:
     return table(("VERSION", "STAGE", "DEVICES ADDED", "STATE", "TOOK"), rows)
 
 
-def traffic_text(messages: Mapping[str, int], bundles: int) -> str:
-    """How many bytes went over MQTT, by direction, and as bundles."""
+def traffic_text(messages: Mapping[str, int]) -> str:
+    """How many bytes went over MQTT, by direction."""
     parts = [f"{bytes_text(size)} {name}" for name, size in messages.items()]
-    return f"MQTT payloads: {', '.join(parts)}; bundles pulled by devices: {bytes_text(bundles)}"
+    return f"MQTT payloads: {', '.join(parts)}"
 
 
 def _blame(answer: Answer, child: Child) -> Outcome:
