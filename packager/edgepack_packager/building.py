@@ -246,6 +246,12 @@ def _warnings(
     recipe: Recipe, subject: Subject, bench: Bench, outcomes: Sequence[Outcome]
 ) -> tuple[str, ...]:
     found = [*subject.warnings, *bench.warnings]
+    foreign = [outcome.target.name for outcome in outcomes if not outcome.measured_here]
+    if foreign:
+        found.append(
+            f"{', '.join(foreign)}: latency and memory are not measured, this machine is not one "
+            "of them; devices check golden rows and budgets before they serve"
+        )
     found += [
         f"{outcome.target.name}: {text}" for outcome in outcomes for text in outcome.choice.warnings
     ]

@@ -80,7 +80,7 @@ def choose(
     best = min(allowed, key=lambda item: _rank(item, allowed, optimize, preference))
     for item in allowed:
         if item is not best:
-            reasons[item.name] = f"inside all gates; {best.name} is better for {optimize}"
+            reasons[item.name] = f"inside all gates; {_why(best, item, optimize)}"
     reasons[best.name] = _praise(best, fp32, optimize)
     return Choice(chosen=best.name, reasons=reasons, warnings=_warnings(best, candidates))
 
@@ -138,8 +138,16 @@ def _rank(
     return (item.latency_s or 0.0) if slower else 0.0, float(item.size_bytes)
 
 
+def _why(best: Candidate, item: Candidate, optimize: Optimize) -> str:
+    if optimize == "latency" and None in {best.latency_s, item.latency_s}:
+        return f"nothing was timed here, and the target prefers {best.precision}"
+    return f"{best.name} is better for {optimize}"
+
+
 def _praise(best: Candidate, fp32: Candidate | None, optimize: Optimize) -> str:
     if best is fp32:
+        if optimize == "latency" and best.latency_s is None:
+            return "chosen: nothing was timed here, and the target prefers fp32"
         return f"chosen: best for {optimize} of those inside all gates"
     if fp32 is None:
         return f"chosen: best for {optimize}; fp32 is outside the budgets"
