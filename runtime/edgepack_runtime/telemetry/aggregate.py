@@ -108,10 +108,12 @@ class SlotAggregator:
         """
         self._latency.add(seconds)
         self._n += 1
-        if seconds > self._budget:
-            self._over_budget += 1
         first = inputs.get(self._rows_of)
-        self._rows += len(first) if first is not None and first.ndim else 1
+        rows = len(first) if first is not None and first.ndim else 1
+        self._rows += rows
+        # the budget is for one row
+        if seconds > self._budget * max(rows, 1):
+            self._over_budget += 1
         self._sampled += self._input_rows.put(inputs)
         self._output_rows.put(outputs)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgepack_contract.drift import FeatureDrift, judge
 from edgepack_contract.reference import FeatureReference
 from edgepack_contract.statistics import Tally
-from edgepack_contract.window import DriftVerdict, worst_verdict
+from edgepack_contract.window import DRIFT_VERDICTS, DriftVerdict, worst_verdict
 
 Integers = NDArray[np.int64]
 
@@ -81,13 +81,15 @@ class DriftEvidence:
     def _feature(
         self, place: int, feature: FeatureReference, alpha: float
     ) -> tuple[str, FeatureDrift] | None:
-        judged: tuple[str, FeatureDrift] | None = None
+        judged: list[tuple[str, FeatureDrift]] = []
         for closed in self.closed:
             counts = closed.counts[place, : feature.columns].tolist()
-            judged = (closed.span, judge(feature, counts, int(closed.null[place]), alpha=alpha))
-            if judged[1].verdict != "no-data":
+            found = judge(feature, counts, int(closed.null[place]), alpha=alpha)
+            judged.append((closed.span, found))
+            if found.n_min is not None and found.n >= found.n_min:
                 break
-        return judged
+        # a column never seen counts on any span, and must not hide what a longer one tells
+        return max(judged, key=lambda item: DRIFT_VERDICTS.index(item[1].verdict), default=None)
 
 
 class _Span:
