@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgepack_contract.instructions import Obeyed
-from edgepack_contract.messages import EventKind, Ref, SlotDesired, SlotReported
+from edgepack_contract.messages import EventKind, Probation, Ref, SlotDesired, SlotReported
 from edgepack_contract.states import Phase
 from edgepack_runtime.activation.effects import EffectRunner, Surroundings
 from edgepack_runtime.activation.events import (
@@ -67,7 +67,10 @@ class SlotAgent:
         self._inbox = Inbox()
         self._wait = self._timing.wait or self._inbox.wait
         around = Surroundings(
-            waiting=lambda: self._inbox.waiting, wait=self._wait, status=self.status
+            waiting=lambda: self._inbox.waiting,
+            wait=self._wait,
+            state=lambda: self._state,
+            status=self.status,
         )
         self._runner = EffectRunner(parts, self._timing, around)
         self._outcomes: deque[Outcome] = deque()
@@ -143,11 +146,14 @@ class SlotAgent:
             )
         )
 
-    def install_local(self, path: Path, *, retry_blocked: bool = False) -> Installed:
+    def install_local(
+        self, path: Path, *, probation: Probation | None = None, retry_blocked: bool = False
+    ) -> Installed:
         """Install a bundle file of this machine, without the fleet.
 
         Args:
             path: The file; it must stay until the install is over.
+            probation: How long to watch it.
             retry_blocked: Try it even if it misbehaved here before.
 
         Raises:
@@ -158,7 +164,8 @@ class SlotAgent:
         self._runner.local[bundle.digest] = str(path.absolute())
         released = (bundle.digest,) if retry_blocked else ()
         ref = Ref(name=bundle.name, digest=bundle.digest, sources=[])
-        self._inbox.put(Wished(ref, retry_blocked=released))
+        watched = probation or Probation()
+        self._inbox.put(Wished(ref, probation=watched, retry_blocked=released))
         return bundle
 
     def status(self) -> SlotReported:
@@ -188,7 +195,7 @@ class SlotAgent:
             self.begin()
             while not self._inbox.stopping:
                 self.turn()
-            self._advance(Stopped())
+            self.finish()
         except Exception:
             # The outer boundary of the slot's thread. What is served goes on being served; the
             # daemon sees that the thread is gone and starts anew, which resumes from the journal.
@@ -201,6 +208,10 @@ class SlotAgent:
         self._advance(Started(self._boot_id))
         if crashed:
             self._tell_crash(before)
+
+    def finish(self) -> None:
+        """Write down that the process ends on purpose."""
+        self._advance(Stopped())
 
     def turn(self) -> None:
         """Attend to one thing: a wish, an outcome, or the clock."""
@@ -229,7 +240,7 @@ class SlotAgent:
             instead = _unwritten(event, taken.state, error)
             if instead is None:
                 logger.exception("step not written event=step-not-written slot=%s", self.slot)
-                self._runner.perform(Report(), self._state)
+                self._runner.perform(Report())
                 return
             if instead is event or isinstance(event, Started):
                 self._state = taken.state
@@ -247,7 +258,7 @@ class SlotAgent:
         if self._state.phase != Phase.PROBATION:
             self._runner.watch = None
         for effect in effects:
-            outcome = self._runner.perform(effect, self._state)
+            outcome = self._runner.perform(effect)
             if isinstance(outcome, _AT_ONCE):
                 self._advance(outcome)
             elif outcome:
@@ -258,7 +269,7 @@ class SlotAgent:
         words = f"the daemon ended without notice while this slot was {before.phase}"
         digest = last.digest if last else None
         crash = Announce(self._state.install, EventKind.CRASH, digest, "crash", words)
-        self._runner.perform(crash, self._state)
+        self._runner.perform(crash)
 
 
 def _unwritten(event: Event, after: SlotState, error: DeviceError) -> Event | None:

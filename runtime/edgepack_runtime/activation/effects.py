@@ -59,11 +59,12 @@ class Surroundings:
     """What the slot's thread lends to an effect.
 
     ``waiting`` says whether something newer has come, ``wait`` waits for that at most some seconds
-    and says the same, ``status`` is how the slot is now.
+    and says the same. ``state`` and ``status`` are how the slot is now, inside and to the outside.
     """
 
     waiting: Callable[[], bool]
     wait: Callable[[float], bool]
+    state: Callable[[], SlotState]
     status: Callable[[], SlotReported]
 
 
@@ -88,17 +89,17 @@ class EffectRunner:
         self.shadow_ends: float | None = None
         self.local: dict[str, str] = {}
 
-    def perform(self, effect: Effect, state: SlotState) -> Outcome | None:
+    def perform(self, effect: Effect) -> Outcome | None:
         """Do what an effect asks; what came of it, if anything can come of it."""
         try:
-            return self._perform(effect, state)
+            return self._perform(effect)
         except Exception as error:
             # The outer boundary of the slot's thread: whatever a part of the daemon or a library
             # does wrong ends this effect, never the thread that keeps a model serving.
             logger.exception("effect failed event=effect-failed effect=%s", type(effect).__name__)
             return _mishap(effect, error)
 
-    def _perform(self, effect: Effect, state: SlotState) -> Outcome | None:
+    def _perform(self, effect: Effect) -> Outcome | None:
         match effect:
             case Download():
                 return self._download(effect)
@@ -113,10 +114,10 @@ class EffectRunner:
             case Recall():
                 return Recalled(effect.install)
             case Unserve() | Watch() | Collect() | Report():
-                self._do(effect, state)
+                self._do(effect)
                 return None
 
-    def _do(self, effect: Unserve | Watch | Collect | Report, state: SlotState) -> None:
+    def _do(self, effect: Unserve | Watch | Collect | Report) -> None:
         """The effects that nothing can come of."""
         match effect:
             case Unserve():
@@ -126,7 +127,7 @@ class EffectRunner:
             case Watch():
                 self.watch = self._begin_watch(effect)
             case Collect():
-                self._collect(state)
+                self._collect()
             case Report():
                 self._host.report(self._around.status())
 
@@ -162,7 +163,7 @@ class EffectRunner:
         due = share >= self.progress + _PROGRESS_STEP
         if due:
             self.progress = share
-            self._host.report(self._around.status())
+            self.perform(Report())
 
     def _verify(self, effect: Verify) -> Outcome:
         try:
@@ -199,11 +200,21 @@ class EffectRunner:
     def look(self) -> Outcome | None:
         """Attend to what runs by the clock: the probation, and the end of the reverse shadow."""
         now = self._timing.clock()
-        if self.shadow_ends is not None and now >= self.shadow_ends:
-            self.shadow_ends = None
-            self._host.end_shadow()
-        outcome = self.watch.tick(now) if self.watch else None
-        if self.watch and outcome:
+        try:
+            if self.shadow_ends is not None and now >= self.shadow_ends:
+                self.shadow_ends = None
+                self._host.end_shadow()
+            return self._take_pulse(now)
+        except Exception as error:
+            # As in perform: the thread goes on. A probation that cannot be watched has not passed.
+            logger.exception("watching failed event=watch-failed")
+            return self.watch.lost(error) if self.watch else None
+
+    def _take_pulse(self, now: float) -> Outcome | None:
+        if self.watch is None:
+            return None
+        outcome = self.watch.tick(now)
+        if outcome:
             self._evidence = self.watch.evidence()
         return outcome
 
@@ -223,8 +234,8 @@ class EffectRunner:
             now=self._timing.clock(),
         )
 
-    def _collect(self, state: SlotState) -> None:
-        for digest in self._store.collect(state.keep):
+    def _collect(self) -> None:
+        for digest in self._store.collect(self._around.state().keep):
             self._proven.discard(digest)
             self.local.pop(digest, None)
 

@@ -159,7 +159,8 @@ def _identical(counters: Counters) -> Tripped | None:
 
 
 def _latency(watching: Watching) -> Tripped | None:
-    n, slow = watching.judged, watching.over_budget
+    # the two are counted one after the other, so a look in between may find one more
+    n, slow = watching.judged, min(watching.over_budget, watching.judged)
     if n < MIN_LATENCY_REQUESTS or share_lower_bound(slow, n) <= MAX_OVER_BUDGET_SHARE:
         return None
     return Tripped(

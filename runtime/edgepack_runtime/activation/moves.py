@@ -143,7 +143,7 @@ def ended(state: SlotState, phase: Phase, code: str, words: str) -> SlotState:
 def ending(state: SlotState) -> tuple[Effect, ...]:
     """What is due in a resting phase, at its beginning and again after a restart."""
     effects: list[Effect] = [Report()]
-    if not state.announced:
+    if not state.announced and state.phase in _KINDS:
         effects.append(_announce(state))
     effects.append(Collect())
     if state.pending:

@@ -71,6 +71,11 @@ class ProbationWatch:
             case Tripped():
                 return ProbationTripped(self._install, judgement.code, judgement.words)
 
+    def lost(self, error: Exception) -> Outcome:
+        """The outcome when the model cannot be watched any more."""
+        words = f"it cannot be watched: {type(error).__name__}: {error}"
+        return ProbationTripped(self._install, "internal", words)
+
     def evidence(self) -> dict[str, Any]:
         """The figures behind the judgement."""
         last = self._watching.last

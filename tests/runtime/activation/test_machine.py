@@ -1,0 +1,359 @@
+"""The table of an install: every pair of phase and event is listed here, by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import get_args
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from edgepack_contract.instructions import Obeyed
+from edgepack_contract.messages import Probation, Ref
+from edgepack_contract.states import Phase
+from edgepack_runtime.activation import events as ev
+from edgepack_runtime.activation.machine import TABLE, step
+from edgepack_runtime.activation.moves import Step, UnexpectedEventError
+from edgepack_runtime.activation.state import (
+    MAX_BLOCKED,
+    PREPARING,
+    RESTING,
+    TRIAL,
+    Installed,
+    SlotState,
+    Wish,
+    block,
+    short_ref,
+    short_words,
+)
+
+
+def digest(letter: str) -> str:
+    return f"sha256:{letter * 64}"
+
+
+def made(letter: str, security_version: int = 1) -> Installed:
+    return Installed(
+        digest=digest(letter), name="digits", version=f"1.0.{ord(letter)}",
+        security_version=security_version,
+    )  # fmt: skip
+
+
+def ref(letter: str, *sources: str) -> Ref:
+    return Ref(name="digits", digest=digest(letter), sources=list(sources))
+
+
+def wished(letter: str, generation: int = 9, **more) -> ev.Wished:
+    return ev.Wished(ref(letter), obeyed=Obeyed(epoch=1, generation=generation), **more)
+
+
+GOOD, OLD, NEW = made("a"), made("b"), made("c")
+HERE = "boot-1"
+
+STATES = {
+    Phase.IDLE: SlotState(),
+    Phase.DOWNLOADING: SlotState(),
+    Phase.VERIFIED: SlotState(trial=NEW),
+    Phase.PROBING: SlotState(trial=NEW),
+    Phase.ACTIVATING: SlotState(trial=NEW, attempts=1),
+    Phase.PROBATION: SlotState(trial=NEW, attempts=1),
+    Phase.SUCCEEDED: SlotState(),
+    Phase.FAILED: SlotState(),
+    Phase.FELL_BACK: SlotState(),
+    Phase.REJECTED: SlotState(),
+    Phase.SAFE_MODE: SlotState(),
+}
+
+
+def state(phase: Phase, **changes) -> SlotState:
+    base = {
+        "phase": phase, "active": GOOD, "previous": OLD, "wanted": Wish(ref=ref("c")),
+        "install": 5, "boot_id": HERE, "clean": False, "obeyed": Obeyed(epoch=1, generation=5),
+    }  # fmt: skip
+    return replace(STATES[phase], **{**base, **changes})
+
+
+EVENTS = {
+    ev.Started: ev.Started(HERE),
+    ev.Stopped: ev.Stopped(),
+    ev.Wished: wished("d"),
+    ev.Downloaded: ev.Downloaded(5, NEW),
+    ev.Interrupted: ev.Interrupted(5),
+    ev.Verified: ev.Verified(5),
+    ev.Probed: ev.Probed(5),
+    ev.ProbeFailed: ev.ProbeFailed(5, "golden-mismatch", "w"),
+    ev.Refused: ev.Refused(5, "untrusted-bundle", "w"),
+    ev.Failed: ev.Failed(5, "disk-full", "w"),
+    ev.Loaded: ev.Loaded(5, GOOD.digest),
+    ev.LoadFailed: ev.LoadFailed(5, GOOD.digest, "load-failed", "w"),
+    ev.ProbationPassed: ev.ProbationPassed(5, exercised=True),
+    ev.ProbationTripped: ev.ProbationTripped(5, "errors", "w"),
+    ev.Announced: ev.Announced(5),
+    ev.Recalled: ev.Recalled(5),
+}
+
+# One letter a phase, in the order of Phase: where the event leads, or "-" where it is a bug.
+# I idle, D downloading, V verified, P probing, A activating, T probation (trial), S succeeded,
+# F failed, B fell back, R rejected, M safe mode
+EXPECTED = {
+    #                       I D V P A T S F B R M
+    ev.Started:            "I D D D A A S F B R M",
+    ev.Stopped:            "I D V P A T S F B R M",
+    ev.Wished:             "D D D D A T D D D D D",
+    ev.Downloaded:         "- V - - - - - - - - -",
+    ev.Interrupted:        "- D - - - - - - - - -",
+    ev.Verified:           "- - P - - - - - - - -",
+    ev.Probed:             "- - - A - - - - - - -",
+    ev.ProbeFailed:        "- - - F - - - - - - -",
+    ev.Refused:            "- R R R - - - - - - -",
+    ev.Failed:             "- F F F - - - - - - -",
+    ev.Loaded:             "I D V P A T S F B R M",
+    ev.LoadFailed:         "I D V P A T S F B R M",
+    ev.ProbationPassed:    "- - - - - S - - - - -",
+    ev.ProbationTripped:   "- - - - - B - - - - -",
+    ev.Announced:          "I - - - - - S F B R M",
+    ev.Recalled:           "I - - - - - S F B R M",
+}  # fmt: skip
+LETTERS = dict(zip("IDVPATSFBRM", Phase, strict=True))
+ROWS = [
+    (phase, kind, None if letter == "-" else LETTERS[letter])
+    for kind, row in EXPECTED.items()
+    for phase, letter in zip(Phase, row.split(), strict=True)
+]
+
+
+def test_the_table_of_this_test_is_complete():
+    assert set(EXPECTED) == set(EVENTS) == set(get_args(ev.Event))
+    assert set(Phase) == PREPARING | RESTING | TRIAL
+    assert {pair for pair in TABLE} == {(p, kind) for p, kind, there in ROWS if there}
+
+
+@pytest.mark.parametrize(("phase", "kind", "there"), ROWS)
+def test_every_pair(phase, kind, there):
+    before = state(phase)
+    if there is None:
+        with pytest.raises(UnexpectedEventError, match=kind.__name__):
+            step(before, EVENTS[kind])
+        return
+    taken = step(before, EVENTS[kind])
+    assert taken.state.phase == there
+    # pure: the same again gives the same, and the state passed in is untouched
+    assert step(before, EVENTS[kind]) == taken
+    assert before == state(phase)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in EVENTS if issubclass(kind, ev.InstallEvent)])
+@pytest.mark.parametrize("phase", Phase)
+def test_what_belongs_to_an_earlier_install_is_ignored(phase, kind):
+    stale = dataclasses.replace(EVENTS[kind], install=4)
+    assert step(state(phase), stale) == Step(state(phase))
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_a_start_serves_the_good_model_first_and_is_repeatable(phase):
+    once = step(state(phase, announced=False), ev.Started(HERE))
+    assert once.effects[0] == ev.Serve(once.state.install, GOOD.digest, keep_previous=False)
+    loaded = step(once.state, ev.Loaded(once.state.install, GOOD.digest)).state
+    again = step(replace(loaded, clean=True), ev.Started(HERE))
+    assert [type(e) for e in again.effects] == [type(e) for e in once.effects]
+    assert again.state.phase == once.state.phase
+
+
+def test_effects_of_the_way_to_success():
+    def kinds(taken):
+        return [type(effect).__name__ for effect in taken.effects]
+
+    taken = step(state(Phase.SUCCEEDED), wished("c"))
+    assert kinds(taken) == ["Report", "Download"]
+    number = taken.state.install
+    assert number == 6
+    taken = step(taken.state, ev.Downloaded(number, NEW))
+    assert kinds(taken) == ["Report", "Verify"]
+    taken = step(taken.state, ev.Verified(number))
+    assert kinds(taken) == ["Report", "Probe"]
+    taken = step(taken.state, ev.Probed(number))
+    assert taken.effects[1] == ev.Serve(number, NEW.digest, keep_previous=True)
+    assert taken.state.attempts == 1
+    taken = step(taken.state, ev.Loaded(number, NEW.digest))
+    assert taken.effects[1] == ev.Watch(number, NEW.digest, Probation())
+    assert (taken.state.active, taken.state.previous) == (GOOD, OLD)
+    taken = step(taken.state, ev.ProbationPassed(number, exercised=True))
+    assert kinds(taken) == ["Report", "Announce", "Collect"]
+    assert (taken.state.active, taken.state.previous, taken.state.trial) == (NEW, GOOD, None)
+    assert not taken.state.announced
+
+
+def test_a_fallback_serves_before_it_says_so():
+    taken = step(state(Phase.PROBATION), ev.ProbationTripped(5, "errors", "many"))
+    assert [type(effect).__name__ for effect in taken.effects] == [
+        "Serve", "Report", "Announce", "Collect",
+    ]  # fmt: skip
+    assert taken.effects[0] == ev.Serve(5, GOOD.digest, keep_previous=False)
+    assert (taken.state.code, taken.state.words) == ("errors", "many")
+    assert taken.state.blocked == (NEW.digest,)
+    assert taken.state.active == GOOD
+
+
+def test_a_trial_without_a_good_model_ends_in_safe_mode():
+    before = state(Phase.PROBATION, active=None, previous=None)
+    taken = step(before, ev.ProbationTripped(5, "errors", "w"))
+    assert taken.state.phase == Phase.SAFE_MODE
+    assert taken.effects[0] == ev.Unserve()
+
+
+def test_three_loads_and_no_fourth():
+    now = state(Phase.ACTIVATING)
+    seen = []
+    for _ in range(3):
+        taken = step(now, ev.LoadFailed(5, NEW.digest, "load-failed", "w"))
+        now = taken.state
+        seen.append((now.phase, now.attempts))
+    assert seen == [(Phase.ACTIVATING, 2), (Phase.ACTIVATING, 3), (Phase.FELL_BACK, 0)]
+
+
+def test_a_final_failure_is_not_tried_again():
+    taken = step(state(Phase.ACTIVATING), ev.LoadFailed(5, NEW.digest, "revoked", "w", final=True))
+    assert taken.state.phase == Phase.FELL_BACK
+
+
+def test_the_attempt_is_in_the_state_that_orders_the_load():
+    taken = step(state(Phase.PROBATION, attempts=1), ev.Started(HERE))
+    assert taken.state.attempts == 2
+    assert ev.Serve(5, NEW.digest, keep_previous=True) in taken.effects
+
+
+@pytest.mark.parametrize(
+    ("clean", "boot", "cuts", "attempts"),
+    [(False, HERE, 0, 2), (True, HERE, 0, 1), (False, "boot-2", 0, 1), (False, "boot-2", 4, 2)],
+)
+def test_which_restarts_count(clean, boot, cuts, attempts):
+    before = state(Phase.PROBATION, clean=clean, power_cuts=cuts)
+    assert step(before, ev.Started(boot)).state.attempts == attempts
+
+
+def test_a_bad_start_of_the_good_model_counts_until_it_is_warm():
+    now = state(Phase.SUCCEEDED)
+    for starts in (1, 2, 3):
+        now = step(now, ev.Started(HERE)).state
+        assert now.starts == starts
+    assert step(now, ev.Loaded(5, GOOD.digest)).state.starts == 0
+    fallen = step(now, ev.Started(HERE))
+    assert (fallen.state.phase, fallen.state.active) == (Phase.FELL_BACK, OLD)
+    assert fallen.effects[0] == ev.Serve(5, OLD.digest, keep_previous=False)
+
+
+def test_a_good_model_lost_during_a_download_gives_way_without_ending_it():
+    lost = ev.LoadFailed(5, GOOD.digest, "rotten", "w", final=True)
+    taken = step(state(Phase.DOWNLOADING), lost)
+    assert (taken.state.phase, taken.state.active) == (Phase.DOWNLOADING, OLD)
+    assert taken.state.blocked == (GOOD.digest,)
+
+
+def test_with_no_model_left_it_is_safe_mode():
+    lost = ev.LoadFailed(5, GOOD.digest, "rotten", "w", final=True)
+    taken = step(state(Phase.SUCCEEDED, previous=None), lost)
+    assert (taken.state.phase, taken.state.active) == (Phase.SAFE_MODE, None)
+    assert taken.effects[0] == ev.Unserve()
+
+
+def test_a_crash_while_checking_counts_and_the_third_ends_the_install():
+    now = state(Phase.PROBING)
+    for _ in range(2):
+        now = replace(step(now, ev.Started(HERE)).state, phase=Phase.PROBING, trial=NEW, starts=0)
+    taken = step(now, ev.Started(HERE))
+    assert (taken.state.phase, taken.state.code) == (Phase.FAILED, "crash-loop")
+
+
+def test_only_a_newer_generation_is_acted_upon():
+    rest = state(Phase.FAILED)
+    repeated = step(rest, wished("c", generation=5))
+    assert (repeated.state.phase, repeated.effects) == (Phase.FAILED, (ev.Report(),))
+    assert step(rest, wished("c", generation=6)).state.phase == Phase.DOWNLOADING
+    assert step(rest, ev.Wished(ref("c"))).state.phase == Phase.DOWNLOADING
+
+
+def test_a_repeated_document_releases_nothing():
+    rest = state(Phase.FELL_BACK, blocked=(NEW.digest,))
+    again = wished("c", generation=5, retry_blocked=(NEW.digest,))
+    assert step(rest, again).state.blocked == (NEW.digest,)
+    fresh = wished("c", generation=6, retry_blocked=(NEW.digest,))
+    assert step(rest, fresh).state.phase == Phase.DOWNLOADING
+
+
+def test_a_blocked_bundle_keeps_saying_how_it_failed():
+    rest = state(Phase.FELL_BACK, blocked=(NEW.digest,), code="errors")
+    taken = step(rest, wished("c", generation=6))
+    assert (taken.state.phase, taken.state.code) == (Phase.FELL_BACK, "errors")
+    other = state(Phase.SUCCEEDED, wanted=Wish(ref=ref("a")), blocked=(NEW.digest,))
+    taken = step(other, wished("c", generation=6))
+    assert (taken.state.phase, taken.state.code) == (Phase.REJECTED, "blocked")
+
+
+def test_a_wish_in_a_trial_waits_and_the_newest_one_wins():
+    now = step(state(Phase.PROBATION), wished("d", 6)).state
+    now = step(now, wished("e", 7)).state
+    assert now.pending and now.pending.ref.digest == digest("e")
+    ended = step(now, ev.ProbationPassed(5, exercised=True))
+    assert ended.effects[-1] == ev.Recall(5)
+    begun = step(ended.state, ev.Recalled(5)).state
+    assert (begun.phase, begun.wanted_digest, begun.pending) == (
+        Phase.DOWNLOADING, digest("e"), None,
+    )  # fmt: skip
+
+
+def test_the_trial_wished_again_forgets_what_was_waiting():
+    now = step(state(Phase.PROBATION), wished("d", 6)).state
+    now = step(now, wished("c", 7)).state
+    assert now.pending is None
+    assert now.phase == Phase.PROBATION
+
+
+def test_the_good_model_wished_in_a_trial_returns_at_once():
+    taken = step(state(Phase.PROBATION), wished("a"))
+    assert (taken.state.phase, taken.state.trial) == (Phase.SUCCEEDED, None)
+    assert taken.effects[0] == ev.Serve(6, GOOD.digest, keep_previous=False)
+
+
+def test_the_floor():
+    low = made("c", security_version=3)
+    now = state(Phase.DOWNLOADING, floor=4)
+    refused = step(now, ev.Downloaded(5, low)).state
+    assert (refused.phase, refused.code) == (Phase.REJECTED, "below-floor")
+    assert step(replace(now, previous=low), ev.Downloaded(5, low)).state.phase == Phase.VERIFIED
+    high = state(Phase.PROBATION, floor=4, trial=made("c", security_version=7))
+    assert step(high, ev.ProbationPassed(5, exercised=True)).state.floor == 7
+    assert step(high, ev.ProbationTripped(5, "errors", "w")).state.floor == 4
+
+
+def test_a_trial_that_is_the_previous_one_and_trips_is_no_previous_any_more():
+    before = state(Phase.PROBATION, previous=NEW)
+    assert step(before, ev.ProbationTripped(5, "errors", "w")).state.previous is None
+
+
+def test_what_must_stay_in_the_store():
+    assert state(Phase.DOWNLOADING).keep == {GOOD.digest, OLD.digest, NEW.digest}
+    assert state(Phase.PROBATION).keep == {GOOD.digest, OLD.digest, NEW.digest}
+    assert state(Phase.FAILED).keep == {GOOD.digest, OLD.digest}
+
+
+def test_at_most_so_many_are_blocked_and_the_oldest_is_forgotten():
+    blocked: tuple[str, ...] = ()
+    for number in range(MAX_BLOCKED + 2):
+        blocked = block(blocked, f"sha256:{number:064x}")
+    assert len(blocked) == MAX_BLOCKED
+    assert blocked[0] == f"sha256:{2:064x}"
+    assert block(blocked, blocked[0])[-1] == blocked[0]
+
+
+def test_what_is_written_down_is_short():
+    long = ref("a", "https://h/" + "x" * 300, "https://a/r", "https://b/r", "https://c/r")
+    assert short_ref(long).sources == ["https://a/r", "https://b/r"]
+    assert short_words("\u00e9\n" * 500).startswith("? ? ?")
+    assert len(short_words("a" * 999)) == 200
+
+
+def test_a_state_survives_being_written():
+    for phase in Phase:
+        now = state(phase, pending=Wish(ref=ref("e", "https://h/r")))
+        assert msgspec.json.decode(msgspec.json.encode(now), type=SlotState) == now
