@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import mul
+from operator import add, mul
 
 DEVICES_AS_UNITS = 5
 """From so many devices on, the device is the unit; with fewer there is no telling a device's
@@ -53,7 +53,7 @@ def make_unit(device: str, start_ms: int, cells: Sequence[int]) -> Unit:
 
 def total(units: Sequence[Unit]) -> tuple[int, ...]:
     """The counts of all units together."""
-    return tuple(map(sum, zip(*(unit.cells for unit in units), strict=True)))
+    return tuple(map(sum, zip(*_cells(units), strict=True)))
 
 
 def by_device(units: Sequence[Unit]) -> list[Unit]:
@@ -119,18 +119,26 @@ def _batched(units: Sequence[Unit]) -> list[float]:
     it (non-overlapping batch means). The largest over all lengths errs on the side of doubt.
     """
     ordered = sorted(units, key=lambda unit: (unit.device, unit.start_ms))
-    best = _variances(ordered)
-    while len(ordered := _joined(ordered)) >= FEWEST_BATCHES:
-        best = [max(one, two) for one, two in zip(best, _variances(ordered), strict=True)]
+    sizes = [unit.n for unit in ordered]
+    columns: list[list[int]] = [list(column) for column in zip(*_cells(ordered), strict=True)]
+    best = _column_variances(columns, sizes)
+    while len(sizes) // 2 >= FEWEST_BATCHES:
+        sizes, columns = _joined(sizes), [_joined(column) for column in columns]
+        longer = _column_variances(columns, sizes)
+        best = [max(one, two) for one, two in zip(best, longer, strict=True)]
     return best
 
 
-def _joined(units: Sequence[Unit]) -> list[Unit]:
-    """Neighbours joined in pairs; an odd one is joined to the last pair."""
-    pairs = [list(units[at : at + 2]) for at in range(0, len(units) - 1, 2)]
-    if pairs and len(units) % 2:
-        pairs[-1].append(units[-1])
-    return [_together(part) for part in pairs]
+def _cells(units: Sequence[Unit]) -> list[tuple[int, ...]]:
+    return [unit.cells for unit in units]
+
+
+def _joined(column: list[int]) -> list[int]:
+    """Neighbours added in pairs; an odd one is added to the last pair."""
+    pairs = list(map(add, column[::2], column[1::2]))
+    if len(column) % 2:
+        pairs[-1] += column[-1]
+    return pairs
 
 
 def _together(units: Sequence[Unit]) -> Unit:
@@ -138,18 +146,23 @@ def _together(units: Sequence[Unit]) -> Unit:
 
 
 def _variances(units: Sequence[Unit]) -> list[float]:
+    columns = [list(column) for column in zip(*_cells(units), strict=True)]
+    return _column_variances(columns, [unit.n for unit in units])
+
+
+def _column_variances(columns: list[list[int]], sizes: list[int]) -> list[float]:
     """The variance of each cell's share: that of a ratio of sums over units, linearised.
 
     sum over units of (x - p n)^2, by N^2, times units / (units - 1); spelled out in sums of
     products, which are exact integers.
     """
-    if len(units) < 2:
-        return [0.0] * (len(units[0].cells) if units else 0)
-    sizes = [unit.n for unit in units]
-    n, squares = sum(sizes), sum(map(mul, sizes, sizes))
-    correction = len(units) / (len(units) - 1) / n**2
+    units, n = len(sizes), sum(sizes)
+    if units < 2:
+        return [0.0] * len(columns)
+    squares = sum(map(mul, sizes, sizes))
+    correction = units / (units - 1) / n**2
     variances = []
-    for column in zip(*(unit.cells for unit in units), strict=True):
+    for column in columns:
         p = sum(column) / n
         spread = sum(map(mul, column, column)) - 2.0 * p * sum(map(mul, column, sizes))
         variances.append(max(0.0, spread + p * p * squares) * correction)
