@@ -20,6 +20,8 @@ from edgepack_runtime.inference.session import Tensor
 from edgepack_runtime.serving.codec import PredictRequest
 from edgepack_runtime.serving.model import ServingModel
 
+_PEEK_BYTES = 64
+
 
 class _Request(msgspec.Struct, frozen=True):
     instances: msgspec.Raw
@@ -71,29 +73,23 @@ def decode_instances(description: Description, raw: msgspec.Raw) -> dict[str, Te
         msgspec.DecodeError: Neither lists nor objects.
     """
     specs = _row_inputs(description)
-    if bytes(raw).lstrip(b"[ \t\r\n").startswith(b"{"):
+    if bytes(memoryview(raw)[:_PEEK_BYTES]).lstrip(b"[ \t\r\n").startswith(b"{"):
         return _from_objects(specs, _objects.decode(raw))
     if len(specs) == 1:
         return {specs[0].name: rows_from_json(specs[0], raw)}
-    names = [name for spec in specs for name in column_names(spec)]
-    rows = _lists.decode(raw)
-    for number, row in enumerate(rows):
-        if len(row) != len(names):
-            raise ShapeError(
-                f"instance {number}: expected {len(names)} values ({', '.join(names)[:200]}), "
-                f"given {len(row)}"
-            )
-    return _from_columns(specs, [dict(zip(names, row, strict=True)) for row in rows])
+    return _from_lists(specs, _lists.decode(raw))
 
 
 def column_names(spec: TensorSpec) -> list[str]:
-    """What the values of one row of this input are called."""
+    """What the values of one row of this input are called; nothing when a row is not flat."""
     if spec.features:
         return list(spec.features)
-    width = spec.shape[1] if len(spec.shape) == 2 else 1
-    if width == 1:
+    if len(spec.shape) == 1:
         return [spec.name]
-    return [f"{spec.name}[{place}]" for place in range(width)] if isinstance(width, int) else []
+    width = spec.shape[1]
+    if len(spec.shape) > 2 or not isinstance(width, int):
+        return []
+    return [spec.name] if width == 1 else [f"{spec.name}[{place}]" for place in range(width)]
 
 
 def predictions(model: ServingModel, rows: int, outputs: Mapping[str, Tensor]) -> list[Any]:
@@ -127,35 +123,59 @@ def _row_inputs(description: Description) -> list[TensorSpec]:
     return description.inputs
 
 
+def _from_lists(specs: Sequence[TensorSpec], rows: list[list[Any]]) -> dict[str, Tensor]:
+    names = [name for spec in specs for name in column_names(spec)]
+    for spec in specs:
+        if not column_names(spec):
+            raise BadRequestError(
+                f"input {spec.name!r} is no list of columns; send objects keyed by input name"
+            )
+    for number, row in enumerate(rows):
+        if len(row) != len(names):
+            raise ShapeError(
+                f"instance {number}: expected {len(names)} values ({', '.join(names)[:200]}), "
+                f"given {len(row)}"
+            )
+    named = [dict(zip(names, row, strict=True)) for row in rows]
+    return {spec.name: _columns(spec, named) for spec in specs}
+
+
 def _from_objects(specs: Sequence[TensorSpec], rows: list[dict[str, Any]]) -> dict[str, Tensor]:
     if not rows:
         raise ShapeError("there are no instances")
-    by_input = {spec.name for spec in specs}
-    by_column = {name for spec in specs for name in column_names(spec)}
-    expected = by_input if rows[0].keys() == by_input != by_column else by_column
+    whole = {spec.name for spec in specs if _is_whole(spec, rows[0])}
+    expected = whole.union(
+        name for spec in specs if spec.name not in whole for name in column_names(spec)
+    )
     for number, row in enumerate(rows):
         if row.keys() != expected:
-            raise BadRequestError(_names_text(number, expected, row.keys()))
-    if expected is by_column:
-        return _from_columns(specs, rows)
-    return {spec.name: tensor_from_values(spec, [row[spec.name] for row in rows]) for spec in specs}
+            raise BadRequestError(_names_text(number, expected, row))
+    return {
+        spec.name: tensor_from_values(spec, [row[spec.name] for row in rows])
+        if spec.name in whole
+        else _columns(spec, rows)
+        for spec in specs
+    }
 
 
-def _from_columns(specs: Sequence[TensorSpec], rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    feeds = {}
-    for spec in specs:
-        names = column_names(spec)
-        if len(spec.shape) == 1:
-            values = [row[names[0]] for row in rows]
-        else:
-            values = [[row[name] for name in names] for row in rows]
-        feeds[spec.name] = tensor_from_values(spec, values)
-    return feeds
+def _is_whole(spec: TensorSpec, row: dict[str, Any]) -> bool:
+    """Whether the first row gives this input under its own name, nested, and not by column."""
+    names = column_names(spec)
+    return not names or (
+        isinstance(row.get(spec.name), list) and (names == [spec.name] or spec.name not in names)
+    )
 
 
-def _names_text(number: int, expected: set[str], given: Any) -> str:
-    missing = ", ".join(sorted(expected - set(given)))[:200]
-    unknown = ", ".join(sorted(set(given) - expected))[:200]
+def _columns(spec: TensorSpec, rows: list[dict[str, Any]]) -> Tensor:
+    names = column_names(spec)
+    if len(spec.shape) == 1:
+        return tensor_from_values(spec, [row[names[0]] for row in rows])
+    return tensor_from_values(spec, [[row[name] for name in names] for row in rows])
+
+
+def _names_text(number: int, expected: set[str], row: Mapping[str, Any]) -> str:
+    missing = ", ".join(sorted(expected - row.keys()))[:200]
+    unknown = ", ".join(sorted(row.keys() - expected))[:200]
     parts = [f"{missing} missing"] if missing else []
     parts += [f"{unknown} unknown"] if unknown else []
     return f"instance {number}: {'; '.join(parts)}"
