@@ -1,4 +1,4 @@
-"""A device's slot on a real disk with real bundles, whose disk, models and clock a test can break."""
+"""A slot on a real disk with real bundles, whose disk, models and clock a test can break."""
 
 from __future__ import annotations
 

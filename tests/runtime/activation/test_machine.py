@@ -126,7 +126,7 @@ ROWS = [
 def test_the_table_of_this_test_is_complete():
     assert set(EXPECTED) == set(EVENTS) == set(get_args(ev.Event))
     assert set(Phase) == PREPARING | RESTING | TRIAL
-    assert {pair for pair in TABLE} == {(p, kind) for p, kind, there in ROWS if there}
+    assert set(TABLE) == {(p, kind) for p, kind, there in ROWS if there}
 
 
 @pytest.mark.parametrize(("phase", "kind", "there"), ROWS)
@@ -293,7 +293,8 @@ def test_a_blocked_bundle_keeps_saying_how_it_failed():
 def test_a_wish_in_a_trial_waits_and_the_newest_one_wins():
     now = step(state(Phase.PROBATION), wished("d", 6)).state
     now = step(now, wished("e", 7)).state
-    assert now.pending and now.pending.ref.digest == digest("e")
+    assert now.pending
+    assert now.pending.ref.digest == digest("e")
     ended = step(now, ev.ProbationPassed(5, exercised=True))
     assert ended.effects[-1] == ev.Recall(5)
     begun = step(ended.state, ev.Recalled(5)).state
