@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgspec
 
 from edgepack_contract.atomic import replacing
-from edgepack_contract.description import DESCRIPTION_PATH, FileEntry
+from edgepack_contract.description import DESCRIPTION_PATH, Budgets, FileEntry
 from edgepack_contract.digest import sha256_digest
 from edgepack_contract.errors import MalformedBundleError
 from edgepack_contract.keys import PrivateKey, read_private_key
@@ -222,11 +222,22 @@ def _memory_meter(
     def measure(trial: Trial, fp32: Trial) -> int | None:
         if not target.is_this(this_hardware()):
             return None
-        content = _describe(recipe, subject, target, trial, fp32, None)
+        content = _describe(
+            replace(recipe, max_latency_ms=None, max_memory_bytes=None),
+            subject,
+            msgspec.structs.replace(target, budgets=Budgets()),
+            trial,
+            fp32,
+            None,
+        )
         with TemporaryDirectory(prefix="edgepack-probe-") as folder:
             _lay_out(content, Path(folder))
             found = probe_model(Path(folder), timeout_s=PROBE_SECONDS)
-        return found.peak_bytes if found.ok else None
+        if not found.ok:
+            raise ConversionError(
+                f"{trial.name} fails the device's own probe: {found.words}", code=found.code
+            )
+        return found.peak_bytes
 
     return measure
 

@@ -53,7 +53,7 @@ def mlp(features: int = 8, hidden: int = 16, classes: int = 3, **options) -> onn
     )
 
 
-def cnn() -> onnx.ModelProto:
+def cnn(channels: int = 8) -> onnx.ModelProto:
     """Convolution, batch normalisation, pooling, dense."""
     return build(
         [
@@ -67,10 +67,10 @@ def cnn() -> onnx.ModelProto:
         [value("x", ["n", 3, 12, 12])],
         [value("scores", ["n", 5])],
         [
-            weight("k", (8, 3, 3, 3), 1),
-            *(numpy_helper.from_array(np.ones(8, np.float32), name) for name in "gv"),
-            *(numpy_helper.from_array(np.zeros(8, np.float32), name) for name in "bm"),
-            weight("w", (8, 5), 2),
+            weight("k", (channels, 3, 3, 3), 1),
+            *(numpy_helper.from_array(np.ones(channels, np.float32), name) for name in "gv"),
+            *(numpy_helper.from_array(np.zeros(channels, np.float32), name) for name in "bm"),
+            weight("w", (channels, 5), 2),
             weight("d", (5,), 3),
         ],
     )
