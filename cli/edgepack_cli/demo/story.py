@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,22 +74,24 @@ class Story:
             listener.stop()
 
     def _prepare(self) -> tuple[Digits, list[Release]]:
-        digits = load_digits_halves(self.seed)
-        self._tell(
-            f"training on {len(digits.train_rows)} of scikit-learn's digits; the other "
-            f"{len(digits.device_rows)} are what the devices will see"
-        )
-        releases = make_releases(digits, self.world.folder, control=self.control, seed=self.seed)
-        self.world.make_keys()
-        for release in releases:
-            self._tell(f"edgepack build digits {release.version} ({release.words})")
-            self.say(self.world.build(release).rstrip())
         self._tell("starting an MQTT broker, the fleet service and five devices")
-        self.world.start_services()
-        for release in releases:
-            command("bundle", "push", str(self.world.bundle_path(release.version)))
+        self.world.make_keys()
+        with ThreadPoolExecutor(1) as background:
+            services = background.submit(self.world.start_services)
+            digits = load_digits_halves(self.seed)
+            self._tell(
+                f"training on {len(digits.train_rows)} of scikit-learn's digits; the other "
+                f"{len(digits.device_rows)} are what the devices will see"
+            )
+            folder = self.world.folder
+            releases = make_releases(digits, folder, control=self.control, seed=self.seed)
+            services.result()
         self.world.start_devices()
         self._tell(f"the page is at {self.world.address}/#token={self.world.api.token}")
+        for release in releases:
+            self._tell(f"edgepack build {MODEL} {release.version} ({release.words})")
+            self.say(self.world.build(release).rstrip())
+            command("bundle", "push", str(self.world.bundle_path(release.version)))
         return digits, releases
 
     def _roll_out(self, release: Release, stages: list[str], digits: Digits | None) -> None:

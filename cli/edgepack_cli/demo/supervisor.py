@@ -19,14 +19,16 @@ STOP_SECONDS = 10.0
 class Child:
     """One supervised process.
 
-    ``outages`` are pairs (died, ready again) in monotonic seconds; ``ready`` is None until the
-    process has been seen to work again.
+    ``is_ready`` says whether it works after its first start, ``is_back`` whether it does all that
+    it did before it died; without the latter the former counts. ``outages`` are pairs (died, back)
+    in monotonic seconds; the second is None until the process is back.
     """
 
     name: str
     command: Sequence[str]
     log: Path
     is_ready: Callable[[], bool]
+    is_back: Callable[[], bool] | None = None
     process: subprocess.Popen[bytes] | None = None
     outages: list[list[float | None]] = field(default_factory=list)
 
@@ -112,7 +114,7 @@ class Supervisor:
             if not self._stopping.is_set():
                 child.outages.append([time.monotonic(), None])
                 self._spawn(child)
-        elif child.outages and child.outages[-1][1] is None and child.is_ready():
+        elif child.outages and child.outages[-1][1] is None and (child.is_back or child.is_ready)():
             child.outages[-1][1] = time.monotonic()
 
 

@@ -48,7 +48,7 @@ keyring = "keys/keyring.json"
 owner = "{owner}"
 
 [timings]
-tick = 0.5
+tick = 0.25
 """
 DEVICE_CONFIG = """
 [telemetry]
@@ -98,48 +98,46 @@ class World:
         command("keys", "init", str(self.folder / "keys"), "--no-passphrase", "--names", MODEL)
 
     def start_services(self) -> None:
-        """Start the broker and the fleet service, and make one token."""
-        keys = self.folder / "keys"
-        owner = read_public_key(keys / "owner.pub").fingerprint
+        """Start the broker, make one token, and start the fleet service."""
         config = self.folder / "fleet.toml"
         config.write_text(
-            FLEET_CONFIG.format(http_port=self.http_port, mqtt_port=self.mqtt_port, owner=owner),
+            FLEET_CONFIG.format(
+                http_port=self.http_port, mqtt_port=self.mqtt_port, owner=self._owner()
+            ),
             encoding="utf-8",
         )
-        token = _output(
-            "fleet", "token", "--config", str(config), "--name", "demo", "--role", "admin"
-        )
-        self.fleet = FleetClient(self.address, token.strip().splitlines()[-1])
-        os.environ["EDGEPACK_FLEET"], os.environ["EDGEPACK_TOKEN"] = self.address, self.fleet.token
         broker = self._child(
             "broker", ["-m", "edgepack_cli.demo.broker", str(self.mqtt_port)],
             lambda: _listens(self.mqtt_port),
         )  # fmt: skip
         self.supervisor.start(broker)
-        self.supervisor.wait_ready([broker], seconds=START_SECONDS)
+        arguments = ("--config", str(config), "--name", "demo", "--role", "admin")
+        token = _output("fleet", "token", *arguments).strip().splitlines()[-1]
+        self.fleet = FleetClient(self.address, token)
+        os.environ["EDGEPACK_FLEET"], os.environ["EDGEPACK_TOKEN"] = self.address, token
         self.fleet_child = self._child(
             "fleet",
             ["-m", "edgepack_cli", "fleet", "serve", "--config", str(config)],
             self._healthy,
         )
         self.supervisor.start(self.fleet_child)
-        self.supervisor.wait_ready([self.fleet_child], seconds=START_SECONDS)
+        self.supervisor.wait_ready([broker, self.fleet_child], seconds=START_SECONDS)
 
     def start_devices(self) -> None:
         """Add every device to the fleet and start its daemon."""
-        keys = self.folder / "keys"
-        owner = read_public_key(keys / "owner.pub").fingerprint
+        keyring = str(self.folder / "keys" / "keyring.json")
         for name in self.device_names:
             home = self.folder / name
             command(
-                "device", "add", name, str(home), "--keyring", str(keys / "keyring.json"),
-                "--owner", owner, "--port", "0", "--mqtt-port", str(self.mqtt_port),
+                "device", "add", name, str(home), "--keyring", keyring, "--owner", self._owner(),
+                "--port", "0", "--mqtt-port", str(self.mqtt_port),
             )  # fmt: skip
             self._configure(home)
             child = self._child(
                 name, ["-m", "edgepack_cli", "run", "--config", str(home / "device.toml")],
                 partial(_answers, home / "serve.sock", "/v2/health/live"),
             )  # fmt: skip
+            child.is_back = partial(self.serves, name)
             self.devices[name] = self.supervisor.start(child)
         command("group", "create", GROUP, *self.device_names)
         self.supervisor.wait_ready(list(self.devices.values()), seconds=START_SECONDS)
@@ -182,6 +180,9 @@ class World:
         for client in self.clients:
             client.stop()
         self.supervisor.stop()
+
+    def _owner(self) -> str:
+        return read_public_key(self.folder / "keys" / "owner.pub").fingerprint
 
     def _configure(self, home: Path) -> None:
         path = home / "device.toml"

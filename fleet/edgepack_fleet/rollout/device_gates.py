@@ -27,6 +27,9 @@ from edgepack_fleet.rollout.model import (
 from edgepack_fleet.rollout.reading import Finding, Reading, limit_percent, percent
 
 FEW_DEVICES = 5
+SURVIVED_CRASHES = 1
+"""One end without notice that a device came back from by itself may be anything: a kernel short of
+memory for another process, a person. A bundle that ends the process does it again."""
 
 
 def read_install(rollout: Rollout, spec: GateSpec, _evidence: Evidence) -> Reading:
@@ -44,15 +47,19 @@ def read_install(rollout: Rollout, spec: GateSpec, _evidence: Evidence) -> Readi
 
 
 def read_fallback(rollout: Rollout, spec: GateSpec, evidence: Evidence) -> Reading:
-    """Devices that left the new bundle on their own, or crashed with it."""
+    """Devices that left the new bundle on their own, or crashed with it again and again."""
     offered = _offered(rollout)
     failed = {
         device
         for device, update in offered.items()
         if not update.acknowledged
-        and (update.state in FELL_BACK or update.fallbacks or evidence.device(device).crashes)
+        and (
+            update.state in FELL_BACK
+            or update.fallbacks
+            or evidence.device(device).crashes > SURVIVED_CRASHES
+        )
     }
-    return _reading(rollout, spec, offered, failed, "fell back or crashed")
+    return _reading(rollout, spec, offered, failed, "fell back or kept crashing")
 
 
 def _offered(rollout: Rollout) -> dict[str, DeviceUpdate]:
