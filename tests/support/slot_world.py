@@ -194,6 +194,7 @@ class RecordingHost:
         if self.temper.events_fail:
             raise OSError("the spool is full")
         self.events.append((str(kind), digest, code))
+        self.temper.told.append((str(kind), digest, code))
 
 
 @dataclass
@@ -208,6 +209,7 @@ class Temper:
     throttled: bool = False
     reports_fail: bool = False
     events_fail: bool = False
+    told: list[tuple[str, str | None, str]] = field(default_factory=list)
 
 
 class World:

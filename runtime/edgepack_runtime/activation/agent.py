@@ -227,6 +227,8 @@ class SlotAgent:
                 self._look()
 
     def _look(self) -> None:
+        if self._trouble:
+            self._write_again()
         outcome = self._runner.look()
         if outcome:
             self._advance(outcome)
@@ -254,6 +256,15 @@ class SlotAgent:
             self._state = self._parts.journal.save(state)
             self._trouble = None
 
+    def _write_again(self) -> None:
+        try:
+            self._state = self._parts.journal.save(self._state)
+        except DeviceError as error:
+            self._trouble = error
+        else:
+            self._trouble = None
+            self._runner.perform(Report())
+
     def _do(self, effects: tuple[Effect, ...]) -> None:
         if self._state.phase != Phase.PROBATION:
             self._runner.watch = None
@@ -276,15 +287,15 @@ def _unwritten(event: Event, after: SlotState, error: DeviceError) -> Event | No
     """What to do when a step cannot be written down.
 
     Steps back to a good model are taken all the same: a full or broken disk must not keep a bad
-    model in service. Steps towards a new one end the install, and those that nobody waits for are
-    left undone until the disk is well again.
+    model in service. Steps towards a new one end the install; a wish is not obeyed, and a new model
+    does not become the good one, before that can be written down.
 
     Returns:
         The event itself to go on without a record, another to take its place, None to stay.
     """
     code, words = error.code, str(error)
     match event:
-        case Wished() | ProbationPassed() | Announced() | Recalled():
+        case Wished() | ProbationPassed():
             return None
         case Downloaded() | Verified() | Probed() | ProbeFailed():
             return Failed(event.install, code, words)

@@ -1,0 +1,250 @@
+"""Every effect of an install and of a fallback, hurt in every way.
+
+Each row says where it hurts and what must come of it: the reported phases, the model that answers
+in the end, and whether the bundle is blocked. In all of them some verified model answers throughout
+once there was one, and what answers is whole on the disk.
+"""
+
+from __future__ import annotations
+
+import pytest
+from slot_world import Crash, World, bundle
+
+from edgepack_contract.errors import MalformedBundleError, SourceError
+from edgepack_contract.states import Phase
+from edgepack_runtime.activation import events as ev
+from edgepack_runtime.activation.guard import Counters
+from edgepack_runtime.errors import StorageFaultError
+
+A, B = bundle("1.0.0"), bundle("1.1.0")
+
+WAY = "downloading verified probing activating probation succeeded"
+FELL = "downloading verified probing activating probation fell_back"
+INSTALL = [ev.Report, ev.Download, ev.Verify, ev.Probe, ev.Serve, ev.Watch, ev.Announce, ev.Collect]
+FALLBACK = [ev.Serve, ev.Report, ev.Announce, ev.Collect]
+
+
+@pytest.fixture
+def running(world) -> World:
+    world.start()
+    world.install(A)
+    world.host.phases.clear()
+    return world
+
+
+class Hook:
+    """Does something at the first effect of a kind that comes after a moment."""
+
+    def __init__(self, world, kind, *, since=lambda: True, before=None, after=None):
+        self.world, self.kind, self.since = world, kind, since
+        self.before, self.after = before, after
+        self.hit = False
+        self.perform = world.agent._runner.perform
+        world.agent._runner.perform = self
+
+    def __call__(self, effect):
+        self.world.check()
+        due = not self.hit and isinstance(effect, self.kind) and self.since()
+        self.hit = self.hit or due
+        if due and self.before:
+            self.before()
+        outcome = self.perform(effect)
+        if due and self.after:
+            self.after()
+        return outcome
+
+
+def crash():
+    raise Crash
+
+
+def settle_through_crashes(world: World) -> None:
+    for _ in range(3):
+        try:
+            world.settle()
+        except Crash:
+            world.start()
+            continue
+        return
+    raise AssertionError("it crashes again and again")
+
+
+def check(world: World) -> None:
+    serving = world.host.serving
+    assert serving is not None
+    assert (world.store.model(serving) / "model.onnx").stat().st_size == 100_000
+
+
+@pytest.fixture(autouse=True)
+def _watched(monkeypatch):
+    monkeypatch.setattr(World, "check", check, raising=False)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("kind", INSTALL)
+def test_a_crash_around_an_effect_of_an_install_changes_nothing_in_the_end(running, kind, moment):
+    hook = Hook(running, kind, **{moment: crash})
+    running.wish(B)
+    settle_through_crashes(running)
+    assert hook.hit
+    assert (running.state.phase, running.host.serving) == (Phase.SUCCEEDED, B.digest)
+    assert running.agent.status().previous == A.digest
+    assert running.state.blocked == ()
+    assert running.temper.told.count(("installed", B.digest, "")) in (1, 2)
+    check(running)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("kind", FALLBACK)
+def test_a_crash_around_an_effect_of_a_fallback_changes_nothing_in_the_end(running, kind, moment):
+    running.temper.counters[B.digest] = Counters(requests=100, errors=100)
+    hook = Hook(
+        running, kind, since=lambda: running.state.phase == Phase.FELL_BACK, **{moment: crash}
+    )
+    running.wish(B)
+    settle_through_crashes(running)
+    assert hook.hit
+    assert (running.state.phase, running.host.serving) == (Phase.FELL_BACK, A.digest)
+    assert running.state.blocked == (B.digest,)
+    # told once, or twice when the process died before it knew that it had told
+    assert running.temper.told.count(("fallback", B.digest, "errors")) in (1, 2)
+    check(running)
+
+
+def no_source(*_, **__):
+    raise SourceError("gone", code="not-found")
+
+
+def malformed(*_, **__):
+    raise MalformedBundleError("altered", code="wrong-digest")
+
+
+def broken_disk(*_, **__):
+    raise StorageFaultError("the disk failed")
+
+
+def spoil(world: World, kind: type) -> None:
+    """Make the part behind an effect fail, for good."""
+    parts, temper = world.agent._parts, world.temper
+    match kind:
+        case ev.Report:
+            temper.reports_fail = True
+        case ev.Announce:
+            temper.events_fail = True
+        case ev.Download:
+            parts.installer.fetch = no_source
+        case ev.Verify:
+            parts.installer.verify = malformed
+        case ev.Probe:
+            temper.probe_codes[B.digest] = ["golden-mismatch"]
+        case ev.Serve:
+            temper.load_failures[B.digest] = 99
+        case ev.Watch:
+            parts.installer.describe = malformed
+        case ev.Collect:
+            parts.store.collect = broken_disk
+
+
+ERRORS = [
+    (ev.Report, "", Phase.SUCCEEDED, B, "", False),
+    (ev.Download, "downloading failed", Phase.FAILED, A, "not-found", False),
+    (ev.Verify, "downloading verified rejected", Phase.REJECTED, A, "wrong-digest", False),
+    (ev.Probe, "downloading verified probing failed", Phase.FAILED, A, "golden-mismatch", True),
+    (
+        ev.Serve, "downloading verified probing activating fell_back", Phase.FELL_BACK, A,
+        "load-failed", True,
+    ),
+    (ev.Watch, FELL, Phase.FELL_BACK, A, "internal", True),
+    (ev.Announce, WAY, Phase.SUCCEEDED, B, "", False),
+    (ev.Collect, WAY, Phase.SUCCEEDED, B, "", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "chain", "phase", "serving", "code", "blocked"), ERRORS)
+def test_an_error_in_an_effect(running, kind, chain, phase, serving, code, blocked):
+    spoil(running, kind)
+    hook = Hook(running, kind)
+    running.wish(B)
+    running.settle()
+    assert hook.hit
+    assert " ".join(running.host.phases) == chain
+    assert (running.state.phase, running.state.code) == (phase, code)
+    assert running.host.serving == serving.digest
+    assert running.state.is_blocked(B.digest) is blocked
+    check(running)
+
+
+FULL = [
+    (ev.Report, "downloading failed", Phase.FAILED, A),
+    (ev.Download, "downloading failed", Phase.FAILED, A),
+    (ev.Verify, "downloading verified failed", Phase.FAILED, A),
+    (ev.Probe, "downloading verified probing failed", Phase.FAILED, A),
+    (ev.Serve, "downloading verified probing activating probation", Phase.PROBATION, B),
+    (ev.Watch, "downloading verified probing activating probation", Phase.PROBATION, B),
+    (ev.Announce, WAY, Phase.SUCCEEDED, B),
+    (ev.Collect, WAY, Phase.SUCCEEDED, B),
+]
+
+
+@pytest.mark.parametrize(("kind", "chain", "phase", "serving"), FULL)
+def test_a_disk_that_fills_up_at_an_effect(running, kind, chain, phase, serving):
+    def fill():
+        running.calls.full = True
+
+    hook = Hook(running, kind, before=fill)
+    running.wish(B)
+    for _ in range(60):
+        running.agent.turn()
+    assert hook.hit
+    assert " ".join(running.host.phases) == chain
+    assert (running.state.phase, running.host.serving) == (phase, serving.digest)
+    if phase != Phase.SUCCEEDED:
+        assert running.agent.status().code == "disk-full"
+    check(running)
+    # with room again, and told again where it gave up, the install ends well
+    running.calls.full = False
+    if running.state.phase == Phase.FAILED:
+        running.wish(B)
+    running.settle()
+    running.agent.turn()
+    assert (running.state.phase, running.host.serving) == (Phase.SUCCEEDED, B.digest)
+    assert running.agent.status().code == ""
+    running.start()
+    assert (running.state.phase, running.host.serving) == (Phase.SUCCEEDED, B.digest)
+
+
+@pytest.mark.parametrize("trouble", ["full", "broken"])
+def test_a_bad_model_is_not_kept_by_a_disk_that_takes_no_more(running, trouble):
+    running.wish(B)
+    running.run_to(Phase.PROBATION)
+    setattr(running.calls, trouble, True)
+    running.temper.counters[B.digest] = Counters(requests=100, errors=100)
+    running.settle()
+    assert (running.state.phase, running.host.serving) == (Phase.FELL_BACK, A.digest)
+    # the next process finds the trial in the journal, counts it, watches it and falls back again
+    setattr(running.calls, trouble, False)
+    running.start()
+    running.settle()
+    assert (running.state.phase, running.host.serving) == (Phase.FELL_BACK, A.digest)
+    assert running.state.blocked == (B.digest,)
+
+
+@pytest.mark.parametrize("trouble", ["full", "broken"])
+def test_a_trial_whose_attempt_cannot_be_counted_is_not_loaded(running, trouble):
+    running.wish(B)
+    running.run_to(Phase.PROBATION)
+    setattr(running.calls, trouble, True)
+    running.start()
+    running.settle()
+    assert running.host.served == [A.digest] * len(running.host.served)
+    assert (running.state.phase, running.host.serving) == (Phase.FELL_BACK, A.digest)
+
+
+@pytest.mark.parametrize("trouble", ["full", "broken"])
+def test_a_wish_that_cannot_be_written_down_is_not_obeyed(running, trouble):
+    setattr(running.calls, trouble, True)
+    running.wish(B)
+    running.settle()
+    assert (running.state.phase, running.host.serving) == (Phase.SUCCEEDED, A.digest)
+    assert running.agent.obeyed.generation == running.generation - 1
+    assert running.host.reports[-1].code in ("disk-full", "storage-fault")
