@@ -118,13 +118,13 @@ class Fleet:
 
 
 @contextmanager
-def open_fleet(folder: Path) -> Iterator[Fleet]:
-    """A fleet API on ``folder``."""
+def open_fleet(folder: Path, *, now_ms: int = START_MS) -> Iterator[Fleet]:
+    """A fleet API on ``folder`` whose clock stands at ``now_ms``."""
     config = FleetConfig(
         data_dir=folder,
         keys=KeysConfig(fleet=folder / "f", keyring=folder / "k", owner="0" * 64),
     )
-    clock, stopping = Clock(), threading.Event()
+    clock, stopping = Clock(now_ms), threading.Event()
     database = Database(config.database_url)
     try:
         store = BundleStore(folder, database, keyring)

@@ -62,7 +62,7 @@ class Requires:
         if caller.role.rank < self.role.rank:
             raise ForbiddenError(
                 f"{caller.name} has the role {caller.role}, this needs {self.role}; ask an admin "
-                f"for a token of that role (edgepack fleet token create --role {self.role})"
+                f"for a token of that role (edgepack fleet token --role {self.role})"
             )
         return caller
 
@@ -87,7 +87,7 @@ def authenticate(header: str | None, context: Context) -> Caller:
     if header is None:
         raise UnauthenticatedError(
             "this needs credentials: send 'Authorization: Bearer TOKEN' with a token of "
-            "'edgepack fleet token create'"
+            "'edgepack fleet token'"
         )
     scheme, _, rest = header.strip().partition(" ")
     if scheme.lower() == "bearer":
@@ -115,7 +115,7 @@ def _token(secret: str, context: Context) -> Caller:
         holder = find_holder(session, secret, now_ms=now_ms)
     if holder is None:
         raise UnauthenticatedError(
-            "this token is unknown, revoked or expired; make one with 'edgepack fleet token create'"
+            "this token is unknown, revoked or expired; make one with 'edgepack fleet token'"
         )
     if holder.stale:
         with context.database.write() as session:

@@ -8,12 +8,14 @@ from edgepack_contract import __version__
 from edgepack_fleet.api import (
     bundles,
     devices,
-    documents,
     groups,
+    metrics,
+    openapi,
     pull,
     rollouts,
     site,
     stats,
+    status,
     stream,
     tokens,
 )
@@ -32,7 +34,9 @@ ROUTERS = (
     stats.router,
     stream.router,
     tokens.router,
-    documents.router,
+    status.router,
+    metrics.router,
+    openapi.router,
     pull.router,
     site.router,
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
@@ -47,17 +48,18 @@ class Feed:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._lock = threading.Lock()
-        self._taken_ms = 0
-        self._parts: tuple[Part, ...] = ()
+        self._taken_at = -INTERVAL_SECONDS
+        self._snapshot: tuple[int, tuple[Part, ...]] = (0, ())
 
     def current(self) -> tuple[int, tuple[Part, ...]]:
         """When the snapshot was taken, milliseconds since 1970 UTC, and its parts."""
         with self._lock:
-            now_ms = self._context.now_ms()
-            if not self._parts or abs(now_ms - self._taken_ms) >= INTERVAL_SECONDS * 1000:
-                self._parts = _take(self._context, now_ms)
-                self._taken_ms = now_ms
-            return self._taken_ms, self._parts
+            # the wall clock may stand still or jump; how old a snapshot is must not depend on it
+            if time.monotonic() - self._taken_at >= INTERVAL_SECONDS:
+                now_ms = self._context.now_ms()
+                self._snapshot = (now_ms, _take(self._context, now_ms))
+                self._taken_at = time.monotonic()
+            return self._snapshot
 
 
 @router.get("", response_class=StreamingResponse)

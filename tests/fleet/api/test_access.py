@@ -6,7 +6,7 @@ import pytest
 from fastapi.routing import APIRoute
 from fleet_http import START_MS, basic, device_header, open_fleet
 
-from edgepack_fleet.api.documents import role_of
+from edgepack_fleet.api.openapi import role_of
 from edgepack_fleet.db.schema import Device, TokenRow
 from edgepack_fleet.tokens import Role, list_tokens, revoke_token
 

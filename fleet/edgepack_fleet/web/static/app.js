@@ -6,6 +6,7 @@
 const KEY = "edgepack-token";
 const RETRY_MS = 2000;
 const EVENTS_SHOWN = 200;
+const BACKABLE = new Set(["running", "paused", "completed", "completed_with_failures", "aborted"]);
 const FINAL = new Set(["completed", "completed_with_failures", "aborted", "rolled_back",
   "rollback_incomplete"]);
 const TONE = {
@@ -18,6 +19,12 @@ const TONE = {
   failed: "bad", fail: "bad", rolled_back: "bad", rollback_incomplete: "bad", aborted: "bad",
   fell_back: "bad", rejected: "bad", safe_mode: "bad",
 };
+
+const REVERTS = {
+  asked: ["going back", "warn"], done: ["back on what it ran before", "rest"],
+  late: ["late to go back", "bad"], impossible: ["cannot go back", "warn"],
+};
+const RENDER_LATER_MS = 200;
 
 const state = { devices: [], rollouts: [], events: new Map(), skew: 0, role: "viewer" };
 let lastId = "";
@@ -97,11 +104,17 @@ function showDevices() {
 
 /* ---- rollouts ------------------------------------------------------------------------------ */
 
+/* What a device is doing in the rollout: on its way back if it is, else on its way forward. */
+function standing(update) {
+  if (!update) return ["unknown", "rest"];
+  return REVERTS[update.revert] || [words(update.state), TONE[update.state] || "rest"];
+}
+
 function counts(stage, updates) {
   const found = new Map();
   for (const device of stage.devices) {
-    const name = (updates[device] || { state: "unknown" }).state;
-    found.set(name, (found.get(name) || 0) + 1);
+    const [name, tone] = standing(updates[device]);
+    found.set(name, { tone, number: (found.get(name)?.number || 0) + 1 });
   }
   return [...found].sort();
 }
@@ -109,12 +122,12 @@ function counts(stage, updates) {
 function stageView(stage, rollout) {
   const found = counts(stage, rollout.updates);
   const bar = node("div", { className: "bar" });
-  for (const [name, number] of found) {
-    const part = node("i", { className: TONE[name] || "rest", title: `${number} ${words(name)}` });
+  for (const [name, { tone, number }] of found) {
+    const part = node("i", { className: tone, title: `${number} ${name}` });
     part.style.flexGrow = String(number);
     bar.append(part);
   }
-  const text = found.map(([name, number]) => `${number} ${words(name)}`).join(", ");
+  const text = found.map(([name, { number }]) => `${number} ${name}`).join(", ");
   const title = `Stage ${stage.index + 1} of ${rollout.stages.length} (${stage.target}) `;
   const view = node("div", {}, node("h4", { text: title }, badge(stage.state)), bar,
     node("p", { className: "meta", text: text || "no devices of its own" }));
@@ -157,12 +170,14 @@ function opened(rollout) {
 
 function actions(rollout) {
   const box = node("span", { className: "actions" });
-  if (state.role === "viewer" || FINAL.has(rollout.state)) return box;
+  if (state.role === "viewer") return box;
   const add = (verb, label, className = "") =>
-    box.append(node("button", { text: label, className, onclick: () => act(rollout, verb) }));
+    box.append(node("button", {
+      text: label, className, onclick: () => act(rollout, verb), id: `${verb}-${rollout.id}`,
+    }));
   if (rollout.state === "running") add("pause", "Pause");
   if (rollout.state === "paused") add("resume", "Resume");
-  if (rollout.state !== "rolling_back") add("rollback", "Roll back", "danger");
+  if (BACKABLE.has(rollout.state)) add("rollback", "Roll back", "danger");
   return box;
 }
 
@@ -180,8 +195,15 @@ function rolloutView(rollout) {
 }
 
 function showRollouts() {
+  if (document.querySelector("#rollouts button:active")) {
+    // a button that is replaced while it is pressed would never be clicked
+    setTimeout(showRollouts, RENDER_LATER_MS);
+    return;
+  }
+  const focused = document.activeElement?.id;
   byId("no-rollouts").hidden = state.rollouts.length > 0;
   byId("rollouts").replaceChildren(...state.rollouts.map(rolloutView));
+  if (focused) byId(focused)?.focus();
 }
 
 async function fetchEvents() {
