@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -86,6 +86,7 @@ class EdgeCounter:
         self._width = max((item.columns for item in features), default=1)
         self._source = _source(features)
         self._index = np.array([item.index for item in features], np.intp)
+        self._in_order = [item.index for item in features] == list(range(len(features)))
         self._last = np.array([item.columns - 1 for item in features], np.intp)
         self._category = np.array([item.kind == "category" for item in features], np.bool_)
         self._mean = np.array([item.mean for item in features], np.float64)
@@ -95,6 +96,10 @@ class EdgeCounter:
         for place, item in enumerate(features):
             marks = item.edges or item.categories
             self._marks[: len(marks), place] = np.array(marks, np.float64)
+        with np.errstate(over="ignore"):  # an edge beyond single precision is never reached in it
+            self._single = self._marks.astype(np.float32)
+        self._any_category = bool(self._category.any())
+        self._any_numeric = not self._category.all()
 
     def count(self, rows: Array) -> Tally:
         """Count a block of rows.
@@ -103,35 +108,34 @@ class EdgeCounter:
             rows: Numbers of shape (n, ...); flattened to (n, columns).
         """
         flat = flatten(rows)
-        total = Tally.empty(self._features, self._width)
-        for start in range(0, len(flat), CHUNK_ROWS):
+        if not len(flat):
+            return Tally.empty(self._features, self._width)
+        total = self._chunk(self._select(flat[:CHUNK_ROWS]))
+        for start in range(CHUNK_ROWS, len(flat), CHUNK_ROWS):
             total = total.add(self._chunk(self._select(flat[start : start + CHUNK_ROWS])))
         return total
 
     def _select(self, flat: Array) -> Array:
         if self._source == "descriptor":
             return descriptors(flat)[:, self._index]
-        if np.array_equal(self._index, np.arange(flat.shape[1])):
-            return flat
-        return flat[:, self._index]
+        whole = self._in_order and flat.shape[1] == self._features
+        return flat if whole else flat[:, self._index]
 
     def _chunk(self, rows: Array) -> Tally:
         block = numeric(rows)
-        null = np.isnan(block).sum(axis=0, dtype=np.int64)
-        n, mean, m2, low, high = _moments(block, self._mean, self._unit)
-        counts = self._columns(block, len(block) - null)
-        return Tally(counts=counts, null=null, n=n, mean=mean, m2=m2, low=low, high=high)
+        tally = _moments(block, self._mean, self._unit)
+        return replace(tally, counts=self._columns(block, len(block) - tally.null))
 
     def _columns(self, block: Array, valid: Integers) -> Integers:
-        marks = self._marks.astype(block.dtype)
+        marks = self._marks if block.dtype == np.float64 else self._single
         counts = np.zeros((self._width, self._features), np.int64)
-        if not self._category.all():
+        if self._any_numeric:
             # the number of values at or over each edge; differences are the bins
             over = _true(block[:, None, :] >= marks)
             counts[0] = valid
             counts[1:] = over
             counts[:-1] -= over
-        if self._category.any():
+        if self._any_category:
             same = _true(block[:, None, :] == marks)[:, self._category]
             counts[:, self._category] = 0
             counts[:-1, self._category] = same
@@ -193,6 +197,9 @@ class InputCounter:
         Raises:
             KeyError: A tensor of the reference is missing.
         """
+        if len(self._parts) == 1:
+            name, _, counter = self._parts[0]
+            return counter.count(tensors[name])
         total = self.empty()
         for name, places, counter in self._parts:
             part = counter.count(tensors[name])
@@ -265,19 +272,35 @@ def _true(mask: NDArray[np.bool_]) -> Integers:
     return sums
 
 
-def _moments(
-    block: Array, origin: Floats, unit: Floats
-) -> tuple[Integers, Floats, Floats, Floats, Floats]:
+_NO_COUNTS: Integers = np.zeros((0, 0), np.int64)
+
+
+def _moments(block: Array, origin: Floats, unit: Floats) -> Tally:
+    """Nulls and moments of a block of at least one row; columns are counted elsewhere."""
     with np.errstate(over="ignore", invalid="ignore"):
-        z = (block.astype(np.float64) - origin) / unit
-        usable = np.abs(z) <= FARTHEST
+        z = np.subtract(block, origin, dtype=np.float64)
+        z /= unit
+        low, high = z.min(axis=0), z.max(axis=0)
+        # a NaN anywhere in a column is in its ends, and compares false
+        if bool(((low >= -FARTHEST) & (high <= FARTHEST)).all()):
+            rows, features = z.shape
+            mean = z.sum(axis=0) / rows
+            z -= mean
+            m2 = np.einsum("ij,ij->j", z, z)
+            null = np.zeros(features, np.int64)
+            return Tally(_NO_COUNTS, null, null + rows, mean, m2, low, high)
+        return _usable_moments(z, np.isnan(block).sum(axis=0, dtype=np.int64))
+
+
+def _usable_moments(z: Floats, null: Integers) -> Tally:
+    usable = np.abs(z) <= FARTHEST
     n = usable.sum(axis=0, dtype=np.int64)
     kept = np.where(usable, z, 0.0)
     mean = kept.sum(axis=0) / np.maximum(n, 1)
     m2 = np.where(usable, (kept - mean) ** 2, 0.0).sum(axis=0)
-    low = np.where(usable, z, np.inf).min(axis=0, initial=np.inf)
-    high = np.where(usable, z, -np.inf).max(axis=0, initial=-np.inf)
-    return n, mean, m2, low, high
+    low = np.where(usable, z, np.inf).min(axis=0)
+    high = np.where(usable, z, -np.inf).max(axis=0)
+    return Tally(_NO_COUNTS, null, n, mean, m2, low, high)
 
 
 def _known(values: Floats, some: list[bool]) -> list[float | None]:

@@ -63,7 +63,10 @@ class ClassReader:
             KeyError: The output is missing.
             ValueError: The model does not classify.
         """
-        shares = self.shares(outputs)
+        return self.classes(outputs, self.shares(outputs))
+
+    def classes(self, outputs: Mapping[str, Array], shares: Floats | None) -> Integers:
+        """Like :meth:`top1`, with the ``shares`` that were already read."""
         if shares is not None:
             best: Integers = shares.argmax(axis=1)
             return np.where(np.isfinite(shares).all(axis=1), best, UNKNOWN_CLASS)
@@ -127,6 +130,8 @@ class OutputCounter:
             )
         }
 
+        self._binned = any(edges is not None for edges in self._edges.values())
+
     @property
     def reader(self) -> ClassReader:
         """What reads the classes."""
@@ -159,15 +164,17 @@ class OutputCounter:
         Raises:
             KeyError: An output is missing.
         """
-        empty = self.empty()
-        values = self._values.count(outputs) if self._reference.values else empty.values
-        figures = self._figures(outputs)
+        shares = self._reader.shares(outputs)
+        figures = None
+        if shares is not None and self._binned:
+            figures = confidence(shares[np.isfinite(shares).all(axis=1)])
+        values = self._values
         return OutputTally(
-            classes=self._classes(outputs),
+            classes=self._classes(outputs, shares),
             score=self._histogram("score", figures),
             margin=self._histogram("margin", figures),
             entropy=self._histogram("entropy", figures),
-            values=values,
+            values=values.count(outputs) if self._reference.values else values.empty(),
         )
 
     def columns(self, tally: OutputTally) -> OutputColumns:
@@ -180,19 +187,13 @@ class OutputCounter:
             values=self._values.columns(tally.values),
         )
 
-    def _classes(self, outputs: Mapping[str, Array]) -> Integers:
+    def _classes(self, outputs: Mapping[str, Array], shares: Floats | None) -> Integers:
         size = len(self._reference.class_counts)
         if not size or not self._reader.classifies:
             return np.zeros(size, np.int64)
-        top1 = self._reader.top1(outputs)
+        top1 = self._reader.classes(outputs, shares)
         known = np.where((top1 >= 0) & (top1 < size - 1), top1, size - 1)
         return np.bincount(known, minlength=size)
-
-    def _figures(self, outputs: Mapping[str, Array]) -> dict[str, Floats] | None:
-        if all(edges is None for edges in self._edges.values()):
-            return None
-        shares = self._reader.shares(outputs)
-        return None if shares is None else confidence(shares[np.isfinite(shares).all(axis=1)])
 
     def _histogram(self, name: str, figures: dict[str, Floats] | None) -> Integers:
         edges = self._edges[name]
@@ -209,8 +210,7 @@ def confidence(shares: Floats) -> dict[str, Floats]:
         shares: Probabilities of shape (rows, classes), at least two classes.
     """
     best = np.partition(shares, -2, axis=1)[:, -2:]
-    positive = np.clip(shares, 1e-300, None)
-    entropy = -(np.clip(shares, 0.0, None) * np.log(positive)).sum(axis=1)
+    entropy = -(shares * np.log(np.maximum(shares, 1e-300))).sum(axis=1)
     return {
         "score": best[:, 1],
         "margin": best[:, 1] - best[:, 0],

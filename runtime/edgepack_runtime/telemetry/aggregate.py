@@ -114,8 +114,8 @@ class SlotAggregator:
         # the budget is for one row
         if seconds > self._budget * max(rows, 1):
             self._over_budget += 1
-        self._sampled += self._input_rows.put(inputs)
-        self._output_rows.put(outputs)
+        self._input_rows.put(inputs, rows)
+        self._output_rows.put(outputs, rows)
 
     def record_error(self, kind: ErrorKind) -> None:
         """Count one request that was refused or failed."""
@@ -197,6 +197,7 @@ class SlotAggregator:
 
     def _count_inputs(self, block: Mapping[str, Array]) -> None:
         self._input_tally = self._input_tally.add(self._inputs.count(block))
+        self._sampled += len(next(iter(block.values())))
 
     def _count_outputs(self, block: Mapping[str, Array]) -> None:
         self._output_tally = self._output_tally.add(self._outputs.count(block))
@@ -261,7 +262,8 @@ def _input_buffer(features: Sequence[FeatureReference], count: Count) -> RowBuff
 
 def _output_buffer(counter: OutputCounter, count: Count) -> RowBuffer:
     widths = dict.fromkeys(counter.tensors)
-    return RowBuffer(widths, capacity=_block_rows(counter.width), count=count)
+    # answers are made anew for every request, so they can be kept as they are
+    return RowBuffer(widths, capacity=_block_rows(counter.width), count=count, copy=False)
 
 
 def _block_rows(columns: int) -> int:

@@ -1,11 +1,11 @@
-"""Raw rows of some tensors, kept until there are enough to count them in one go.
+"""Rows of some tensors, kept as they came until there are enough to count them in one go.
 
-Counting a block of rows costs little more than counting one, so the hot path only copies.
+Counting a block of rows costs little more than counting one, so the hot path only keeps them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,15 +17,16 @@ Array = NDArray[Any]
 
 
 class RowBuffer:
-    """Bounded raw rows; a full block is handed to ``count``. Not thread-safe.
+    """Bounded rows; a full block is handed to ``count``. Not thread-safe.
 
     Args:
         tensors: The names of the tensors to keep, and their columns; None where any number will do.
         capacity: Rows in a block. Of a request with more rows an evenly spread ``capacity`` of them
             is kept, so that one call never takes longer than one block.
         every: Only every so many requests are looked at.
-        count: Takes the rows of every tensor, flattened to (rows, columns), all of one length. They
-            are overwritten afterwards.
+        copy: Keep copies: the caller may change its arrays, or they hold on to a whole request.
+        count: Takes the rows of every tensor, flattened to (rows, columns), all of one length.
+            Requests that lack a tensor or have other columns than they should are left out.
     """
 
     def __init__(
@@ -35,74 +36,73 @@ class RowBuffer:
         capacity: int,
         count: Callable[[Mapping[str, Array]], None],
         every: int = 1,
+        copy: bool = True,
     ) -> None:
         self._widths = dict(tensors)
+        self._names = list(tensors)
         self._capacity = capacity
         self._count = count
         self._every = every
+        self._copy = copy
         self._skip = 0
-        self._tables: dict[str, Array] = {}
-        self._used = 0
+        self._kept: list[list[Array]] = []
+        self._rows = 0
 
-    def put(self, tensors: Mapping[str, Array]) -> int:
-        """Keep the rows of one request.
-
-        Returns:
-            How many rows were kept: none when the request is not sampled, lacks a tensor, or has
-            tensors of other columns than they should have, or of different lengths.
-        """
+    def put(self, tensors: Mapping[str, Array], rows: int) -> None:
+        """Keep the ``rows`` rows of one request."""
         if self._skip:
             self._skip -= 1
-            return 0
-        rows = [_table(tensors.get(name)) for name in self._widths]
-        if not rows or not self._fits(rows):
-            return 0
+            return
         self._skip = self._every - 1
-        return self._keep(rows)
+        try:
+            if rows <= self._capacity:
+                parts = [tensors[name] for name in self._names]
+            else:
+                step = -(-rows // self._capacity)
+                parts = [tensors[name][::step] for name in self._names]
+                rows = -(-rows // step)
+        except (KeyError, IndexError):
+            return
+        if self._rows + rows > self._capacity:
+            self.flush()
+        self._kept.append([part.copy() for part in parts] if self._copy else parts)
+        self._rows += rows
+        if self._rows >= self._capacity:
+            self.flush()
 
     def flush(self) -> None:
         """Count what is kept."""
-        if self._used:
-            used, self._used = self._used, 0
-            self._count({name: table[:used] for name, table in self._tables.items()})
+        kept, self._kept, self._rows = self._kept, [], 0
+        if not kept or not self._names:
+            return
+        if not self._alike(kept):
+            kept = [parts for parts in kept if self._fits(parts)]
+        try:
+            blocks = [[_joined(parts) for parts in zip(*kept, strict=True)]]
+        except ValueError:
+            # rows of different shapes do not join; each request is a block then
+            blocks = [[_joined([part]) for part in parts] for parts in kept]
+        for columns in blocks:
+            self._block(columns)
 
-    def _fits(self, rows: list[Array]) -> bool:
-        length = len(rows[0])
-        for part, (name, width) in zip(rows, self._widths.items(), strict=True):
-            if not length or len(part) != length or width not in (None, part.shape[1]):
-                return False
-            table = self._tables.get(name)
-            if table is None or table.shape[1] != part.shape[1]:
-                self.flush()
-                self._tables[name] = np.empty((self._capacity, part.shape[1]), _kept_dtype(part))
-        return True
+    def _block(self, columns: Sequence[Array]) -> None:
+        if columns:
+            self._count(dict(zip(self._names, columns, strict=True)))
 
-    def _keep(self, rows: list[Array]) -> int:
-        length = len(rows[0])
-        if length > self._capacity:
-            step = -(-length // self._capacity)
-            rows = [part[::step] for part in rows]
-            length = len(rows[0])
-        if self._used + length > self._capacity:
-            self.flush()
-        end = self._used + length
-        for name, part in zip(self._widths, rows, strict=True):
-            self._tables[name][self._used : end] = part
-        self._used = end
-        if end == self._capacity:
-            self.flush()
-        return length
+    def _alike(self, kept: list[list[Array]]) -> bool:
+        """Whether all requests are of one shape, and it fits: the common case, decided quickly."""
+        columns = zip(*kept, strict=True)
+        return all(len({part.shape for part in column}) == 1 for column in columns) and (
+            self._fits(kept[0])
+        )
 
-
-_NOTHING: Array = np.empty((0, 0))
+    def _fits(self, parts: list[Array]) -> bool:
+        length = len(parts[0]) if parts[0].ndim else 0
+        return length > 0 and all(
+            part.ndim > 0 and len(part) == length and width in (None, part.size // length)
+            for part, width in zip(parts, self._widths.values(), strict=True)
+        )
 
 
-def _table(rows: Array | None) -> Array:
-    if rows is None or rows.ndim == 0:
-        return _NOTHING
-    return rows if rows.ndim == 2 else flatten(rows)
-
-
-def _kept_dtype(part: Array) -> np.dtype[Any]:
-    # text of any length fits in objects only
-    return np.dtype(object) if part.dtype.kind in "OUS" else part.dtype
+def _joined(parts: Sequence[Array]) -> Array:
+    return flatten(parts[0] if len(parts) == 1 else np.concatenate(parts))
