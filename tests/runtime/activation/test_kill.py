@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 
 import pytest
@@ -26,7 +27,7 @@ def in_a_process(work, *, kill_at: int = 0) -> int:
 
     try:
         work(fault)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - the child must not go on as a second pytest
         os._exit(1)
     os._exit(0)
 
@@ -40,10 +41,16 @@ def install(world: World, fault) -> None:
 
 
 def prepared(root, number: int = 0) -> World:
+    """A device that runs A, its process ended."""
+    template = root / "template"
+    if not template.exists():
+        world = World(template)
+        world.start()
+        world.install(A)
+        world.stop()
+    shutil.copytree(template, root / str(number))
     world = World(root / str(number))
-    world.start()
-    world.install(A)
-    world.stop()
+    world.generation = 1
     return world
 
 
@@ -77,7 +84,6 @@ def check_recovery(world: World, *, bad: bool, kill_at: int) -> None:
     assert world.host.serving in (A.digest, B.digest), kill_at
     world.settle()
     # the wish came to the killed process; the fleet says it again to the new one
-    world.generation = 1
     world.wish(B)
     world.settle()
     expected = (Phase.FELL_BACK, A.digest) if bad else (Phase.SUCCEEDED, B.digest)
@@ -108,6 +114,5 @@ def resume(world: World, fault) -> None:
     world.calls.count = 0
     world.calls.fault = fault
     world.start()
-    world.generation = 1
     world.wish(B)
     world.settle()
