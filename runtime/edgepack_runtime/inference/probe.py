@@ -140,7 +140,9 @@ def _read(descriptor: int) -> bytes:
 if __name__ == "__main__":
     from edgepack_runtime.inference.trial import run_trial
 
-    _folder, _memory, _threads, _seconds = sys.argv[1:]
+    # FOLDER [MEMORY_BYTES [THREADS [SECONDS]]]
+    _given = sys.argv[1:]
+    _folder, _memory, _threads, _seconds = _given + ["0", "1", "60"][len(_given) - 1 :]
     _result = run_trial(
         Path(_folder),
         memory_bytes=int(_memory),

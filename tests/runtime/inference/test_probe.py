@@ -143,6 +143,17 @@ def test_a_model_that_never_answers(make_variant):
     assert "3 s" in result.words
 
 
+def test_the_child_by_hand_prints_one_line(make_variant):
+    command = [sys.executable, "-m", "edgepack_runtime.inference.probe", str(make_variant("v"))]
+    out = subprocess.run(command, capture_output=True, check=False, text=True)
+    assert (out.returncode, out.stdout.count("\n")) == (0, 1)
+    assert msgspec.json.decode(out.stdout, type=ProbeResult).ok
+    command[-1] += "-missing"
+    out = subprocess.run(command, capture_output=True, check=False, text=True)
+    assert (out.returncode, out.stdout.count("\n")) == (1, 1)
+    assert msgspec.json.decode(out.stdout, type=ProbeResult).code == "load-failed"
+
+
 def test_a_folder_that_is_not_there(tmp_path):
     assert probe_model(tmp_path / "nothing", timeout_s=60).code == "load-failed"
 

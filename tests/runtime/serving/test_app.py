@@ -88,6 +88,13 @@ def test_paths_and_methods(shared, method, path, status, words):
         assert answer.headers["allow"] in words
 
 
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/", "/v2/models/pump"])
+def test_head_is_get_without_the_body(shared, path):
+    head, get = shared.ask("HEAD", path), shared.ask("GET", path)
+    assert (head.status, head.raw) == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+
+
 @pytest.mark.parametrize(
     ("body", "words", "kind"),
     [
