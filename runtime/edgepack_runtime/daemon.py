@@ -199,6 +199,9 @@ class Daemon:
                 self._take_fleet_state(payload)
                 return
             topic = parse_topic(text)
+            if (topic.tenant, topic.device) != (self._config.tenant, self._config.device):
+                # Some brokers hand retained messages of others to a client that reconnects.
+                return
             if topic.kind == Kind.DESIRED:
                 self._take_desired(payload)
             elif topic.kind == Kind.ACKED:
