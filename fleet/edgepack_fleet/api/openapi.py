@@ -64,6 +64,10 @@ PROBLEM_SCHEMA = {
 }
 
 
+NEVER_SENT = ("HTTPValidationError", "ValidationError")
+"""The framework's own form of a refusal, which it documents for every route."""
+
+
 @router.get("/api/v1/openapi.json", include_in_schema=False)
 def openapi(_: Public, request: Request) -> Response:
     """The OpenAPI document."""
@@ -84,7 +88,9 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
     bodies = [shape for route in routes if (shape := _body_of(route.dependant))]
     _, schemas = msgspec.json.schema_components([*ANSWERS, *bodies], ref_template=COMPONENTS)
     components = document.setdefault("components", {})
-    components["schemas"] = schemas | {"Problem": PROBLEM_SCHEMA}
+    components["schemas"] = components.get("schemas", {}) | schemas | {"Problem": PROBLEM_SCHEMA}
+    for name in NEVER_SENT:
+        components["schemas"].pop(name, None)
     components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     for route in routes:
         for method in route.methods or ():
@@ -102,7 +108,7 @@ def _complete(operation: dict[str, Any], route: APIRoute) -> None:
     role, body = role_of(route), _body_of(route.dependant)
     operation["x-edgepack-role"] = role
     operation["security"] = [] if role is Role.PUBLIC else [{"token": []}]
-    operation["responses"].pop("422", None)  # the framework's own form, which is never sent
+    operation["responses"].pop("422", None)
     problem = {"schema": {"$ref": COMPONENTS.format(name="Problem")}}
     refused = {"description": "Refused; why is in `detail`", "content": {PROBLEM_TYPE: problem}}
     operation["responses"]["default"] = refused

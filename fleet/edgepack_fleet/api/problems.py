@@ -18,11 +18,10 @@ from starlette.responses import Response
 
 from edgepack_contract.canonical import canonical_json
 from edgepack_contract.errors import (
+    BundleError,
     ConfigError,
     DocumentError,
     EdgepackError,
-    MalformedBundleError,
-    UnsupportedBundleError,
     UntrustedBundleError,
 )
 from edgepack_fleet.api.ranges import UnsatisfiableRangeError
@@ -76,8 +75,7 @@ STATUS: dict[type[EdgepackError], HTTPStatus] = {
     RequestError: HTTPStatus.BAD_REQUEST,
     OperationError: HTTPStatus.SERVICE_UNAVAILABLE,
     UntrustedBundleError: HTTPStatus.FORBIDDEN,
-    MalformedBundleError: HTTPStatus.UNPROCESSABLE_ENTITY,
-    UnsupportedBundleError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    BundleError: HTTPStatus.UNPROCESSABLE_ENTITY,
     DocumentError: HTTPStatus.UNPROCESSABLE_ENTITY,
     ConfigError: HTTPStatus.UNPROCESSABLE_ENTITY,
 }
