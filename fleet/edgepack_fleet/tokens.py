@@ -45,8 +45,8 @@ TOKEN_ROLES = (Role.VIEWER, Role.OPERATOR, Role.PUBLISHER, Role.ADMIN)
 """What a token can be made for; devices have credentials of their own."""
 
 
-RESERVED_NAMES = frozenset({"fleet"})
-"""The actor of what the service decides by itself: no person may be mistaken for it."""
+RESERVED_NAMES = frozenset({"fleet", "local"})
+"""The actors of what the service decides by itself, and of what is done on its machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,9 @@ def create_token(
     if not is_id(name):
         raise InvalidRequestError(f"token name {name[:80]!r}: use 1 to 63 of a-z, 0-9 and '-'")
     if name in RESERVED_NAMES:
-        raise InvalidRequestError(f"{name!r} is the service itself in its records; choose another")
+        raise InvalidRequestError(
+            f"records mean the service itself by {name!r}: choose another name"
+        )
     if role not in TOKEN_ROLES:
         raise InvalidRequestError(f"a token has one of the roles {', '.join(TOKEN_ROLES)}")
     if not 1 <= ttl_seconds <= MAX_TTL_SECONDS:

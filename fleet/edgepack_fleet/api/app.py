@@ -24,7 +24,6 @@ from edgepack_fleet.api.origin import LOOPBACK_NAMES, host_name
 from edgepack_fleet.api.problems import install_problems
 from edgepack_fleet.api.shield import Shield
 from edgepack_fleet.config import HttpConfig, is_loopback
-from edgepack_fleet.service import FleetService
 
 ROUTERS = (
     devices.router,
@@ -42,24 +41,8 @@ ROUTERS = (
 )
 
 
-def create_app(service: FleetService) -> FastAPI:
-    """The application of a fleet service."""
-    return build_app(
-        Context(
-            config=service.config,
-            database=service.database,
-            bundles=service.bundles,
-            writer=service.writer,
-            wake=service.wake,
-            now_ms=service.now_ms,
-            is_stopping=service.is_stopping,
-            counters=service.counters,
-        )
-    )
-
-
 def build_app(context: Context) -> FastAPI:
-    """The application over the parts of a service.
+    """The application of one service.
 
     Args:
         context: What the routes work with.

@@ -43,7 +43,7 @@ def context_of(request: Request) -> Context:
     """The context of the application that a request came to."""
     context = request.app.state.context
     if not isinstance(context, Context):
-        raise TypeError("the application was not made by create_app")
+        raise TypeError("the application was not made by build_app")
     return context
 
 

@@ -8,19 +8,21 @@ from typing import BinaryIO
 
 import pytest
 from bundle_samples import PUBLISHER, keyring, three_variants
-from fleet_http import bundle_file, device_header, open_fleet
+from fleet_http import MAC_KEY, bundle_file, device_header, open_fleet, served
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepack_contract.bundle import open_bundle, open_variant, verify_layers
 from edgepack_contract.layout import write_bundle
 from edgepack_contract.oci import Descriptor
+from edgepack_contract.sealing import derived_secret
 from edgepack_fleet.api.ranges import (
     Span,
     UnsatisfiableRangeError,
     is_unchanged,
     requested_span,
 )
+from edgepack_runtime.fetch import Credentials, RegistrySource
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,18 @@ def test_a_device_proves_everything_that_it_pulls(device):
     assert bundle.signed_by == PUBLISHER.public.fingerprint
     for variant in bundle.variants:
         verify_layers(open_variant(bundle, source, variant), source)
+
+
+def test_the_devices_own_client_pulls_and_resumes(fleet):
+    credentials = Credentials("pi-1", derived_secret(MAC_KEY, "pull"))
+    with served(fleet) as url:
+        source = RegistrySource(f"{url}/digits", credentials=credentials)
+        bundle = open_bundle(source, "1.0.0", keyring=keyring(), name="digits")
+        variant = open_variant(bundle, source, bundle.variants[-1])
+        verify_layers(variant, source)
+        layer = variant.layers["model.onnx"]
+        with source.open_blob(layer) as whole, source.open_blob_at(layer, 3) as rest:
+            assert whole.read()[3:] == rest.read()
 
 
 def test_the_root_says_that_this_is_a_registry(device):
