@@ -22,7 +22,9 @@ def note(text: str) -> None:
 
 def emit_json(value: Any) -> None:
     """Print one JSON object."""
-    click.echo(json.dumps(msgspec.to_builtins(value, enc_hook=str), indent=2, sort_keys=True, default=str))
+    click.echo(
+        json.dumps(msgspec.to_builtins(value, enc_hook=str), indent=2, sort_keys=True, default=str)
+    )
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

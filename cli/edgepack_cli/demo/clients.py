@@ -113,9 +113,9 @@ class DeviceClient:
             self._connection.close()
             return Answer(at, Outcome.DOWN, words=f"{type(error).__name__}: {error}")
         if status != 200:
-            return Answer(
-                at, Outcome.FAILED, words=f"{status}: {raw[:200].decode(errors='replace')}"
-            )
+            # A daemon that was killed says 503 until its model is loaded again.
+            outcome = Outcome.DOWN if status == 503 else Outcome.FAILED
+            return Answer(at, outcome, words=f"{status}: {raw[:200].decode(errors='replace')}")
         answer = json.loads(raw)
         label = answer["predictions"][0]["label"]
         correct = int(label) == int(self._labels[row])
