@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from edgepack_contract.states import Verdict
 from edgepack_fleet.rollout.arms import Arms, collect
 from edgepack_fleet.rollout.device_gates import read_fallback, read_install
@@ -136,7 +138,7 @@ def evaluate(
             prior.gate in _DEVICE_GATES or arms is None or _reaches_soak(arms, stage)
         )
         result = _judge(rollout, spec, prior, reading, may_pass=may_pass, final=final)
-        results.append(prior if _says_the_same(prior, result) else _stamped(result, now_ms))
+        results.append(prior if result == prior else msgspec.structs.replace(result, at_ms=now_ms))
     return results
 
 
@@ -178,17 +180,25 @@ def _judge(
         return _result(prior, Verdict.NOT_APPLICABLE, f"{REPORTED}{words}", reading)
     if reading.missing is not None:
         return _result(prior, Verdict.INCONCLUSIVE, reading.missing, reading)
-    seen_before = prior.looks > 0 and all(
-        prior.numbers.get(name) == value for name, value in reading.evidence.items()
-    )
-    looks = prior.looks if seen_before else prior.looks + 1
+    before = prior.final_looks if final else prior.looks
+    looks = before + (not _seen(prior, reading, before))
     if looks > rollout.options.looks:
-        words = f"all {prior.looks} looks that were planned for this stage are spent"
+        words = f"all {before} looks that were planned are spent"
         return _result(prior, Verdict.INCONCLUSIVE, words, reading)
     share = spec.alpha / len(rollout.stages)
     finding = reading.test(look_level(share, looks, rollout.options.looks))
     verdict, words = _verdict(finding, may_pass=may_pass, final=final)
-    return _result(prior, verdict, words, reading, finding=finding, looks=looks)
+    result = _result(prior, verdict, words, reading, finding)
+    if final:
+        return msgspec.structs.replace(result, final_looks=looks)
+    return msgspec.structs.replace(result, looks=looks)
+
+
+def _seen(prior: GateResult, reading: Reading, looks: int) -> bool:
+    """Whether the last of so many looks was at this very evidence."""
+    return looks > 0 and all(
+        prior.numbers.get(name) == value for name, value in reading.evidence.items()
+    )
 
 
 def _verdict(finding: Finding, *, may_pass: bool, final: bool) -> tuple[Verdict, str]:
@@ -206,37 +216,10 @@ def _result(
     verdict: Verdict,
     words: str,
     reading: Reading,
-    *,
     finding: Finding | None = None,
-    looks: int | None = None,
 ) -> GateResult:
-    return GateResult(
-        gate=prior.gate,
-        verdict=verdict,
-        words=words,
-        numbers={**reading.evidence, **reading.figures, **(finding.numbers if finding else {})},
-        looks=prior.looks if looks is None else looks,
-    )
-
-
-def _says_the_same(prior: GateResult, result: GateResult) -> bool:
-    return (prior.verdict, prior.words, prior.numbers, prior.looks) == (
-        result.verdict,
-        result.words,
-        result.numbers,
-        result.looks,
-    )
-
-
-def _stamped(result: GateResult, now_ms: int) -> GateResult:
-    return GateResult(
-        gate=result.gate,
-        verdict=result.verdict,
-        words=result.words,
-        numbers=result.numbers,
-        looks=result.looks,
-        at_ms=now_ms,
-    )
+    numbers = {**reading.evidence, **reading.figures, **(finding.numbers if finding else {})}
+    return msgspec.structs.replace(prior, verdict=verdict, words=words, numbers=numbers)
 
 
 def _previous_name(rollout: Rollout, arms: Arms) -> str:

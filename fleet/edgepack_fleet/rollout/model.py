@@ -143,8 +143,10 @@ class RolloutOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class GateResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a gate last said. ``looks`` counts how much of its alpha is spent.
+    """What a gate last said.
 
+    ``looks`` counts the tests until the end of the soak, ``final_looks`` those from then on: from
+    both follows how much of its alpha is spent.
     ``numbers`` hold the figures behind ``words``; shares are between 0 and 1.
     """
 
@@ -153,6 +155,7 @@ class GateResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     words: str
     numbers: dict[str, float] = {}
     looks: int = 0
+    final_looks: int = 0
     at_ms: int = 0
     acknowledged: bool = False
 

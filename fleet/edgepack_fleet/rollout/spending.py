@@ -1,9 +1,12 @@
 """How a gate may look for failures again and again without crying wolf.
 
-The k-th look of a gate may be wrong with probability alpha * (K + 1)/K / (k (k + 1)), which adds up
-to alpha over the K looks that were fixed when the rollout was planned (alpha spending: Lan and
-DeMets, Biometrika 70, 1983; the sum telescopes). Early looks get the most: they have the least
-evidence, and a bad model shows at once.
+Half of a gate's alpha is for looks until the end of the soak, half for looks from then on. In each
+half the k-th look may be wrong with probability alpha/2 * (K + 1)/K / (k (k + 1)), which adds up to
+alpha/2 over the K looks that were fixed when the rollout was planned (alpha spending: Lan and
+DeMets, Biometrika 70, 1983; the sum telescopes). Early looks get much, since a bad model shows at
+once with little evidence; the first look after the soak gets as much, since it has the most. With
+few devices it matters: Student's t with 5 degrees of freedom is merciless at the levels of late
+looks.
 """
 
 from __future__ import annotations
@@ -13,8 +16,8 @@ SPREAD = 10.0
 
 
 def look_level(alpha: float, look: int, looks: int) -> float:
-    """The level of look number ``look`` (from 1) out of ``looks``."""
-    return alpha * (looks + 1) / looks / (look * (look + 1))
+    """The level of look number ``look`` (from 1) out of ``looks``, in either half."""
+    return 0.5 * alpha * (looks + 1) / looks / (look * (look + 1))
 
 
 def look_is_due(now_ms: int, opened_ms: int, looked_ms: int | None, looks: int) -> bool:

@@ -383,16 +383,27 @@ def test_each_look_at_more_evidence_is_stricter():
     assert agreement.looks == 6
 
 
+def test_the_end_of_the_soak_is_a_look_of_its_own():
+    rollout = under_way()
+    stage = rollout.stages[0]
+    seen = evidence(pairs(37), count=25)
+    for final in (False, True, True):
+        gates = evaluate(rollout, stage, seen, NOW, looking=True, final=final)
+        stage = msgspec.structs.replace(stage, gates=gates)
+    agreement = next(result for result in stage.gates if result.gate is GateName.AGREEMENT)
+    assert (agreement.looks, agreement.final_looks) == (1, 1)
+
+
 def test_when_the_looks_are_spent_nothing_passes_or_fails():
     rollout = under_way(looks=1)
     seen = evidence(pairs(37), count=20)
     gates = evaluate(rollout, rollout.stages[0], seen, NOW, looking=True, final=False)
     stage = msgspec.structs.replace(rollout.stages[0], gates=gates)
     worse = evidence(pairs(2), count=30)
-    gates = evaluate(rollout, stage, worse, NOW, looking=True, final=True)
+    gates = evaluate(rollout, stage, worse, NOW, looking=True, final=False)
     agreement = next(result for result in gates if result.gate is GateName.AGREEMENT)
     assert agreement.verdict is Verdict.INCONCLUSIVE
-    assert "all 1 looks" in agreement.words
+    assert "all 1 looks that were planned are spent" in agreement.words
 
 
 def test_evidence_must_reach_into_the_soak():
