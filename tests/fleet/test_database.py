@@ -56,6 +56,12 @@ def test_it_is_durable_by_its_settings(database):
         assert session.execute(text("PRAGMA foreign_keys")).scalar() == 1
 
 
+def test_nobody_else_may_read_its_files(tmp_path, database):
+    with database.write() as session:
+        session.add(Group(name="all", labels={}, created_ms=1))
+    assert {path.stat().st_mode & 0o077 for path in tmp_path.glob("fleet.db*")} == {0}
+
+
 def test_a_reader_cannot_write(database):
     with database.read() as session, pytest.raises(OperationalError, match="readonly"):
         session.execute(text("DELETE FROM groups"))

@@ -6,93 +6,17 @@ import queue
 import random
 import subprocess
 import sys
-import threading
-import time
-from pathlib import Path
 
-import msgspec
-import paho.mqtt.client as mqtt
 import pytest
+from broker_process import FLEET_STATE, SECONDS, Broker, Peer, wait_for
 from fleet_devices import NOW, FakeDevice
-from paho.mqtt.enums import CallbackAPIVersion
 
-from edgepack_contract.messages import FleetState
 from edgepack_contract.states import Presence
-from edgepack_contract.topics import Kind, device_topic, fleet_state_topic
+from edgepack_contract.topics import Kind, device_topic
 from edgepack_fleet.config import MqttConfig
 from edgepack_fleet.errors import BrokerError
 from edgepack_fleet.link import FleetLink
 from edgepack_fleet.outbox import Message
-
-BROKER = Path(__file__).parents[1] / "support" / "amqtt_broker.py"
-SECONDS = 20.0
-FLEET_STATE = fleet_state_topic("default")
-
-
-def wait_for(heard, message):
-    """Wait for one message; amqtt may send others that nobody subscribed to before it."""
-    deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline:
-        if heard.get(timeout=SECONDS) == message:
-            return
-    raise AssertionError(f"{message} was not heard")
-
-
-class Broker:
-    """An amqtt process that can be killed and started again on the same port."""
-
-    def __init__(self):
-        self.port = 0
-        self.start()
-
-    def start(self):
-        self.process = subprocess.Popen(
-            [sys.executable, str(BROKER), str(self.port)], stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout is not None
-        self.port = int(self.process.stdout.readline())
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
-
-
-class Peer:
-    """Somebody else on the broker: sends what a device sends, hears what the fleet says."""
-
-    def __init__(self, port, *filters):
-        self.heard: queue.Queue[tuple[str, bytes]] = queue.Queue()
-        self.ready = threading.Event()
-        self._filters = filters
-        self.client = mqtt.Client(CallbackAPIVersion.VERSION2)
-        self.client.on_connect = self._subscribe
-        self.client.on_message = lambda _c, _u, m: self.heard.put((m.topic, bytes(m.payload)))
-        self.client.on_subscribe = lambda *_: self.ready.set()
-        self.client.connect("127.0.0.1", port)
-        self.client.loop_start()
-        assert self.ready.wait(SECONDS)
-
-    def _subscribe(self, client, *_):
-        client.subscribe([(one, 1) for one in self._filters])
-
-    def send(self, incoming, *, retain=False):
-        self.client.publish(incoming.topic, incoming.payload, 1, retain).wait_for_publish(SECONDS)
-
-    def states(self, wanted):
-        """Wait for a fleet state and return the session in it."""
-        deadline = time.monotonic() + SECONDS
-        while time.monotonic() < deadline:
-            topic, payload = self.heard.get(timeout=SECONDS)
-            if topic == FLEET_STATE:
-                state = msgspec.json.decode(payload, type=FleetState)
-                if state.state is wanted:
-                    return state.session
-        raise AssertionError(f"no {wanted} was heard")
-
-    def close(self):
-        self.client.disconnect()
-        self.client.loop_stop()
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from sqlalchemy.pool import QueuePool, StaticPool
 from edgepack_fleet.errors import StorageError
 
 BUSY_TIMEOUT_SECONDS = 5.0
-MAX_READERS = 8
+MAX_READERS = 16
 
 
 class Database:
@@ -47,11 +47,13 @@ class Database:
         self._write_lock = threading.Lock()
         self._lock_file = _lock(self._path.with_name(f"{self._path.name}.lock"))
         try:
+            # it holds MAC keys; the journal files take over its mode
+            self._path.touch(mode=0o600)
             self._writer = _writing_engine(self._path)
             self._reader = _reading_engine(self._path)
             with self._writer.connect() as connection:
                 _migrate(connection)
-        except (SQLAlchemyError, sqlite3.Error, CommandError) as error:
+        except (SQLAlchemyError, sqlite3.Error, CommandError, OSError) as error:
             os.close(self._lock_file)
             raise StorageError(f"cannot open database {self._path}: {error}") from error
 
