@@ -256,7 +256,9 @@ def _prove(archive: BundleFile, keyring: Keyring) -> TrustedBundle:
     try:
         return verify_bundle_file(archive, keyring=keyring)
     except SourceError as error:
-        raise MalformedBundleError(f"the archive is incomplete: {error}", code="incomplete") from error
+        raise MalformedBundleError(
+            f"the archive is incomplete: {error}", code="incomplete"
+        ) from error
     except UntrustedBundleError as error:
         if error.code != "unsigned":
             raise

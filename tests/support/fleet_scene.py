@@ -10,7 +10,7 @@ from fleet_http import Fleet, bundle_file
 from edgepack_contract.messages import Reported, SlotReported
 from edgepack_contract.states import Phase, Presence, RolloutState, StageState, UpdateState, Verdict
 from edgepack_fleet.db.schema import Device, RolloutRow
-from edgepack_fleet.rollout.model import GateName, GateResult, Rollout
+from edgepack_fleet.rollout.model import GateName, GateResult, Revert, Rollout
 
 AGREEMENT = (
     "agreement with 1.0.0 is 11.2 % of 214 pairs; 99.9 % upper bound 17.9 % is below the limit 90 %"
@@ -88,7 +88,11 @@ def canary_failed(fleet: Fleet) -> str:
         first, state=StageState.FAILED, gates=gates, opened_ms=now - 9000, finished_ms=now
     )
     update = msgspec.structs.replace(
-        rollout.updates[canary], state=UpdateState.SUCCEEDED, from_digest=old, from_version="1.0.0"
+        rollout.updates[canary],
+        state=UpdateState.SUCCEEDED,
+        from_digest=old,
+        from_version="1.0.0",
+        revert=Revert.ASKED,
     )
     change_rollout(
         fleet,

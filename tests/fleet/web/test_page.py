@@ -67,7 +67,8 @@ def test_a_browser_shows_devices_and_the_rollout_and_follows_them(fleet):
         browser.wait_for("document.querySelectorAll('ol.events li').length === 2")
         text = browser.evaluate("document.body.innerText")
         for words in ("digits 1.1.0 to all", "rolling back", AGREEMENT, "5 of 5 online",
-                      "Stage 1 of 2 (1) failed", "4 pending", "no ground truth was posted",
+                      "Stage 1 of 2 (1) failed", "4 pending", "1 going back",
+                      "no ground truth was posted",
                       "operator started the rollout"):  # fmt: skip
             assert words in text
         assert browser.evaluate("location.href") == f"{url}/"
