@@ -207,6 +207,7 @@ def _describe(
         model=trial.made.model,
         folder=trial.made.folder,
         fp32=fp32.made.folder,
+        margins=fp32.made.margins,
         budgets=budgets_for(recipe, target),
         gates=declared_gates(trial, locked),
         metrics=trial.made.figures.metrics(subject.exam.dataset if subject.exam else ""),

@@ -80,13 +80,16 @@ def read_decisions(
     """
     producers = {name: node.op_type for node in graph.node for name in node.output}
     label, scores = _label_output(session.outputs), _score_output(session.outputs, sample)
-    normal = scores is not None and _origin(graph, producers, scores) in {"Softmax", "TreeEnsemble"}
+    normal = scores is not None and (
+        _origin(graph, producers, scores) in {"Softmax", "TreeEnsemble"}
+        or _is_share(scores, sample)
+    )
     wanted = task or _guess(label, scores, normal=normal or has_class_labels, sample=sample)
     if wanted == "classification":
         answer = label or scores
         if answer is None:
             raise ConversionError("no output is a label or a row of scores", code="no-decision")
-        kinds = _class_kinds(label, scores, probabilities=normal or _is_share(scores, sample))
+        kinds = _class_kinds(label, scores, probabilities=normal)
     else:
         answer, scores, kinds = _value_output(session.outputs), None, {}
     width = sample[scores].reshape(len(sample[scores]), -1).shape[1] if scores else None
@@ -173,10 +176,8 @@ def _origin(graph: onnx.GraphProto, producers: Mapping[str, str], name: str) -> 
     return ""
 
 
-def _is_share(scores: str | None, sample: Feeds) -> bool:
+def _is_share(scores: str, sample: Feeds) -> bool:
     """Whether the scores of each sample row are shares of one."""
-    if scores is None:
-        return False
     values = sample[scores].astype(np.float64)
     return bool(np.all(values >= 0) and np.allclose(values.sum(axis=1), 1.0, atol=1e-3))
 

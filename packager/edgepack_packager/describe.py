@@ -63,6 +63,7 @@ class Chosen:
         model: Its graph.
         folder: Where its files are.
         fp32: Where the files in float are.
+        margins: By how much the best class leads in each evaluation row, in float.
         budgets: What the device may be asked for at most.
         gates: What the gates said.
         metrics: Its figures.
@@ -73,6 +74,7 @@ class Chosen:
     model: onnx.ModelProto
     folder: Path
     fp32: Path
+    margins: Array | None
     budgets: Budgets
     gates: list[DeclaredGate]
     metrics: list[Metric]
@@ -155,7 +157,7 @@ def _description(recipe: Recipe, subject: Subject, chosen: Chosen, golden: Golde
 
 
 def _golden(recipe: Recipe, subject: Subject, chosen: Chosen) -> tuple[GoldenRows, Golden]:
-    inputs = _golden_inputs(recipe, subject, chosen.fp32)
+    inputs = _golden_inputs(recipe, subject, chosen.margins)
     n = len(next(iter(inputs.values())))
     expected = run_golden_rows(open_folder(chosen.folder), inputs, n)
     others = []
@@ -183,7 +185,7 @@ def _golden(recipe: Recipe, subject: Subject, chosen: Chosen) -> tuple[GoldenRow
     return GoldenRows(inputs=inputs, outputs=expected), golden
 
 
-def _golden_inputs(recipe: Recipe, subject: Subject, fp32: Path) -> Feeds:
+def _golden_inputs(recipe: Recipe, subject: Subject, margins: Array | None) -> Feeds:
     """Rows spread over the evaluation rows, some of them hard to decide."""
     feeds = subject.exam.feeds if subject.exam else subject.calibration or subject.reference
     if feeds is None:
@@ -191,7 +193,8 @@ def _golden_inputs(recipe: Recipe, subject: Subject, fp32: Path) -> Feeds:
     n = len(next(iter(feeds.values())))
     size = sum(array.nbytes for array in feeds.values()) / n
     count = min(n, GOLDEN_ROWS, max(1, int(GOLDEN_BYTES / max(size, 1))))
-    close = _closest(subject, feeds, fp32)[: min(GOLDEN_CLOSE_ROWS, count // 2)]
+    hardest = [] if margins is None else [int(row) for row in np.argsort(margins, kind="stable")]
+    close = hardest[: min(GOLDEN_CLOSE_ROWS, count // 2)]
     rest = [row for row in range(n) if row not in set(close)]
     wanted = count - len(close)
     spread = [rest[place * len(rest) // wanted] for place in range(wanted)] if wanted else []
@@ -199,12 +202,6 @@ def _golden_inputs(recipe: Recipe, subject: Subject, fp32: Path) -> Feeds:
         name: np.ascontiguousarray(array)
         for name, array in take_rows(feeds, sorted({*close, *spread})).items()
     }
-
-
-def _closest(subject: Subject, feeds: Feeds, fp32: Path) -> list[int]:
-    """Rows by how little the best class leads."""
-    margins = subject.decisions.margins(run_rows(open_folder(fp32), feeds))
-    return [] if margins is None else [int(row) for row in np.argsort(margins, kind="stable")]
 
 
 def _agreement_floor(subject: Subject, expected: Feeds, others: list[Feeds], atol: float) -> float:

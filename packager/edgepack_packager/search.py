@@ -16,6 +16,7 @@ from edgepack_contract.description import (
 )
 from edgepack_packager.candidates import Plan, Workshop, first_plans
 from edgepack_packager.choose import Candidate, Choice, choose
+from edgepack_packager.data import Array
 from edgepack_packager.errors import AccuracyGateError, LockError
 from edgepack_packager.evaluate import Figures, allowed_loss, examine, rows_needed
 from edgepack_packager.gates import Gate, Verdict, judge_budget, judge_loss, judge_minimum
@@ -45,13 +46,17 @@ MeasureMemory = Callable[["Trial", "Trial"], int | None]
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A candidate's graph on disk, and how good it is: the same for every target."""
+    """A candidate's graph on disk, and how good it is: the same for every target.
+
+    ``margins`` say by how much the best class leads in each evaluation row.
+    """
 
     plan: Plan
     model: onnx.ModelProto
     folder: Path
     size_bytes: int
     figures: Figures
+    margins: Array | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,20 +194,22 @@ class Bench:
             if model is None:
                 return None
             save_model(model, folder)
-            return Made(plan, model, folder, model_size(folder), self._examine(plan, folder))
+            return self._examine(plan, model, folder)
         except (QuantizerError, ModelError) as error:
             if plan.precision == "fp32":
                 raise
             self.warnings.append(f"{plan.name} was not tried: {error}")
             return None
 
-    def _examine(self, plan: Plan, folder: Path) -> Figures:
-        exam = self._subject.exam
+    def _examine(self, plan: Plan, model: onnx.ModelProto, folder: Path) -> Made:
+        exam, size = self._subject.exam, model_size(folder)
         if exam is None:
-            return Figures()
+            return Made(plan, model, folder, size, Figures(), None)
         # dynamic scales depend on the batch; a device serves row by row
-        size = 1 if plan.precision == "int8-dynamic" else CHUNK_ROWS
-        return examine(exam, run_rows(open_folder(folder), exam.feeds, chunk=size))
+        chunk = 1 if plan.precision == "int8-dynamic" else CHUNK_ROWS
+        outputs = run_rows(open_folder(folder), exam.feeds, chunk=chunk)
+        figures, margins = examine(exam, outputs), exam.decisions.margins(outputs)
+        return Made(plan, model, folder, size, figures, margins)
 
 
 def time_rows(folder: Path, subject: Subject, target: DeviceConfig) -> Latency:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from tests.packager.graphs import build, mlp, rows, value, weight
 
 from edgepack_contract.description import TensorSpec
@@ -111,6 +111,19 @@ def read(model, folder, *, task=None, classes=None, labels=False, feeds=None):
     ), sample
 
 
+def shares_model():
+    """Shares of one that no softmax gives."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["s"]),
+        helper.make_node("Exp", ["s"], ["e"]),
+        helper.make_node("ReduceSum", ["e", "axis"], ["t"], keepdims=1),
+        helper.make_node("Div", ["e", "t"], ["y"]),
+    ]
+    axis = numpy_helper.from_array(np.array([1], np.int64), "axis")
+    outputs = [value("y", ["n", 4])]
+    return build(nodes, [value("x", ["n", 8])], outputs, [weight("w", (8, 4)), axis])
+
+
 def scores_model(width, *, softmax=False):
     nodes = [helper.make_node("MatMul", ["x", "w"], ["s"])]
     if softmax:
@@ -129,6 +142,7 @@ def scores_model(width, *, softmax=False):
     [
         (mlp(), {}, "classification", "probabilities"),
         (scores_model(4, softmax=True), {}, "classification", "probabilities"),
+        (shares_model(), {}, "classification", "probabilities"),
         (scores_model(4), {}, "other", "data"),
         (scores_model(4), {"labels": True}, "classification", "scores"),
         (scores_model(4), {"task": "classification"}, "classification", "scores"),
