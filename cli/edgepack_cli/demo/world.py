@@ -165,7 +165,7 @@ class World:
         """Run ``edgepack build`` for one release and return what it prints."""
         bundle = self.bundle_path(release.version)
         labels = ["--label", "digit"] if release.labelled else []
-        return _output(
+        return command(
             "build", str(release.model), "--name", MODEL, "--version", release.version,
             "--data", str(release.data), *labels, "--max-drop", "1pt",
             "--key", str(self.folder / "keys" / "publisher.key"), "-o", str(bundle),
