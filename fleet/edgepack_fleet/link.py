@@ -125,6 +125,7 @@ class FleetLink:
         # Replicas and devices that lost the same broker must not come back in the same instant.
         client.reconnect_delay_set(1 + rng.randrange(2), RECONNECT_MAX_SECONDS)
         client.on_connect = self._connected_callback
+        client.on_subscribe = self._subscribed_callback
         client.on_disconnect = self._disconnected_callback
         client.on_message = self._message_callback
         client.will_set(
@@ -167,6 +168,26 @@ class FleetLink:
             self._session = max(self._now_ms(), self._session + 1)
         self._was_connected = True
         client.subscribe([(one, 1) for one in fleet_filters(self._tenant)])
+
+    def _subscribed_callback(
+        self,
+        _client: mqtt.Client,
+        _userdata: object,
+        _mid: int,
+        reasons: list[ReasonCode],
+        _properties: Properties | None,
+    ) -> None:
+        """Begin to speak, and not before.
+
+        After a reconnect paho repeats what the former connection left open. What is said earlier
+        than that would be followed by something older, and the broker would retain the older.
+        """
+        refused = [str(reason) for reason in reasons if reason.is_failure]
+        if refused:
+            logger.error(
+                "broker refused subscriptions: %s", refused, extra={"event": "mqtt_refused"}
+            )
+            return
         self._say(Presence.ONLINE)
         self._connected.set()
         logger.info("connected to the broker", extra={"event": "mqtt_connected"})

@@ -30,7 +30,7 @@ from edgepack_fleet.db.database import Database
 from edgepack_fleet.desired import DesiredWriter, put_all_again
 from edgepack_fleet.ingest import Incoming, Ingest
 from edgepack_fleet.link import FleetLink
-from edgepack_fleet.outbox import publish_pending
+from edgepack_fleet.outbox import Message, publish_pending
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class FleetService:
             ttl_ms=int(timings.desired_ttl * 1000),
             refresh_ms=int(timings.desired_refresh * 1000),
         )
-        self.ingest = Ingest(self.database, tenant=config.tenant, publish=self._link.publish)
+        self.ingest = Ingest(self.database, tenant=config.tenant, publish=self._acknowledge)
         self.controller = Controller(
             self.database,
             self.writer,
@@ -141,6 +141,11 @@ class FleetService:
 
     def _offer(self, topic: str, payload: bytes) -> None:
         self.ingest.offer(Incoming(topic, payload, self.now_ms()))
+
+    def _acknowledge(self, message: Message) -> None:
+        # without a connection it is left out: the device says again what is not acknowledged
+        if self._link.connected:
+            self._link.publish(message)
 
     def _on_connected(self) -> None:
         # what a broker retains is a cache, and this one may have lost it

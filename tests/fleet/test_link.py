@@ -99,7 +99,12 @@ def test_after_a_broker_restart_it_is_back_with_a_newer_session(broker, fleet):
     broker.start()
     assert fleet.wait_connected() > NOW
     peer = Peer(broker.port, FLEET_STATE)
-    assert peer.states(Presence.ONLINE) > NOW
+    # what the former connection left open may be repeated first; the newest is what stays
+    while peer.states(Presence.ONLINE) == NOW:
+        continue
+    late = Peer(broker.port, FLEET_STATE)
+    assert late.states(Presence.ONLINE) > NOW
+    late.close()
     incoming = FakeDevice("pi-1").state()
     peer.send(incoming)
     fleet.wait_for(incoming)
