@@ -21,8 +21,8 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 from edgepack_contract.bundle import BundleFile
 from edgepack_contract.errors import ConfigError, MalformedBundleError, SourceError
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.loopback import is_loopback
 from edgepack_contract.oci import INDEX_TYPE, MANIFEST_TYPE, Descriptor
-from edgepack_runtime.config import is_loopback
 from edgepack_runtime.errors import TransientSourceError
 
 MAX_REDIRECTS = 3
@@ -156,7 +156,7 @@ class RegistrySource:
 
     def _get(
         self, target: str, headers: dict[str, str], *, missing_ok: bool = False
-    ) -> http.client.HTTPResponse | None:
+    ) -> _Answer | None:
         for _ in range(MAX_REDIRECTS + 1):
             response = self._ask(target, headers)
             if response.status in (http.HTTPStatus.OK, http.HTTPStatus.PARTIAL_CONTENT):
@@ -171,14 +171,14 @@ class RegistrySource:
                 raise _failed(self._url, response.status, target)
         raise SourceError(f"{self._url.netloc} redirects without end", code="bad-redirect")
 
-    def _ask(self, target: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+    def _ask(self, target: str, headers: dict[str, str]) -> _Answer:
         connection = self._connect()
         sent = {"Accept-Encoding": "identity", "Connection": "close", **headers}
         if self._credentials:
             sent["Authorization"] = self._credentials.header
         try:
             connection.request("GET", target, headers=sent)
-            return connection.getresponse()
+            return _Answer(connection, connection.getresponse())
         except (OSError, http.client.HTTPException, ValueError) as error:
             connection.close()
             raise _unreachable(self._url, error) from error
@@ -190,9 +190,9 @@ class RegistrySource:
         tls = self._tls or ssl.create_default_context()
         return http.client.HTTPSConnection(host, self._url.port, timeout=stall, context=tls)
 
-    def _redirected(self, target: str, response: http.client.HTTPResponse) -> str:
+    def _redirected(self, target: str, response: _Answer) -> str:
         base = f"{self._url.scheme}://{self._url.netloc}"
-        there = urlsplit(urljoin(base + target, response.headers.get("Location", "")))
+        there = urlsplit(urljoin(base + target, response.header("Location")))
         if (there.scheme, there.netloc) != (self._url.scheme, self._url.netloc):
             raise SourceError(
                 f"{self._url.netloc} redirects to {there.netloc[:80]!r}; only itself is allowed",
@@ -259,13 +259,31 @@ def open_source(
     return RegistrySource(address, credentials=credentials, tls=tls)
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A response and the connection it came by, which end together."""
+
+    connection: http.client.HTTPConnection
+    response: http.client.HTTPResponse
+
+    @property
+    def status(self) -> int:
+        return self.response.status
+
+    def header(self, name: str) -> str:
+        return self.response.headers.get(name, "")
+
+    def close(self) -> None:
+        self.response.close()
+        self.connection.close()
+
+
 class _Body(io.RawIOBase):
     """A response's bytes until its deadline; an early end is an error, not an end."""
 
-    def __init__(
-        self, response: http.client.HTTPResponse, deadline: float, clock: Callable[[], float]
-    ) -> None:
-        self._response, self._deadline, self._clock = response, deadline, clock
+    def __init__(self, answer: _Answer, deadline: float, clock: Callable[[], float]) -> None:
+        self._answer, self._response = answer, answer.response
+        self._deadline, self._clock = deadline, clock
 
     def readable(self) -> bool:
         return True
@@ -286,7 +304,7 @@ class _Body(io.RawIOBase):
         return len(data)
 
     def close(self) -> None:
-        self._response.close()
+        self._answer.close()
         super().close()
 
 
@@ -322,8 +340,8 @@ def _checked_url(url: str) -> SplitResult:
     return parts
 
 
-def _check_plain(response: http.client.HTTPResponse, url: SplitResult) -> None:
-    encoding = response.headers.get("Content-Encoding", "identity")
+def _check_plain(response: _Answer, url: SplitResult) -> None:
+    encoding = response.header("Content-Encoding") or "identity"
     if encoding != "identity":
         response.close()
         raise SourceError(
@@ -332,8 +350,8 @@ def _check_plain(response: http.client.HTTPResponse, url: SplitResult) -> None:
         )
 
 
-def _starts_at(response: http.client.HTTPResponse, offset: int) -> bool:
-    return response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
+def _starts_at(response: _Answer, offset: int) -> bool:
+    return response.header("Content-Range").startswith(f"bytes {offset}-")
 
 
 def _failed(url: SplitResult, status: int, target: str) -> SourceError:

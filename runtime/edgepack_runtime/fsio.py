@@ -8,7 +8,6 @@ removal is durable when the call returns.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -301,21 +300,6 @@ def open_regular(path: Path) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-def digest_of_file(path: Path) -> tuple[str, int]:
-    """Digest and size of a file as the disk has it now, not as the page cache remembers it.
-
-    Raises:
-        OSError: It cannot be read.
-    """
-    hasher, size = hashlib.sha256(), 0
-    with open_regular(path) as fd:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        while chunk := os.read(fd, CHUNK_BYTES):
-            hasher.update(chunk)
-            size += len(chunk)
-    return f"sha256:{hasher.hexdigest()}", size
 
 
 def _read_all(fd: int, path: Path, max_bytes: int) -> bytes:
