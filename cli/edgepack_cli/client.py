@@ -36,6 +36,10 @@ class FleetClient:
         """POST a JSON document."""
         return self._call("POST", path, json.dumps(body).encode(), headers or {})
 
+    def delete(self, path: str) -> None:
+        """DELETE something."""
+        self._call("DELETE", path)
+
     def put_file(self, path: str, file: Path) -> Any:
         """PUT a file as it is, streamed."""
         with file.open("rb") as stream:

@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("edgepack_cli.commands.run", "Run the device daemon, or serve one bundle."),
     "sign": ("edgepack_cli.commands.sign", "Sign a bundle with a publisher key."),
     "targets": ("edgepack_cli.commands.targets", "List the kinds of hardware to build for."),
+    "token": ("edgepack_cli.commands.token", "Make, list and revoke access tokens."),
     "unpack": ("edgepack_cli.commands.unpack", "Write a bundle's files into a folder."),
     "verify": ("edgepack_cli.commands.verify", "Check a bundle's signature and every digest."),
 }
@@ -89,6 +90,10 @@ def run(arguments: list[str] | None = None) -> int:
     except EdgepackError as error:
         click.echo(f"error: {error}", err=True)
         return exit_code_of(error)
+    except OSError as error:
+        # A full disk, a folder that may not be written: the user's machine, not a defect of ours.
+        click.echo(f"error: {_os_words(error)}", err=True)
+        return Exit.BAD_INPUT
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -96,3 +101,8 @@ def run(arguments: list[str] | None = None) -> int:
         click.echo("interrupted", err=True)
         return Exit.INTERRUPTED
     return result if isinstance(result, int) else Exit.OK
+
+
+def _os_words(error: OSError) -> str:
+    words = error.strerror or str(error)
+    return f"{error.filename}: {words}" if error.filename is not None else words

@@ -6,7 +6,6 @@ An environment variable is named after its key: ``EDGEPACK_FLEET_TENANT``,
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 
 from edgepack_contract.errors import ConfigError
+from edgepack_contract.loopback import is_loopback
 from edgepack_contract.names import DEFAULT_TENANT, check_id
 from edgepack_contract.settings import load_settings
 
@@ -168,16 +168,6 @@ def security_gate(config: FleetConfig) -> list[Violation]:
             )
         )
     return found
-
-
-def is_loopback(host: str) -> bool:
-    """Whether ``host`` is this machine only; a name other than ``localhost`` is not trusted."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _has_tls(http: HttpConfig) -> bool:

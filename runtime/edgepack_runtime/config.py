@@ -5,13 +5,13 @@ Relative paths are relative to the folder of the file.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from edgepack_contract.errors import ConfigError
+from edgepack_contract.loopback import is_loopback
 from edgepack_contract.names import DEFAULT_TENANT, check_id
 from edgepack_contract.settings import load_settings
 
@@ -100,16 +100,6 @@ def security_gate(config: RuntimeConfig) -> list[str]:
             'which this version has not; use a local bridge and "127.0.0.1"'
         )
     return found
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address can only be reached from this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _absolute(config: RuntimeConfig, base: Path) -> RuntimeConfig:

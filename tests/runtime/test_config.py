@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from edgepack_contract.errors import ConfigError
-from edgepack_runtime.config import is_loopback, load_config
+from edgepack_runtime.config import load_config
 
 GOOD = """\
 device = "pi-1"
@@ -49,13 +49,3 @@ def test_refused(tmp_path, old, new, words, code):
     with pytest.raises(ConfigError, match=words) as caught:
         load(tmp_path, GOOD.replace(old, new))
     assert caught.value.code == code
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
-def test_loopback(host):
-    assert is_loopback(host)
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.com", ""])
-def test_not_loopback(host):
-    assert not is_loopback(host)

@@ -38,7 +38,9 @@ def serve(config: Path) -> None:
 )  # fmt: skip
 @click.option("--days", default=90, show_default=True, help="How long it is valid.")
 def token(config: Path, name: str, role: str, days: int) -> None:
-    """Make an access token on the machine of the service and print it once.
+    """Make the first access token, before the service starts; print it once.
+
+    While the service runs, `edgepack token create` makes more.
 
     Example: edgepack fleet token --config fleet.toml --name ci --role publisher
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from edgepack_contract import __version__
+from edgepack_contract.loopback import is_loopback
 from edgepack_fleet.api import (
     bundles,
     devices,
@@ -23,7 +24,7 @@ from edgepack_fleet.api.context import Context
 from edgepack_fleet.api.origin import LOOPBACK_NAMES, host_name
 from edgepack_fleet.api.problems import install_problems
 from edgepack_fleet.api.shield import Shield
-from edgepack_fleet.config import HttpConfig, is_loopback
+from edgepack_fleet.config import HttpConfig
 
 ROUTERS = (
     devices.router,

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from edgepack_contract.errors import ConfigError
 from edgepack_contract.limits import LIMITS
-from edgepack_runtime.config import is_loopback
+from edgepack_contract.loopback import is_loopback
 from edgepack_runtime.serving.app import App
 
 HEAD_SECONDS = 10.0
