@@ -10,16 +10,26 @@ import os
 import sys
 from pathlib import Path
 
-from edgepack_contract.errors import BundleError, ConfigError, DocumentError, EdgepackError
+from edgepack_contract.errors import (
+    BundleError,
+    ConfigError,
+    DocumentError,
+    EdgepackError,
+    SourceError,
+    UnsupportedBundleError,
+)
 from edgepack_contract.keyring import open_keyring
 from edgepack_contract.limits import LIMITS
 from edgepack_runtime.config import load_config
+from edgepack_runtime.inference.errors import ModelError
 from edgepack_runtime.process import run_device
 from edgepack_runtime.standalone import Listen, run_bundle
 
-EXIT_VERIFICATION = 6
-EXIT_CONFIG = 78
 EXIT_INTERNAL = 1
+EXIT_BAD_INPUT = 3
+EXIT_VERIFICATION = 6
+EXIT_INCOMPATIBLE = 7
+EXIT_CONFIG = 78
 
 _PLAIN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
@@ -56,10 +66,22 @@ def main() -> int:
 
 
 def exit_code(error: EdgepackError) -> int:
-    """78 tells a service manager that a restart is no use; 6 that something is not genuine."""
-    if isinstance(error, ConfigError):
-        return EXIT_CONFIG
-    return EXIT_VERIFICATION if isinstance(error, (BundleError, DocumentError)) else EXIT_INTERNAL
+    """What a service manager and a script go by.
+
+    78: a restart is no use, the configuration must change. 6: something is not genuine or whole.
+    7: it is not for this machine. 3: it cannot be read, or does not work. 1: the device failed.
+    """
+    match error:
+        case ConfigError():
+            return EXIT_CONFIG
+        case UnsupportedBundleError():
+            return EXIT_INCOMPATIBLE
+        case BundleError() | DocumentError():
+            return EXIT_VERIFICATION
+        case SourceError() | ModelError():
+            return EXIT_BAD_INPUT
+        case _:
+            return EXIT_INTERNAL
 
 
 async def _serve_device(arguments: argparse.Namespace) -> None:
@@ -70,11 +92,18 @@ async def _serve_device(arguments: argparse.Namespace) -> None:
 async def _serve_bundle(arguments: argparse.Namespace) -> None:
     keyring = None
     if arguments.keyring is not None:
-        with arguments.keyring.open("rb") as stream:
-            raw = stream.read(LIMITS.keyring_bytes + 1)
+        raw = _read(arguments.keyring)
         keyring = open_keyring(raw, owner_fingerprint=arguments.owner or "")
     listen = Listen(arguments.host, arguments.port, arguments.unix_socket)
     await run_bundle(arguments.bundle, listen, keyring)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(LIMITS.keyring_bytes + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", code="no-keyring") from error
 
 
 def _arguments() -> argparse.Namespace:

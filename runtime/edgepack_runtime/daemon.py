@@ -48,11 +48,10 @@ from edgepack_runtime.fsio import DurableFS
 from edgepack_runtime.identity import DeviceIdentity
 from edgepack_runtime.inference.probe import probe_model
 from edgepack_runtime.link import DeviceLink, LinkIdentity
-from edgepack_runtime.reporter import Reporter
+from edgepack_runtime.reporter import Reporter, open_spool
 from edgepack_runtime.serving.slot import Slot
 from edgepack_runtime.slot_runtime import ServingHost, SlotRuntime, now_ms
 from edgepack_runtime.store import Store
-from edgepack_runtime.telemetry.spool import Spool
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +105,7 @@ class Daemon:
             rng=rng,
             now_ms=now_ms,
         )
-        spool = Spool(self._home / "spool.db", max_bytes=config.telemetry.spool_bytes)
+        spool = open_spool(self._home / "spool.db", max_bytes=config.telemetry.spool_bytes)
         self._reporter = Reporter(spool, self._link, session=session, mac_key=identity.mac_key)
 
     def phase(self, slot: str) -> Phase | None:
@@ -152,6 +151,7 @@ class Daemon:
             await asyncio.to_thread(runtime.agent.stop)
             await runtime.slot.close()
         await asyncio.to_thread(self._link.stop)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._reporter.close)
 
     def _open_slot(self, name: str) -> SlotRuntime:
@@ -232,15 +232,20 @@ class Daemon:
                 now_ms=now_ms(),
             )
         except DocumentError as error:
-            self._refused = f"{error.code}: {error}"
             logger.warning(
                 "desired document refused: %s", error,
                 extra={"event": "desired_refused", "code": error.code},
             )  # fmt: skip
-            self._say_reported()
+            self._refuse(f"{error.code}: {error}")
             return
         self._refused = None
         self._obey(desired)
+
+    def _refuse(self, words: str) -> None:
+        # Whoever floods the topic with one forgery must not make this device flood the broker.
+        if words != self._refused:
+            self._refused = words
+            self._say_reported()
 
     def _obey(self, desired: Desired) -> None:
         obeyed = Obeyed(
@@ -257,6 +262,9 @@ class Daemon:
     def _wish(self, name: str, wish: SlotDesired, obeyed: Obeyed) -> None:
         if name not in self._slots and (not is_id(name) or len(self._slots) >= MAX_SLOTS):
             logger.warning("slot %r refused", name[:80], extra={"event": "slot_refused"})
+            self._refused = (
+                f"bad-slot: {name[:80]!r} is no name for a slot, or this device has {MAX_SLOTS}"
+            )
             return
         try:
             runtime = self._slots.get(name) or self._open_slot(name)

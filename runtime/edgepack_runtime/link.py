@@ -1,9 +1,9 @@
 """The MQTT link of a device: paho wrapped in one place.
 
-The link keeps retained messages (state, birth, reported) in memory and says them again on every
-connection; it hands out at most :data:`IN_FLIGHT` spool items at a time, because paho resends
-everything that it holds at once after a reconnect. Callbacks arrive on paho's thread; what they do
-is hand bytes over, nothing else.
+The link keeps retained messages (birth, reported) in memory and says them again on every
+connection; spool items are handed over again by their reporter. So nothing of an earlier connection
+is kept by paho, which would resend all of it after what is newer. Callbacks arrive on paho's
+thread; what they do is hand bytes over, nothing else.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 IN_FLIGHT = 20
 RECONNECT_MAX_SECONDS = 120
+GOODBYE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,8 @@ class DeviceLink:
         if self._connected.is_set():
             topic, offline = self._sealed_state(Presence.OFFLINE, sequence=self.next_sequence())
             info = self._client.publish(topic, offline, qos=1, retain=True)
-            info.wait_for_publish(timeout=2.0)
+            if info.rc == mqtt.MQTT_ERR_SUCCESS:
+                info.wait_for_publish(timeout=GOODBYE_SECONDS)
         self._client.disconnect()
         self._client.loop_stop()
 
@@ -124,10 +126,11 @@ class DeviceLink:
         """Publish a retained message now and on every later connection."""
         topic = device_topic(self._who.tenant, self._who.device, kind)
         sealed = seal(body, topic=topic, key=self._who.mac_key)
+        # Published under the lock: what the broker keeps must be what was said last.
         with self._lock:
             self._retained[topic] = sealed
-        if self._connected.is_set():
-            self._client.publish(topic, sealed, qos=1, retain=True)
+            if self._connected.is_set():
+                self._client.publish(topic, sealed, qos=1, retain=True)
 
     def send(self, kind: Kind, name: str | None, body: bytes, *, qos: int) -> bool:
         """Publish once, not retained; False when there is no connection or no room."""
@@ -138,12 +141,10 @@ class DeviceLink:
         info = self._client.publish(topic, sealed, qos=qos, retain=False)
         return info.rc == mqtt.MQTT_ERR_SUCCESS
 
-    def say_again(self) -> None:
-        """Publish every retained message again: the fleet service has a new session."""
+    def _say_again(self) -> None:
         with self._lock:
-            messages = list(self._retained.items())
-        for topic, sealed in messages:
-            self._client.publish(topic, sealed, qos=1, retain=True)
+            for topic, sealed in self._retained.items():
+                self._client.publish(topic, sealed, qos=1, retain=True)
 
     def _sealed_state(self, state: Presence, *, sequence: int) -> tuple[str, bytes]:
         topic = device_topic(self._who.tenant, self._who.device, Kind.STATE)
@@ -165,12 +166,13 @@ class DeviceLink:
                 "broker refused the connection: %s", reason, extra={"event": "mqtt_refused"}
             )
             return
+        client.drop_out_messages()
         filters = device_filters(self._who.tenant, self._who.device)
         client.subscribe([(one, 1) for one in filters])
         topic, online = self._sealed_state(Presence.ONLINE, sequence=self.next_sequence())
         client.publish(topic, online, qos=1, retain=True)
         self._connected.set()
-        self.say_again()
+        self._say_again()
         logger.info("connected to the broker", extra={"event": "mqtt_connected"})
         self._on_connected()
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from edgepack_contract.errors import ConfigError
 from edgepack_runtime.config import RuntimeConfig
 from edgepack_runtime.daemon import Daemon
+from edgepack_runtime.errors import DeviceError
 from edgepack_runtime.fsio import DurableFS
 from edgepack_runtime.identity import load_identity
 from edgepack_runtime.serving.app import App
@@ -24,21 +25,25 @@ from edgepack_runtime.slot_runtime import now_ms
 logger = logging.getLogger(__name__)
 
 SESSION_FILE = "session"
+MAX_SESSION = 2**53 - 1
+"""The largest number that every reader of JSON keeps exact."""
 
 
 async def run_device(config: RuntimeConfig) -> None:
     """Run a device daemon until SIGTERM or SIGINT.
 
     Raises:
-        ConfigError: Another daemon uses the state folder, or the identity is not usable.
+        ConfigError: The state folder is not ours or another daemon uses it, or the identity is not
+            usable.
         EdgepackError: A part cannot start.
     """
+    stop = stop_event()
     home = Path(config.state_dir)
     fs = DurableFS()
     fs.make_dirs(home)
     with only_one(home):
         identity = load_identity(config)
-        session = next_session(fs, home)
+        session = next_session(fs, home, clock_ms=now_ms())
         # The random numbers spread what many devices would do at once; they guard nothing.
         rng = random.Random(os.urandom(8))  # noqa: S311
         daemon = Daemon(config, identity, session=session, fs=fs, rng=rng)
@@ -49,19 +54,24 @@ async def run_device(config: RuntimeConfig) -> None:
             host=config.serve.host,
             port=config.serve.port,
         )
-        await _run(daemon, server)
+        await _run(daemon, server, stop)
 
 
-async def until_signalled(*work: asyncio.Task[None]) -> None:
-    """Wait for SIGTERM or SIGINT, or for a piece of work to end, which it should not.
-
-    Raises:
-        BaseException: What ended the work.
-    """
+def stop_event() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set from now on, instead of killing the process."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+async def until_stopped(stop: asyncio.Event, *work: asyncio.Task[None]) -> None:
+    """Wait for ``stop``, or for a piece of work to end, which it should not.
+
+    Raises:
+        BaseException: What ended the work.
+    """
     waiting = asyncio.create_task(stop.wait())
     done, _ = await asyncio.wait({waiting, *work}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
@@ -69,20 +79,25 @@ async def until_signalled(*work: asyncio.Task[None]) -> None:
         task.result()
 
 
-def next_session(fs: DurableFS, home: Path) -> int:
-    """The number of this run: one more than any before, durable before it is used.
+def next_session(fs: DurableFS, home: Path, *, clock_ms: int) -> int:
+    """The number of this run: more than any before.
 
-    Raises:
-        DeviceError: The disk does not take it.
+    The file keeps it growing when the clock was set back, the clock when the file is new, lost or
+    damaged. A disk that does not take the number does not keep the device from serving.
+
+    Args:
+        fs: Reads and writes.
+        home: The state folder.
+        clock_ms: Wall clock, milliseconds since 1970 UTC.
     """
     path = home / SESSION_FILE
-    before = 0
-    with contextlib.suppress(FileNotFoundError):
-        text = fs.read_bounded(path, max_bytes=64).decode(errors="replace").strip()
-        before = int(text) if text.isascii() and text.isdigit() else 0
-    # Without the file (a new device, a wiped disk) the clock keeps sessions growing.
-    session = before + 1 if before else now_ms() // 1000
-    fs.atomic_write(path, str(session).encode())
+    session = max(_last_session(fs, path) + 1, clock_ms // 1000)
+    try:
+        fs.atomic_write(path, str(session).encode())
+    except DeviceError as error:
+        logger.warning(
+            "session %d not written down: %s", session, error, extra={"event": "session_unwritten"}
+        )
     return session
 
 
@@ -91,29 +106,58 @@ def only_one(home: Path) -> Iterator[None]:
     """Hold the state folder for this process.
 
     Raises:
-        ConfigError: Another process holds it.
+        ConfigError: Another process holds it (code ``in-use``), or it is not ours to write (code
+            ``bad-state-dir``).
     """
-    handle = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    handle = _open_lock(home / "lock")
+    try:
+        _lock(handle, home)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _last_session(fs: DurableFS, path: Path) -> int:
+    try:
+        text = fs.read_bounded(path, max_bytes=64).decode(errors="replace").strip()
+    except FileNotFoundError:
+        return 0
+    except DeviceError as error:
+        logger.warning("session file ignored: %s", error, extra={"event": "session_unread"})
+        return 0
+    number = int(text) if text.isascii() and text.isdigit() else 0
+    return number if number < MAX_SESSION else 0
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {path}: {error.strerror}; give the folder to the user that runs the "
+            "daemon, or name another one as state_dir",
+            code="bad-state-dir",
+        ) from error
+
+
+def _lock(handle: int, home: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
     except BlockingIOError as error:
         raise ConfigError(
             f"another daemon uses {home}; stop it first, or give this one its own state_dir",
             code="in-use",
         ) from error
-    finally:
-        os.close(handle)
 
 
-async def _run(daemon: Daemon, server: RunningServer) -> None:
+async def _run(daemon: Daemon, server: RunningServer, stop: asyncio.Event) -> None:
     daemon.start()
     logger.info(
         "serving on port %s and %s", server.port, server.unix_socket, extra={"event": "serving"}
     )
     work = [asyncio.create_task(daemon.run_windows()), asyncio.create_task(daemon.run_health())]
     try:
-        await until_signalled(*work)
+        await until_stopped(stop, *work)
     finally:
         logger.info("stopping", extra={"event": "stopping"})
         for task in work:

@@ -9,7 +9,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from edgepack_contract.canonical import canonical_json, decode
@@ -21,13 +23,38 @@ from edgepack_contract.topics import Kind, Topic
 from edgepack_contract.window import WindowBody
 from edgepack_runtime.errors import DeviceError
 from edgepack_runtime.link import DeviceLink
-from edgepack_runtime.telemetry.spool import Backlog, Spool
+from edgepack_runtime.telemetry.spool import DAMAGED, Backlog, Spool, SpoolError
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 KINDS = {"window": Kind.TELEMETRY, "event": Kind.EVENT}
+MEMORY_BYTES = 4 * 1024 * 1024
+"""How much may wait in memory when the disk cannot have it."""
+
+
+def open_spool(path: Path, *, max_bytes: int) -> Spool:
+    """Open the spool, or what can stand in for it: telemetry never keeps a device from serving.
+
+    A damaged file is moved aside and a new one begun. When the disk takes neither, what is to be
+    said waits in memory, until the daemon ends.
+    """
+    try:
+        return Spool(path, max_bytes=max_bytes)
+    except SpoolError as error:
+        logger.error("spool: %s", error, extra={"event": "spool_failed"})
+        if error.code == DAMAGED:
+            with suppress(SpoolError, OSError):
+                return _begin_anew(path, max_bytes)
+    return Spool(Path(":memory:"), max_bytes=min(max_bytes, MEMORY_BYTES))
+
+
+def _begin_anew(path: Path, max_bytes: int) -> Spool:
+    path.replace(path.with_name(f"{path.name}.damaged"))
+    # a log that outlived its database would be replayed into the new one
+    path.with_name(f"{path.name}-wal").unlink(missing_ok=True)
+    return Spool(path, max_bytes=max_bytes)
 
 
 class Reporter:
@@ -67,7 +94,8 @@ class Reporter:
             items = await self._on_disk(self._spool.hand_over) or []
             for item in items:
                 if not self._link.send(KINDS[item.kind], item.name, item.body, qos=1):
-                    # Nothing is lost: after the next connection they are handed over again.
+                    # Nothing is lost: what is unacknowledged is handed over again later.
+                    await self._on_disk(self._spool.forget_in_flight)
                     break
             self.backlog = await self._on_disk(self._spool.backlog) or self.backlog
 

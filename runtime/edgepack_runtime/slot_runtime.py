@@ -70,7 +70,7 @@ class ServingHost:
         """Load, warm and switch, or take back the previous model when that is what is wanted."""
         if self._on_loop(lambda: self._is_active(digest) or self._take_back(digest)):
             return
-        if not _fits(folder):
+        if self._slot.active is not None and not _fits(folder):
             logger.warning(
                 "too little memory for two models: the old one stops first",
                 extra={"event": "stop_first", "slot": self._slot.name},

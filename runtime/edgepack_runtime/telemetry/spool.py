@@ -85,6 +85,10 @@ _MAX_BODY_BYTES = LIMITS.message_bytes - 1024
 """Room is left for the MAC; what is larger could never be sent."""
 
 
+DAMAGED = "spool-damaged"
+"""The code of a :class:`SpoolError` when the file itself is at fault, and not the disk."""
+
+
 class SpoolError(DeviceError):
     """The spool cannot be read or written; the item that was to be kept is lost."""
 
@@ -140,7 +144,8 @@ class Spool:
         except sqlite3.Error as error:
             raise SpoolError(
                 f"the spool {path} cannot be opened: {error}; when it is damaged, move it away: "
-                "what it holds is lost, a new one is made"
+                "what it holds is lost, a new one is made",
+                code=DAMAGED if _is_damage(error) else None,
             ) from error
 
     def __enter__(self) -> Self:
@@ -350,6 +355,11 @@ def _sendable(raw: bytes) -> bytes:
             code="too-large",
         )
     return raw
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def _open(path: Path) -> sqlite3.Connection:
