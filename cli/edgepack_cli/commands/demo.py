@@ -36,6 +36,8 @@ def command(
 
     Real data, real processes, real messages, on loopback only. In a terminal it stays up until
     Ctrl-C; it leaves nothing behind.
+
+    Example: edgepack demo --exit
     """
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     folder = keep or Path(tempfile.mkdtemp(prefix="edgepack-demo-"))

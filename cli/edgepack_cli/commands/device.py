@@ -10,6 +10,7 @@ import click
 
 from edgepack_cli.client import from_environment
 from edgepack_cli.commands.group import labels_of
+from edgepack_cli.commands.keys import check_new
 from edgepack_cli.output import emit_json, note, say, table
 from edgepack_contract.keyring import open_keyring
 from edgepack_contract.keys import PrivateKey, write_private_key
@@ -66,6 +67,8 @@ def add(
     check_id(device, what="device")
     raw = keyring.read_bytes()[: LIMITS.keyring_bytes + 1]
     open_keyring(raw, owner_fingerprint=owner)
+    # Before the fleet hears of the device: it would wait for one whose keys nobody has.
+    check_new(folder / name for name in ("device.key", "mac.key"))
     key, mac_key = PrivateKey.generate(), secrets.token_bytes(MAC_KEY_BYTES)
     body = {
         "id": device,

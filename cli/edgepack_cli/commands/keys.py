@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
+from edgepack_cli.errors import CommandError
 from edgepack_cli.output import emit_json, note, say
 from edgepack_contract.keyring import Publisher, make_keyring, open_keyring
 from edgepack_contract.keys import PrivateKey, read_private_key, read_public_key, write_private_key
 from edgepack_contract.limits import LIMITS
 
 ROLES = ("owner", "publisher", "fleet")
+MADE = [*(f"{role}.{kind}" for role in ROLES for kind in ("key", "pub")), "keyring.json"]
 
 
 @click.group()
@@ -38,6 +41,7 @@ def init(folder: Path, patterns: tuple[str, ...], *, passphrase: bool) -> None:
 
     Example: edgepack keys init keys
     """
+    check_new(folder / name for name in MADE)
     secret = _ask_passphrase() if passphrase else None
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     keys = {role: PrivateKey.generate() for role in ROLES}
@@ -79,6 +83,20 @@ def show(folder: Path, *, as_json: bool) -> None:
     for fingerprint in keyring.fleet_keys():
         say(f"fleet      {fingerprint}")
     say(f"keyring    version {keyring.version}, epoch {keyring.epoch}")
+
+
+def check_new(paths: Iterable[Path]) -> None:
+    """Refuse to begin when one of the files to be made is there already.
+
+    Raises:
+        CommandError: One is.
+    """
+    for path in paths:
+        if path.exists():
+            raise CommandError(
+                f"{path} exists; a key is never overwritten: choose another folder",
+                code="key-exists",
+            )
 
 
 def read_key(path: Path) -> PrivateKey:

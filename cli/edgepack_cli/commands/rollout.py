@@ -118,7 +118,9 @@ def why(rollout: str) -> None:
 
 
 def _action(name: str, words: str) -> None:
-    @command.command(name, help=words)
+    example = f"Example: edgepack rollout {name} digits-1-1-0-7f3a"
+
+    @command.command(name, help=f"{words}\n\n{example}")
     @click.argument("rollout")
     def act(rollout: str) -> None:
         document = from_environment(os.environ).post(f"/rollouts/{rollout}/{name}", {})
