@@ -28,6 +28,7 @@ class Counters:
     ``errors`` are failures of the model itself, not of what callers sent. ``nonfinite`` are answers
     that hold NaN or an infinity. ``identical_inputs`` is the number of distinct inputs since the
     output last differed. ``over_budget`` are answers slower than the bundle's latency budget.
+    ``memory_bytes`` is what the process holds now; it alone may shrink.
     """
 
     requests: int = 0
@@ -40,7 +41,11 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class GuardLimits:
-    """How long a probation lasts, in seconds, and the memory (bytes) a model may take, if known."""
+    """How long a probation lasts, in seconds, and the memory budget of the bundle in bytes.
+
+    The model is loaded and warm when the probation begins, so the process has little reason to grow
+    any more, and none to grow by the whole budget of the model.
+    """
 
     seconds: float
     max_seconds: float
@@ -53,6 +58,7 @@ class Watching:
 
     ``elapsed`` and ``calm`` are seconds, all of them and those without throttling. ``judged`` and
     ``over_budget`` count the requests that came in calm seconds, and the slow ones among them.
+    ``memory_base`` is what the process held at the first look.
     """
 
     last: Counters = Counters()
@@ -60,6 +66,7 @@ class Watching:
     calm: float = 0.0
     judged: int = 0
     over_budget: int = 0
+    memory_base: int | None = None
     memory_streak: int = 0
 
 
@@ -98,7 +105,8 @@ def observe(
         throttled: Whether the machine runs slower than it should, because of heat or supply.
         limits: The limits of this probation.
     """
-    over = _over(counters.memory_bytes, limits.memory_bytes)
+    base = counters.memory_bytes if watching.memory_base is None else watching.memory_base
+    over = _over(counters.memory_bytes, base, limits.memory_bytes)
     calm = not throttled
     return Watching(
         last=counters,
@@ -107,6 +115,7 @@ def observe(
         judged=watching.judged + (counters.requests - watching.last.requests) * calm,
         over_budget=watching.over_budget
         + (counters.over_budget - watching.last.over_budget) * calm,
+        memory_base=base,
         memory_streak=watching.memory_streak + 1 if over else 0,
     )
 
@@ -172,10 +181,15 @@ def _latency(watching: Watching) -> Tripped | None:
 def _memory(watching: Watching, limits: GuardLimits) -> Tripped | None:
     if watching.memory_streak < MEMORY_STREAK:
         return None
+    now, base = watching.last.memory_bytes or 0, watching.memory_base or 0
     return Tripped(
-        "memory", f"it holds {watching.last.memory_bytes} bytes, {limits.memory_bytes} are allowed"
+        "memory",
+        f"the process grew from {base} to {now} bytes, by more than the model's budget of "
+        f"{limits.memory_bytes}",
     )
 
 
-def _over(used: int | None, allowed: int | None) -> bool:
-    return used is not None and allowed is not None and used > allowed
+def _over(used: int | None, base: int | None, allowed: int | None) -> bool:
+    if used is None or base is None or allowed is None:
+        return False
+    return used - base > allowed

@@ -64,15 +64,21 @@ def test_what_does_not_trip(counters):
     assert after(counters) == Continue()
 
 
-def test_memory_trips_only_when_it_stays_over():
-    over = Counters(requests=1, memory_bytes=1001)
-    assert after(over, times=2) == Continue()
-    assert isinstance(after(over, times=3), Tripped)
-    under = Counters(requests=1, memory_bytes=1000)
+def growing(*sizes: int):
     watching = Watching()
-    for counters in (over, over, under, over, over):
+    for size in sizes:
+        counters = Counters(requests=1, memory_bytes=size)
         watching = observe(watching, counters, seconds=0.1, throttled=False, limits=LIMITS)
-    assert judge(watching, LIMITS) == Continue()
+    return judge(watching, LIMITS)
+
+
+def test_memory_trips_when_the_process_grows_by_the_budget_and_stays_there():
+    assert growing(90_000, 91_001, 91_001) == Continue()
+    tripped = growing(90_000, 91_001, 91_001, 91_001)
+    assert isinstance(tripped, Tripped)
+    assert tripped.code == "memory"
+    assert growing(90_000, 91_001, 91_001, 91_000, 91_001, 91_001) == Continue()
+    assert growing(90_000, 90_500, 91_000, 91_000, 91_000) == Continue()
 
 
 def test_it_passes_after_its_time_and_says_whether_it_was_exercised():
