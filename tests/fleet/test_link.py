@@ -8,7 +8,15 @@ import subprocess
 import sys
 
 import pytest
-from broker_process import FLEET_STATE, SECONDS, Broker, Peer, wait_for
+from broker_process import (
+    BROKERS,
+    FLEET_STATE,
+    SECONDS,
+    Mosquitto,
+    Peer,
+    start_broker,
+    wait_for,
+)
 from fleet_devices import NOW, FakeDevice
 
 from edgepack_contract.states import Presence
@@ -19,9 +27,9 @@ from edgepack_fleet.link import FleetLink
 from edgepack_fleet.outbox import Message
 
 
-@pytest.fixture
-def broker():
-    broker = Broker()
+@pytest.fixture(params=BROKERS)
+def broker(request, tmp_path):
+    broker = start_broker(request.param, tmp_path)
     yield broker
     broker.kill()
 
@@ -34,11 +42,11 @@ def peer(broker):
 
 
 class Fleet:
-    def __init__(self, port, session=NOW):
+    def __init__(self, port, session=NOW, protocol="3.1.1"):
         self.heard: queue.Queue[tuple[str, bytes]] = queue.Queue()
         self.connections: queue.Queue[int] = queue.Queue()
         self.link = FleetLink(
-            MqttConfig(port=port),
+            MqttConfig(port=port, protocol=protocol),
             tenant="default",
             session=session,
             on_message=lambda topic, payload: self.heard.put((topic, payload)),
@@ -146,3 +154,20 @@ def test_a_missing_file_is_named(tmp_path, key):
             config, tenant="default", session=1, on_message=lambda *_: None,
             on_connected=lambda: None, rng=random.Random(1), now_ms=lambda: 1,
         )  # fmt: skip
+
+
+@pytest.mark.foreign("mosquitto")
+@pytest.mark.parametrize("protocol", ["3.1.1", "5"])
+def test_both_versions_of_the_protocol(tmp_path, protocol):
+    broker = Mosquitto(tmp_path)
+    fleet = Fleet(broker.port, protocol=protocol)
+    fleet.wait_connected()
+    peer = Peer(broker.port, FLEET_STATE)
+    assert peer.states(Presence.ONLINE) == NOW
+    incoming = FakeDevice("pi-1").state()
+    peer.send(incoming)
+    fleet.wait_for(incoming)
+    fleet.link.stop()
+    assert peer.states(Presence.OFFLINE) == NOW
+    peer.close()
+    broker.kill()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import getpass
+import os
 import queue
+import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 import paho.mqtt.client as mqtt
+import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from edgepack_contract.messages import FleetState
@@ -48,6 +54,49 @@ class Broker:
         self.process.kill()
         self.process.wait()
         self.process.stdout.close()
+
+
+class Mosquitto(Broker):
+    """Debian's Mosquitto, on loopback; like the other it remembers nothing over a restart."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        super().__init__()
+
+    def start(self):
+        self.port = self.port or free_port()
+        config = self._folder / "mosquitto.conf"
+        # started by root it would become another user, who may not enter the test's folder
+        config.write_text(
+            f"listener {self.port} 127.0.0.1\nallow_anonymous true\nuser {getpass.getuser()}\n"
+        )
+        program = shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin")
+        assert program is not None
+        self.process = subprocess.Popen(
+            [program, "-c", config], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        wait_listening(self.port)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def wait_listening(port):
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return
+    raise AssertionError(f"nothing listens on port {port}")
+
+
+BROKERS = ["amqtt", pytest.param("mosquitto", marks=pytest.mark.foreign("mosquitto"))]
+"""For a parametrised fixture: the demo's broker, and the one that we recommend."""
+
+
+def start_broker(kind, folder):
+    return Mosquitto(folder) if kind == "mosquitto" else Broker()
 
 
 class Peer:
