@@ -17,6 +17,14 @@ from edgepack_cli.errors import CommandError, Exit, FleetRefusedError, FleetUnre
 
 MAX_RESPONSE_BYTES = 64 * 1024 * 1024
 TIMEOUT_SECONDS = 30.0
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class _StayHere(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: the token would go along to wherever it points."""
+
+    def redirect_request(self, *_: object) -> None:
+        """Leave the answer as it is: an error with its own status."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,16 @@ class FleetClient:
         asked = {key: value for key, value in query.items() if value is not None}
         suffix = f"?{urllib.parse.urlencode(asked)}" if asked else ""
         return self._call("GET", path + suffix)
+
+    def items(self, path: str) -> list[Any]:
+        """GET every page of a list."""
+        items: list[Any] = []
+        after: str | None = ""
+        while after is not None:
+            page = self.get(path, after=after or None)
+            items += page["items"]
+            after = page["next"]
+        return items
 
     def post(self, path: str, body: object, *, headers: Mapping[str, str] | None = None) -> Any:
         """POST a JSON document."""
@@ -65,7 +83,7 @@ class FleetClient:
         for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
             request.add_header(name, value)
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
+            with self._opener().open(request, timeout=TIMEOUT_SECONDS) as answer:
                 return _json(answer.read(MAX_RESPONSE_BYTES))
         except urllib.error.HTTPError as error:
             raise _refused(error) from error
@@ -75,6 +93,17 @@ class FleetClient:
                 f"the fleet service at {self.url} does not answer ({reason}); is it running, and "
                 "is EDGEPACK_FLEET right?"
             ) from error
+        except ValueError as error:
+            raise FleetUnreachableError(
+                f"what answers at {self.url} is not the fleet service: it sent no JSON; "
+                "is EDGEPACK_FLEET right?"
+            ) from error
+
+    def _opener(self) -> urllib.request.OpenerDirector:
+        # A proxy of the environment cannot reach this machine's own loopback.
+        here = urllib.parse.urlsplit(self.url).hostname in LOOPBACK
+        direct = [urllib.request.ProxyHandler({})] if here else []
+        return urllib.request.build_opener(_StayHere, *direct)
 
 
 def from_environment(environ: Mapping[str, str]) -> FleetClient:

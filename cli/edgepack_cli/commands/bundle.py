@@ -34,7 +34,7 @@ def list_bundles(*, as_json: bool) -> None:
 
     Example: edgepack bundle list
     """
-    bundles = from_environment(os.environ).get("/bundles")["items"]
+    bundles = from_environment(os.environ).items("/bundles")
     if as_json:
         emit_json({"bundles": bundles})
         return

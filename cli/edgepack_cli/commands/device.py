@@ -94,7 +94,7 @@ def list_devices(*, as_json: bool) -> None:
 
     Example: edgepack device list
     """
-    devices = from_environment(os.environ).get("/devices")["items"]
+    devices = from_environment(os.environ).items("/devices")
     if as_json:
         emit_json({"devices": devices})
         return

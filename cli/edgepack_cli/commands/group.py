@@ -38,7 +38,7 @@ def list_groups(*, as_json: bool) -> None:
 
     Example: edgepack group list
     """
-    groups = from_environment(os.environ).get("/groups")["items"]
+    groups = from_environment(os.environ).items("/groups")
     if as_json:
         emit_json({"groups": groups})
         return

@@ -86,7 +86,7 @@ def list_rollouts(*, as_json: bool) -> None:
 
     Example: edgepack rollout list
     """
-    items = from_environment(os.environ).get("/rollouts")["items"]
+    items = from_environment(os.environ).items("/rollouts")
     if as_json:
         emit_json({"rollouts": items})
         return

@@ -41,7 +41,7 @@ def list_tokens(*, as_json: bool) -> None:
 
     Example: edgepack token list
     """
-    tokens = from_environment(os.environ).get("/tokens")["items"]
+    tokens = from_environment(os.environ).items("/tokens")
     if as_json:
         emit_json({"tokens": tokens})
         return

@@ -174,11 +174,11 @@ class Story:
         return self._untrue(served, checked)
 
     def _settled_cross_check(self) -> CrossCheck:
-        bundles = self.world.api.get("/bundles")["items"]
+        bundles = self.world.api.items("/bundles")
         versions = {one["digest"]: one["version"] for one in bundles}
 
         def compare() -> CrossCheck:
-            stats = self.world.api.get("/stats")["items"]
+            stats = self.world.api.items("/stats")
             return cross_check(self.world.clients, stats, versions)
 
         deadline = time.monotonic() + SETTLE_SECONDS
@@ -212,7 +212,7 @@ class Story:
 
     def _wrong_versions(self, version: str) -> list[str]:
         wrong = []
-        for device in self.world.api.get("/devices")["items"]:
+        for device in self.world.api.items("/devices"):
             slot = (device["slots"] or {}).get(MODEL)
             running = slot["version"] if slot else None
             if running != version:
