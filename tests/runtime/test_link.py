@@ -12,7 +12,7 @@ import time
 
 import msgspec
 import pytest
-from broker_process import SECONDS, Broker, Peer, wait_for
+from broker_process import BROKERS, SECONDS, Peer, start_broker, wait_for
 
 from edgepack_contract.errors import UntrustedDocumentError
 from edgepack_contract.messages import State
@@ -29,9 +29,9 @@ REPORTED = device_topic("default", "pi-1", Kind.REPORTED)
 TELEMETRY = device_topic("default", "pi-1", Kind.TELEMETRY, "main")
 
 
-@pytest.fixture
-def broker():
-    broker = Broker()
+@pytest.fixture(params=BROKERS)
+def broker(request, tmp_path):
+    broker = start_broker(request.param, tmp_path)
     yield broker
     broker.kill()
 
