@@ -11,12 +11,14 @@ from typing import Any
 import click
 
 from edgepack_cli.client import FleetClient, from_environment
-from edgepack_cli.errors import Exit
+from edgepack_cli.errors import Exit, FleetUnreachableError
 from edgepack_cli.output import emit_json, note, say, table
 from edgepack_cli.rollout_view import render_rollout
 from edgepack_contract.settings import read_toml
 
 POLL_SECONDS = 0.5
+AWAY_SECONDS = 120.0
+"""A fleet service that is being restarted comes back; one that was there before is waited for."""
 EXITS = {
     "completed": Exit.OK,
     "completed_with_failures": Exit.ROLLED_BACK,
@@ -137,8 +139,8 @@ _action("abort", "End the rollout; devices keep what they run.")
 def _watch(client: FleetClient, rollout: str, timeout: float) -> int:
     deadline = time.monotonic() + timeout
     shown = ""
+    document: dict[str, Any] = client.get(f"/rollouts/{rollout}")
     while True:
-        document: dict[str, Any] = client.get(f"/rollouts/{rollout}")
         text = render_rollout(document)
         if text != shown:
             say(text)
@@ -149,3 +151,21 @@ def _watch(client: FleetClient, rollout: str, timeout: float) -> int:
             note(f"the rollout has not ended after {timeout:.0f} s")
             return Exit.TIMED_OUT
         time.sleep(POLL_SECONDS)
+        document = _ask_again(client, rollout)
+
+
+def _ask_again(client: FleetClient, rollout: str) -> dict[str, Any]:
+    given_up = time.monotonic() + AWAY_SECONDS
+    said = False
+    while True:
+        try:
+            document: dict[str, Any] = client.get(f"/rollouts/{rollout}")
+        except FleetUnreachableError as error:
+            if time.monotonic() > given_up:
+                raise
+            if not said:
+                note(f"{error}; trying again")
+                said = True
+            time.sleep(POLL_SECONDS)
+        else:
+            return document
