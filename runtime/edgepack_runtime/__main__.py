@@ -15,6 +15,7 @@ from edgepack_contract.errors import (
     ConfigError,
     DocumentError,
     EdgepackError,
+    SigningKeyError,
     SourceError,
     UnsupportedBundleError,
 )
@@ -68,11 +69,11 @@ def main() -> int:
 def exit_code(error: EdgepackError) -> int:
     """What a service manager and a script go by.
 
-    78: a restart is no use, the configuration must change. 6: something is not genuine or whole.
-    7: it is not for this machine. 3: it cannot be read, or does not work. 1: the device failed.
+    78: a restart is no use, configuration or keys must change. 6: not genuine, or not whole.
+    7: not for this machine. 3: it cannot be read, or does not work. 1: the device failed.
     """
     match error:
-        case ConfigError():
+        case ConfigError() | SigningKeyError():
             return EXIT_CONFIG
         case UnsupportedBundleError():
             return EXIT_INCOMPATIBLE

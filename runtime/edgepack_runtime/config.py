@@ -72,8 +72,8 @@ def load_config(path: Path, environ: Mapping[str, str]) -> RuntimeConfig:
             setting is insecure (code ``insecure``).
     """
     config = load_settings(path, RuntimeConfig, prefix="EDGEPACK", environ=environ)
-    check_id(config.device, what="device")
-    check_id(config.tenant, what="tenant")
+    check_id(config.device, what=f"{path}: device")
+    check_id(config.tenant, what=f"{path}: tenant")
     for seconds in (config.telemetry.window_seconds, config.telemetry.health_seconds):
         if not 0.1 <= seconds <= 86_400:
             raise ConfigError(

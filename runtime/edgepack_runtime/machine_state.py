@@ -49,8 +49,10 @@ def _read(path: Path) -> str:
 
 
 def _celsius(text: str) -> float | None:
-    text = text.strip()
-    return int(text) / 1000 if text.lstrip("-").isdigit() else None
+    try:
+        return int(text.strip()) / 1000
+    except ValueError:
+        return None
 
 
 def _throttled(text: str) -> bool | None:

@@ -1,0 +1,184 @@
+"""A device daemon in a process of its own, and whoever plays its fleet over a real broker."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from broker_process import Peer
+from bundle_samples import PUBLISHER, fixed_key
+from world_bundles import MODEL, ROW
+from world_process import Answer, Process, ask
+from world_waiting import SECONDS, eventually
+
+from edgepack_contract.instructions import sign_desired
+from edgepack_contract.keyring import Publisher, make_keyring
+from edgepack_contract.keys import PrivateKey, read_private_key, write_private_key
+from edgepack_contract.limits import LIMITS
+from edgepack_contract.messages import Desired, Probation, Ref, Reported, SlotDesired, State
+from edgepack_contract.sealing import unseal
+from edgepack_contract.topics import Kind, device_topic
+
+T = TypeVar("T")
+
+OWNER, FLEET = fixed_key(30), fixed_key(31)
+PROBATION = Probation(seconds=1.0, max_seconds=10.0, shadow_seconds=2.0)
+DAY_MS = 86_400_000
+CONFIG = """\
+device = "{name}"
+state_dir = "state"
+[identity]
+key = "device.key"
+mac_key = "mac.key"
+keyring = "keyring.json"
+owner = "{owner}"
+[serve]
+port = 0
+unix_socket = "serve.sock"
+[mqtt]
+host = "127.0.0.1"
+port = {mqtt_port}
+[telemetry]
+window_seconds = 0.5
+health_seconds = 0.5
+"""
+
+
+def make_home(home: Path, name: str, mqtt_port: int) -> None:
+    """What enrolment leaves on a device."""
+    home.mkdir()
+    publisher = Publisher(key=PUBLISHER.public.pem.decode(), names=["*"])
+    keyring = make_keyring(OWNER, version=1, epoch=1, publishers=[publisher], fleets=[FLEET.public])
+    (home / "keyring.json").write_bytes(keyring)
+    write_private_key(home / "device.key", PrivateKey.generate())
+    (home / "mac.key").write_text(bytes(range(32)).hex())
+    owner = OWNER.public.fingerprint
+    (home / "device.toml").write_text(CONFIG.format(name=name, owner=owner, mqtt_port=mqtt_port))
+
+
+class Device:
+    """A daemon on the folder ``home``; ``fleet_key`` signs what it is told."""
+
+    def __init__(self, home: Path, name: str, mqtt_port: int, fleet_key: PrivateKey) -> None:
+        self.home, self.name = home, name
+        self.mac_key = bytes.fromhex((home / "mac.key").read_text())
+        self.generation = 0
+        self._enrolment = read_private_key(home / "device.key").public.fingerprint
+        self._fleet_key = fleet_key
+        self._peer = Peer(mqtt_port, f"edgepack/v1/default/{name}/#")
+        self._process: Process | None = None
+        self._told: dict[str, SlotDesired] = {}
+
+    @property
+    def process(self) -> Process:
+        assert self._process is not None
+        return self._process
+
+    def start(self) -> None:
+        """Start the daemon, once more or for the first time; it answers when this returns."""
+        if self._process is None:
+            config = self.home / "device.toml"
+            self._process = Process(
+                self.home / "daemon.log", "edgepack_cli", "run", "--config", config
+            )
+        else:
+            self._process.start()
+        eventually(self._lives, lambda: f"a daemon that lives:\n{self.process.said}")
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+        self._peer.close()
+
+    def topic(self, kind: Kind, name: str | None = None) -> str:
+        return device_topic("default", self.name, kind, name)
+
+    def predict(self, body: Any = None, path: str = f"/v1/models/{MODEL}:predict") -> Answer:
+        """Ask the device for a prediction over its socket."""
+        body = {"instances": [ROW]} if body is None else body
+        return ask(self.home / "serve.sock", "POST", path, body)
+
+    def version(self) -> str:
+        """The version that answers now; it must."""
+        answer = self.predict()
+        assert answer.status == 200, answer.body
+        found: str = answer.json["model_version"]
+        return found
+
+    def document(self, slots: dict[str, SlotDesired], **changes: Any) -> Desired:
+        """A desired document for this device of the generation that is in force."""
+        now = time.time_ns() // 1_000_000
+        made = Desired(
+            tenant="default", device=self.name, enrolment=self._enrolment, epoch=1,
+            generation=self.generation, issued=now, expires=now + DAY_MS, slots=slots,
+        )  # fmt: skip
+        return msgspec.structs.replace(made, **changes)
+
+    def signed(self, desired: Desired, key: PrivateKey | None = None) -> bytes:
+        return sign_desired(desired, key or self._fleet_key)
+
+    def wish(
+        self, digest: str, source: str, *, probation: Probation = PROBATION, retain: bool = True
+    ) -> None:
+        """Tell the device, as its fleet would, to run a bundle."""
+        self.generation += 1
+        ref = Ref(name=MODEL, digest=digest, sources=[source])
+        self._told = {MODEL: SlotDesired(active=ref, probation=probation)}
+        self.send(self.topic(Kind.DESIRED), self.signed(self.current()), retain=retain)
+
+    def current(self, **changes: Any) -> Desired:
+        """What the device was told last, issued again."""
+        return self.document(**{"slots": self._told} | changes)
+
+    def send(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        """Publish something, as anybody on the broker could."""
+        info = self._peer.client.publish(topic, payload, 1, retain)
+        info.wait_for_publish(SECONDS)
+        assert info.is_published()
+
+    def hear(self, topic: str, shape: type[T], condition: Callable[[T], Any]) -> T:
+        """Wait for a message of the device, checked for its MAC; earlier ones are forgotten."""
+        deadline, seen = time.monotonic() + SECONDS, []
+        while time.monotonic() < deadline:
+            try:
+                heard, payload = self._peer.heard.get(timeout=1.0)
+            except queue.Empty:
+                continue
+            if heard == topic and payload:
+                raw = unseal(payload, topic=topic, key=self.mac_key, max_bytes=LIMITS.message_bytes)
+                seen.append(msgspec.json.decode(raw, type=shape))
+                if condition(seen[-1]):
+                    return seen[-1]
+        raise AssertionError(f"not heard on {topic}; last were {seen[-3:]}\n{self.process.said}")
+
+    def hear_reported(self, condition: Callable[[Reported], Any]) -> Reported:
+        return self.hear(self.topic(Kind.REPORTED), Reported, condition)
+
+    def hear_state(self, condition: Callable[[State], Any]) -> State:
+        return self.hear(self.topic(Kind.STATE), State, condition)
+
+    def hear_raw(self, topic: str) -> bytes:
+        """Wait for the next message on a topic, as it came."""
+        deadline = time.monotonic() + SECONDS
+        while time.monotonic() < deadline:
+            heard, payload = self._peer.heard.get(timeout=SECONDS)
+            if heard == topic:
+                return payload
+        raise AssertionError(f"nothing was heard on {topic}")
+
+    def leftovers(self) -> list[str]:
+        """Files of installs that were neither finished nor taken back."""
+        slots = self.home / "state" / "slots"
+        staged = slots.glob("*/staging/*")
+        return sorted(str(path) for path in [*staged, *slots.rglob("*.tmp-*")])
+
+    def _lives(self) -> bool:
+        assert self.process.process.poll() is None, self.process.said
+        try:
+            return ask(self.home / "serve.sock", "GET", "/v2/health/live").status == 200
+        except OSError:
+            return False
