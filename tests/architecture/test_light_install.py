@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import http.client
+import signal
+import socket
 import subprocess
+import time
 import tomllib
 import venv
 from pathlib import Path
 
 import pytest
+from world_bundles import tiny_bundle
+
+from edgepack_contract.keyring import make_keyring
+from edgepack_contract.keys import PrivateKey, write_private_key
+
+pytestmark = pytest.mark.xdist_group("light-install")  # one environment for all of them
 
 ROOT = Path(__file__).parents[2]
 ABSENT = ["onnx", "skl2onnx", "sklearn", "scipy", "pandas", "pyarrow", "fastapi", "pydantic",
@@ -54,3 +64,67 @@ def test_what_needs_more_says_which_extra(light):
     refused = subprocess.run(run, capture_output=True, text=True, check=False, cwd="/")
     assert refused.returncode == 1
     assert "edgepack[packager]" in refused.stderr
+
+
+DEVICE = """
+device = "pi-1"
+state_dir = "state"
+[identity]
+key = "device.key"
+mac_key = "mac.key"
+keyring = "keyring.json"
+owner = "{owner}"
+[serve]
+port = 0
+unix_socket = "s"
+[mqtt]
+host = "127.0.0.1"
+port = 9
+"""
+
+
+class Unix(http.client.HTTPConnection):
+    def __init__(self, path):
+        super().__init__("localhost", timeout=5)
+        self._path = path
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(str(self._path))
+
+
+def answers(path, url):
+    connection = Unix(path)
+    try:
+        connection.request("GET", url)
+        return connection.getresponse().status
+    except OSError:
+        return None
+    finally:
+        connection.close()
+
+
+def starts_and_stops(light, folder, *arguments, url):
+    process = subprocess.Popen([light / "bin" / "edgepack", "run", *arguments], cwd=folder)
+    deadline = time.monotonic() + 60
+    while answers(folder / "s", url) != 200:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+
+
+def test_the_daemon_starts_and_stops_even_without_a_broker(light, tmp_path):
+    owner = PrivateKey.generate()
+    write_private_key(tmp_path / "device.key", PrivateKey.generate())
+    (tmp_path / "mac.key").write_text("ab" * 32)
+    ring = make_keyring(owner, version=1, epoch=1, publishers=[], fleets=[])
+    (tmp_path / "keyring.json").write_bytes(ring)
+    (tmp_path / "device.toml").write_text(DEVICE.format(owner=owner.public.fingerprint))
+    starts_and_stops(light, tmp_path, "--config", "device.toml", url="/v2/health/live")
+
+
+def test_a_bundle_is_served(light, tmp_path):
+    tiny_bundle(tmp_path / "tiny.edgepack", "1.0.0")
+    arguments = ("--bundle", "tiny.edgepack", "--port", "0", "--unix-socket", "s")
+    starts_and_stops(light, tmp_path, *arguments, url="/v2/health/ready")

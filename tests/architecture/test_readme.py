@@ -1,0 +1,103 @@
+"""The README tells the truth: its commands run as they stand there, its targets and files exist."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PORT = "8000"
+SCRIPT = """\
+set -eu -o pipefail
+trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
+{commands}
+"""
+
+
+def blocks(text):
+    return re.findall(r"^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def commands(block):
+    """The lines behind ``$ ``; a line that ends with a backslash goes on in the next."""
+    joined = block.replace("\\\n", " ")
+    return [line[2:] for line in joined.splitlines() if line.startswith("$ ")]
+
+
+COMMANDS = [command for block in blocks(README) for command in commands(block)]
+LOCAL = [command for command in COMMANDS if not command.startswith("make ")]
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return str(server.getsockname()[1])
+
+
+def script(lines):
+    """One bash session; ``+ `` on stderr says which command is next."""
+    told = [f"echo {'+ ' + line!r} >&2\n{line}" for line in lines]
+    return SCRIPT.format(commands="\n".join(told))
+
+
+def run(lines, folder):
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return subprocess.run(
+        ["bash", "-c", script(lines)], cwd=folder, env={**os.environ, "PATH": path},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.e2e
+def test_the_commands_run_in_order(tmp_path):
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    # Port 8000 may be taken where the tests run; nothing else is changed.
+    port = free_port()
+    lines = [re.sub(rf"\b{PORT}\b", port, line) for line in LOCAL]
+    asks = [line for line in lines if line.startswith("curl ")]
+    if shutil.which("curl") is None:
+        lines = [line for line in lines if line not in asks]
+    done = run(lines, tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert (tmp_path / "digits-1.0.0.edgepack").stat().st_size > 0
+    if asks and shutil.which("curl") is None:
+        pytest.skip(f"not run: {len(asks)} of the commands, because curl is not installed")
+
+
+def test_a_command_that_fails_fails_the_session(tmp_path):
+    done = run(["true", "sleep 600 &", "false | cat", "touch later"], tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["+ true", "+ sleep 600 &", "+ false | cat"]
+    assert not (tmp_path / "later").exists()
+
+
+def test_there_are_commands_of_every_part():
+    assert len(LOCAL) >= 5
+    told = " ".join(LOCAL)
+    assert all(f"edgepack {part}" in told for part in ("keys", "build", "verify", "run"))
+
+
+def test_named_make_targets_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    documents = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
+    named = {
+        target
+        for document in documents
+        for line in re.findall(r"`([^`\n]+)`|^\$ (.+)$", document.read_text(), re.MULTILINE)
+        for target in re.findall(r"^make ([a-z-]+)", "".join(line))
+    }
+    assert {"demo", "test"} <= named
+    assert named <= targets
+
+
+def test_links_lead_somewhere():
+    targets = re.findall(r"\]\(([^)#:\s]+)\)", README)
+    assert len(targets) >= 5
+    assert not [target for target in targets if not (ROOT / target).exists()]
