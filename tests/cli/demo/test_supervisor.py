@@ -76,7 +76,8 @@ def test_a_child_that_ends_by_itself_comes_back_too(supervisor, tmp_path):
     assert len(short.outages) >= 2
 
 
-def test_stop_leaves_no_process_and_starts_none(child, tmp_path):
+def test_stop_leaves_no_process_and_starts_none(child, tmp_path, monkeypatch):
+    monkeypatch.setattr("edgepack_cli.demo.supervisor.STOP_SECONDS", 2.0)
     supervisor = Supervisor(os.environ)
     deaf = Child(
         "deaf", [sys.executable, "-c", DEAF, str(tmp_path / "deaf")], tmp_path / "log2",
