@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sys
@@ -14,10 +15,13 @@ import click
 from edgepack_cli.demo.kills import Killer, KillPoint
 from edgepack_cli.demo.story import Story
 from edgepack_cli.demo.world import DemoFailedError, World
-from edgepack_cli.errors import Exit
+from edgepack_cli.errors import CommandError, Exit
 from edgepack_cli.output import note, say
 
 DEVICES = 5
+PREFIX = "edgepack-demo-"
+SOCKET_NAME_BYTES = 107
+"""The longest name of a Unix socket: unix(7) has 108 bytes with the last one zero."""
 
 
 @click.command()
@@ -39,9 +43,10 @@ def command(
 
     Example: edgepack demo --exit
     """
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
-    folder = keep or Path(tempfile.mkdtemp(prefix="edgepack-demo-"))
-    folder.mkdir(parents=True, exist_ok=True)
+    # A terminal that is closed, like a SIGTERM, ends the demo as Ctrl-C does.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.getsignal(signal.SIGINT))
+    folder = make_folder(keep)
     world = World(folder, devices=DEVICES, seed=seed)
     killer = Killer(*map(KillPoint, kills))
     story = Story(world, say, control=control, seed=seed, killer=killer)
@@ -54,10 +59,37 @@ def command(
         note(f"the demo failed: {error}")
         code = Exit.INTERNAL
     finally:
+        # A second Ctrl-C would leave processes behind, which are in sessions of their own.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         world.stop()
         if keep is None:
             shutil.rmtree(folder, ignore_errors=True)
     return code
+
+
+def make_folder(keep: Path | None) -> Path:
+    """The folder to work in: ``keep``, or a new temporary one.
+
+    Raises:
+        CommandError: Sockets in ``keep`` would have names that the system does not take.
+    """
+    if keep is None:
+        root = Path(tempfile.gettempdir())
+        short = root if _fits(root / f"{PREFIX}12345678") else Path("/tmp")  # noqa: S108 - mkdtemp
+        return Path(tempfile.mkdtemp(prefix=PREFIX, dir=short))
+    folder = keep.resolve()
+    if not _fits(folder):
+        raise CommandError(
+            f"{folder} is too long a name: the demo's sockets in it would have more than "
+            f"{SOCKET_NAME_BYTES} bytes; choose a shorter one"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _fits(folder: Path) -> bool:
+    return len(os.fsencode(folder / "gateway-1" / "serve.sock")) <= SOCKET_NAME_BYTES
 
 
 def _verdict(untrue: list[str], seconds: float) -> Exit:

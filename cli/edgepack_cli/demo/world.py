@@ -21,6 +21,7 @@ from edgepack_cli.client import FleetClient
 from edgepack_cli.demo.clients import DeviceClient, UnixConnection
 from edgepack_cli.demo.data import Digits, Release
 from edgepack_cli.demo.supervisor import Child, Supervisor
+from edgepack_cli.errors import Exit
 from edgepack_cli.main import run
 from edgepack_contract.keys import read_public_key
 
@@ -204,10 +205,13 @@ def command(*arguments: str) -> str:
 
     Raises:
         DemoFailedError: It failed.
+        KeyboardInterrupt: It was interrupted, and so is the demo.
     """
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run(list(arguments))
+    if code == Exit.INTERRUPTED:
+        raise KeyboardInterrupt
     if code != 0:
         raise DemoFailedError(f"edgepack {' '.join(arguments)} ended with {code}: {err.getvalue()}")
     return out.getvalue()
