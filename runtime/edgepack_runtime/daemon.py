@@ -289,7 +289,7 @@ class Daemon:
                 bundle=model.description.name,
                 version=model.version,
                 digest=model.digest,
-                variant=model.description.precision,
+                variant=model.description.variant,
                 reference=reference_id(model.reference) if model.reference else "",
             )
             for name, runtime in self._slots.items()
