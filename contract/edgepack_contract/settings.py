@@ -1,8 +1,8 @@
 """How every process of edgepack reads its configuration: TOML, then environment, then checks.
 
 The shape is a frozen msgspec struct whose nested structs are the TOML tables. An environment
-variable ``PREFIX_TABLE_KEY`` overrides ``[table] key``. Unknown keys and variables are errors, so
-that a misspelt setting is never silently ignored.
+variable ``PREFIX_TABLE_KEY`` overrides ``[table] key``. An unknown key is an error, and so is an
+unknown variable of a table, so that a misspelt setting is never silently ignored.
 """
 
 from __future__ import annotations
@@ -36,9 +36,15 @@ def load_settings(
     """
     table = read_toml(path) if path is not None else {}
     names = _variables(shape, prefix)
+    tables = tuple(f"{prefix}_{name}_".upper() for name in _tables(shape))
     for variable, value in environ.items():
         if variable in names:
             _put(table, names[variable], value)
+        elif variable.startswith(tables):
+            raise ConfigError(
+                f"{variable} is not a setting. Known variables: {', '.join(sorted(names))}",
+                code="bad-config",
+            )
     return convert(table, shape, what=str(path) if path else "the configuration")
 
 
@@ -89,6 +95,10 @@ def _keys(shape: type[msgspec.Struct], before: str = "") -> list[str]:
     return keys
 
 
+def _tables(shape: type[msgspec.Struct]) -> list[str]:
+    return [name for name, kind in _fields(shape).items() if _struct(kind)]
+
+
 def _struct(kind: Any) -> type[msgspec.Struct] | None:
     return kind if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else None
 
@@ -101,5 +111,9 @@ def _variables(shape: type[msgspec.Struct], prefix: str) -> dict[str, list[str]]
 def _put(table: dict[str, Any], path: list[str], value: str) -> None:
     *tables, key = path
     for name in tables:
-        table = table.setdefault(name, {})
+        inner = table.setdefault(name, {})
+        if not isinstance(inner, dict):
+            # the file is wrong, which is said when it is checked as a whole
+            return
+        table = inner
     table[key] = value

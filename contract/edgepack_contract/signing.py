@@ -233,10 +233,11 @@ def _named_key(hint: str, keys: Iterable[PublicKey]) -> PublicKey:
     by_hint = {key_hint(key): key for key in keys}
     key = by_hint.get(hint)
     if key is None:
-        known = ", ".join(sorted(one[:16] for one in by_hint)) or "none"
+        known = ", ".join(sorted(one.fingerprint[:16] for one in by_hint.values())) or "none"
         raise UntrustedBundleError(
-            f"the bundle is signed by a key with hint {hint[:16]}, trusted are: {known}; sign it "
-            "with a trusted key, or have the owner add this key to the keyring",
+            f"the bundle is signed by an unknown key (SHA-256 of its PEM {hint[:16]}), trusted are "
+            f"the keys {known}; sign it with a trusted key, or have the owner add this key to the "
+            "keyring",
             code="unknown-publisher",
         )
     return key

@@ -242,7 +242,8 @@ def _parse_header(header: bytes, position: int) -> Entry:
     raw_name = header[:100].split(b"\0", 1)[0]
     name = raw_name.decode("ascii", errors="replace")
     if not is_entry_name(name) or any(header[len(raw_name) : 100]):
-        raise _broken(name[:100], "no entry may have this name")
+        # quoted: these bytes are anybody's, and the words end on a terminal
+        raise _broken(ascii(name[:100]), "no entry may have this name; is this a bundle at all?")
     size = _octal(name, "size", header[124:136])
     # With name, size and time decoded, an entry has one spelling only: that of our writer.
     # Comparing with it checks type, mode, links, owners, prefix, padding and checksum.

@@ -106,7 +106,7 @@ class DesiredWriter:
                     ),
                     and_(
                         Device.generation_seen == document.generation,
-                        Device.refused.contains("equivocation"),
+                        Device.refused.startswith("equivocation: "),
                     ),
                 )
             )
@@ -207,7 +207,8 @@ def _is_behind(row: Device, last: DesiredDocument) -> bool:
     """Whether the device knows this generation, or a later one, as something else."""
     if row.epoch_seen != last.epoch:
         return False
-    equivocates = row.refused is not None and "equivocation" in row.refused
+    # the words behind the code may be a stranger's
+    equivocates = row.refused is not None and row.refused.startswith("equivocation: ")
     return row.generation_seen > last.generation or (
         row.generation_seen == last.generation and equivocates
     )

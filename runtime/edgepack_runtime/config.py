@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from edgepack_contract.errors import ConfigError
+from edgepack_contract.limits import GIB, MIB
 from edgepack_contract.loopback import is_loopback
 from edgepack_contract.names import DEFAULT_TENANT, check_id
 from edgepack_contract.settings import load_settings
+
+Seconds = Annotated[float, msgspec.Meta(ge=0.1, le=86_400.0)]
 
 
 class IdentityConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -32,7 +36,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Where predictions are served; ``port = 0`` takes a free one."""
 
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8000
     unix_socket: str | None = None
 
 
@@ -40,16 +44,16 @@ class MqttConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """The broker."""
 
     host: str
-    port: int = 1883
-    keepalive_seconds: int = 60
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1883
+    keepalive_seconds: Annotated[int, msgspec.Meta(ge=5, le=65535)] = 60
 
 
 class TelemetryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How often windows are closed, and how much may wait on the disk for the broker."""
 
-    window_seconds: float = 60.0
-    health_seconds: float = 60.0
-    spool_bytes: int = 64 * 1024 * 1024
+    window_seconds: Seconds = 60.0
+    health_seconds: Seconds = 60.0
+    spool_bytes: Annotated[int, msgspec.Meta(ge=MIB, le=GIB)] = 64 * MIB
 
 
 class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,12 +78,6 @@ def load_config(path: Path, environ: Mapping[str, str]) -> RuntimeConfig:
     config = load_settings(path, RuntimeConfig, prefix="EDGEPACK", environ=environ)
     check_id(config.device, what=f"{path}: device")
     check_id(config.tenant, what=f"{path}: tenant")
-    for seconds in (config.telemetry.window_seconds, config.telemetry.health_seconds):
-        if not 0.1 <= seconds <= 86_400:
-            raise ConfigError(
-                f"{path}: telemetry periods must lie between 0.1 and 86400 s, not {seconds}",
-                code="bad-config",
-            )
     violations = security_gate(config)
     if violations:
         raise ConfigError(f"{path}: " + "; ".join(violations), code="insecure")

@@ -52,6 +52,18 @@ def test_an_unknown_key_is_answered_with_the_known_ones(tmp_path):
         load(tmp_path, 'name = "a"\nnmae = "b"')
 
 
+def test_an_unknown_variable_of_a_table_is_refused_and_those_of_others_are_not(tmp_path):
+    others = {"EDGEPACK_TOKEN": "t", "EDGEPACK_HTTPS": "x", "EDGEPACK_NMAE": "x"}
+    assert load(tmp_path, 'name = "a"', others) == Outer(name="a")
+    with pytest.raises(ConfigError, match=r"EDGEPACK_HTTP_PROT is not a setting.*HTTP_PORT"):
+        load(tmp_path, 'name = "a"', {"EDGEPACK_HTTP_PROT": "1"})
+
+
+def test_a_variable_for_what_the_file_has_as_no_table(tmp_path):
+    with pytest.raises(ConfigError, match=r"\$\.http"):
+        load(tmp_path, 'name = "a"\nhttp = 5', {"EDGEPACK_HTTP_PORT": "1"})
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.toml"):
         load_settings(tmp_path / "none.toml", Outer, prefix="X", environ={})

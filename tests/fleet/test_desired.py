@@ -161,8 +161,9 @@ def test_a_restart_with_other_settings_issues_again(here, change, grows):
         ({"generation_seen": 41, "epoch_seen": 0}, 1),
         ({"generation_seen": 1, "epoch_seen": 1}, 1),
         ({"generation_seen": 1, "epoch_seen": 1, "refused": "expired: 5 s ago"}, 1),
+        ({"generation_seen": 1, "epoch_seen": 1, "refused": "unknown-key: by equivocation:"}, 1),
     ],
-    ids=["ahead", "equivocation", "other-epoch", "level", "other-refusal"],
+    ids=["ahead", "equivocation", "other-epoch", "level", "other-refusal", "a-strangers-words"],
 )
 def test_a_database_from_a_backup_is_repaired_from_what_the_device_says(here, said, generation):
     here.wish()

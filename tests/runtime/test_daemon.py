@@ -29,6 +29,8 @@ from edgepack_contract.states import Phase, Presence
 from edgepack_contract.topics import Kind, fleet_state_topic
 from edgepack_contract.window import Window
 
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("device-daemon")]
+
 
 @pytest.fixture(scope="module")
 def broker():
@@ -320,10 +322,14 @@ def test_a_device_whose_spool_is_damaged_serves_and_reports(fresh, bundles):
         ("[serve]", '[serve]\nhost = "0.0.0.0"', ["serve.host 0.0.0.0 is not loopback", "use"]),
         ('host = "127.0.0.1"', 'host = "broker.example"', ["mqtt.host broker.example"]),
         ('device = "pi-3"', 'device = "Pi 3"', ["'Pi 3' is not a valid id", "a-z"]),
-        ("window_seconds = 0.5", "window_seconds = 0", ["telemetry periods", "0.1"]),
+        ("window_seconds = 0.5", "window_seconds = 0", ["$.telemetry.window_seconds", "0.1"]),
+        ("window_seconds = 0.5", "window_seconds = nan", ["$.telemetry.window_seconds"]),
+        ("port = 0", "port = 70000", ["$.serve.port", "65535"]),
+        ("port = 1\n", "port = 0\n", ["$.mqtt.port", ">= 1"]),
         ("[serve]", "[serve", ["is not TOML"]),
     ],
-    ids=["table", "key", "type", "listener", "broker", "id", "range", "syntax"],
+    ids=["table", "key", "type", "listener", "broker", "id", "range", "not a number",
+         "serve port", "mqtt port", "syntax"],
 )  # fmt: skip
 def test_a_bad_configuration_is_named_with_its_file(tmp_path, old, new, words):
     text = CONFIG.format(name="pi-3", owner=OWNER.public.fingerprint, mqtt_port=1)

@@ -151,6 +151,12 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
     assert "Traceback" not in ended.stderr
 
 
+def test_a_port_that_cannot_be_is_named(files):
+    code, said = refused("--bundle", files / "unsigned.edgepack", "--port", 70000)
+    assert code == 78
+    assert "cannot listen at 127.0.0.1:70000" in said
+
+
 def test_a_port_that_is_taken_is_named(files, tmp_path):
     bundle = files / "unsigned.edgepack"
     with running(tmp_path / "log", RUNTIME, "--bundle", bundle, "--port", 0) as process:

@@ -40,6 +40,10 @@ class Registry:
         self._files[repository] = BundleFile.open(path)
         return f"http://127.0.0.1:{self._server.server_address[1]}/{repository}"
 
+    def digest(self, repository: str) -> str:
+        """The digest of the bundle that a repository has."""
+        return self._files[repository].digest
+
     def find(self, path: str) -> bytes | None:
         """``/v2/REPOSITORY/manifests/REFERENCE`` or ``/v2/REPOSITORY/blobs/DIGEST``."""
         _, _, repository, kind, reference = path.split("/")

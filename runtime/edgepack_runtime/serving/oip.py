@@ -72,7 +72,11 @@ class OipCodec:
         for item in request.inputs:
             if item.name in feeds:
                 raise BadRequestError(f"input {item.name[:80]!r} is there twice")
-            feeds[item.name] = _tensor(specs.get(item.name), item)
+            if item.name not in specs:
+                raise BadRequestError(
+                    f"input {item.name[:80]!r} is not one of the model's: {', '.join(specs)}"
+                )
+            feeds[item.name] = _tensor(specs[item.name], item)
         check_feeds(model.description, feeds)
         return PredictRequest(feeds, request.id, _wanted(model.description, request.outputs))
 
@@ -112,9 +116,7 @@ def model_config(slot: str, description: Description) -> dict[str, Any]:
     }
 
 
-def _tensor(spec: TensorSpec | None, item: _Input) -> Tensor:
-    if spec is None:
-        raise BadRequestError(f"input {item.name[:80]!r} is not one of the model's")
+def _tensor(spec: TensorSpec, item: _Input) -> Tensor:
     expected = DATATYPES.get(spec.dtype, spec.dtype)
     if item.datatype != expected:
         raise BadRequestError(

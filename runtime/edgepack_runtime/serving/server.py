@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -28,6 +29,7 @@ IDLE_SECONDS = 75
 GRACE_SECONDS = 10
 MOST_CONNECTIONS = 512
 BACKLOG = 128
+MOST_PORT = 65_535
 SOCKET_MODE = 0o660
 
 
@@ -200,6 +202,9 @@ def _bind(unix_socket: Path | None, host: str | None, port: int) -> list[socket.
 
 
 def _bind_tcp(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= MOST_PORT:
+        # getaddrinfo would take the lower 16 bits of it, and serve where nobody looks
+        raise OSError(errno.EINVAL, f"a port is a number from 0 to {MOST_PORT}")
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind, protocol)
     try:
