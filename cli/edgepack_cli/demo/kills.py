@@ -39,9 +39,9 @@ class Killer:
         self._killed: list[KillPoint] = []
 
     @property
-    def killed_device(self) -> bool:
-        """Whether a device daemon was killed, and lost the window that was open."""
-        return any(point != KillPoint.FLEET_SOAK for point in self._killed)
+    def killed_devices(self) -> int:
+        """How many device daemons were killed; each lost the window that was open."""
+        return sum(point != KillPoint.FLEET_SOAK for point in self._killed)
 
     def ask(self, question: Callable[[], Any]) -> Any | None:
         """Ask the fleet; None while it is down because we killed it."""

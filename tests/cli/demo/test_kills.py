@@ -60,7 +60,7 @@ def test_each_point_has_its_moment(world, point, document, victim):
     assert killer.not_done() == []
     killer.look(document, world)
     assert world.killed == [victim]
-    assert killer.killed_device is (victim != "fleet")
+    assert killer.killed_devices == (victim != "fleet")
 
 
 @pytest.mark.parametrize(
