@@ -40,7 +40,7 @@ def unharmed(loop) -> Iterator[None]:
     yield
     assert loop.device.version() == "1.0.0"
     assert loop.device.process.process.pid == pid
-    assert loop.device.leftovers() == []
+    loop.device.wait_tidy()
     assert listed(loop) == bundles
     assert loop.fleet_files() == files
     assert files[1] == []
@@ -320,5 +320,5 @@ class TestKilled:
         assert device.version() == "1.1.0"
         slot = own.told()["slots"][MODEL]
         assert (slot["phase"], slot["version"], slot["blocked"]) == ("succeeded", "1.1.0", [])
-        assert device.leftovers() == []
+        device.wait_tidy()
         assert own.fleet_files()[1] == []

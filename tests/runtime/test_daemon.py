@@ -77,7 +77,7 @@ def pi(shared):
     assert shared.version() == "1.0.0"
     yield shared
     assert shared.version() == "1.0.0"
-    assert shared.leftovers() == []
+    shared.wait_tidy()
     desired = shared.signed(shared.current())
     shared.send(shared.topic(Kind.DESIRED), desired, retain=True)
     shared.hear_reported(lambda said: said.refused is None)
@@ -284,7 +284,7 @@ def test_killed_in_probation_it_ends_as_if_it_had_not_been(fresh, bundles):
     slot = last.slots[MODEL]
     assert (slot.version, slot.previous, slot.wanted, slot.blocked) == ("1.1.0", one, two, [])
     assert fresh.version() == "1.1.0"
-    assert fresh.leftovers() == []
+    fresh.wait_tidy()
 
 
 def test_sigterm_ends_it_with_0_and_goodbye_and_what_ran_runs_again(fresh, bundles):

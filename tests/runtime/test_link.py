@@ -229,6 +229,7 @@ def test_many_lost_connections_do_not_silence_it():
 
 def test_it_hears_its_own_topics_and_the_fleets_state(device, peer):
     device.connect()
+    next_state(peer)  # said after the subscription, so that is in force
     for topic in (
         device_topic("default", "pi-1", Kind.DESIRED),
         device_topic("default", "pi-1", Kind.ACKED, "main"),
@@ -251,6 +252,7 @@ def test_a_handler_that_fails_does_not_end_the_link(broker, peer, caplog):
     device = Device(broker.port)
     device.link._on_message = fails
     device.connect()
+    next_state(peer)
     for payload in (b"1", b"2"):
         peer.client.publish(fleet_state_topic("default"), payload, 1)
         assert heard.get(timeout=SECONDS) == payload

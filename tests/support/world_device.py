@@ -177,8 +177,11 @@ class Device:
                 return payload
         raise AssertionError(f"nothing was heard on {topic}")
 
-    def leftovers(self) -> list[str]:
-        """Files of installs that were neither finished nor taken back."""
+    def wait_tidy(self) -> None:
+        """Wait until nothing half-written is there; a write under way ends within moments."""
+        eventually(lambda: not self._leftovers(), lambda: f"a tidy disk: {self._leftovers()}")
+
+    def _leftovers(self) -> list[str]:
         slots = self.home / "state" / "slots"
         staged = slots.glob("*/staging/*")
         return sorted(str(path) for path in [*staged, *slots.rglob("*.tmp-*")])
