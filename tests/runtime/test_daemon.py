@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 from broker_process import Broker
@@ -297,7 +299,7 @@ def test_sigterm_ends_it_with_0_and_goodbye_and_what_ran_runs_again(fresh, bundl
     assert '"level": "error"' not in fresh.process.said
     assert "Traceback" not in fresh.process.said
     fresh.start()
-    eventually(lambda: fresh.predict().status == 200, "a prediction")
+    eventually(fresh.serves, "a prediction")
     assert fresh.version() == "1.0.0"
 
 
@@ -309,8 +311,29 @@ def test_a_device_whose_spool_is_damaged_serves_and_reports(fresh, bundles):
     (fresh.home / "state" / "spool.db").write_bytes(b"\0" * 9000 + b"damage")
     (fresh.home / "state" / "session").write_bytes(b"damage")
     fresh.start()
-    eventually(lambda: fresh.predict().status == 200, "a prediction")
+    eventually(fresh.serves, "a prediction")
     fresh.hear(fresh.topic(Kind.TELEMETRY, MODEL), Window, lambda said: said.n >= 1)
+
+
+def test_a_disk_that_takes_nothing_costs_no_prediction(fresh, bundles):
+    """Neither session, journal nor spool can be written from the start of the process on."""
+    digest, source = bundles["1.0.0"]
+    fresh.wish(digest, source)
+    fresh.hear_reported(succeeded(digest))
+    assert fresh.process.end(signal.SIGTERM) == 0
+    fresh.forget()
+    run = [sys.executable, "-m", "edgepack_runtime", "--config", str(fresh.home / "device.toml")]
+    command = ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", *run]
+    quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    with subprocess.Popen(command, **quiet) as process:
+        try:
+            eventually(fresh.serves, "a prediction")
+            fresh.hear_reported(lambda said: "the disk failed" in said.slots[MODEL].words)
+            fresh.hear(fresh.topic(Kind.TELEMETRY, MODEL), Window, lambda said: said.n >= 1)
+            assert fresh.version() == "1.0.0"
+        finally:
+            process.terminate()
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,13 @@ class Device:
         body = {"instances": [ROW]} if body is None else body
         return ask(self.home / "serve.sock", "POST", path, body)
 
+    def serves(self) -> bool:
+        """Whether there is somebody who answers with a prediction."""
+        try:
+            return self.predict().status == 200
+        except OSError:
+            return False
+
     def version(self) -> str:
         """The version that answers now; it must."""
         answer = self.predict()
