@@ -85,6 +85,11 @@ class DeviceClient:
         """Begin to ask."""
         self._thread.start()
 
+    def served_alike(self) -> int:
+        """How many of the answers so far are of the version that answered last."""
+        served = [one.version for one in self.answers if one.outcome == Outcome.SERVED]
+        return sum(version == served[-1] for version in served) if served else 0
+
     def stop(self) -> None:
         """Finish the request in flight and stop."""
         self._stop.set()
