@@ -184,6 +184,7 @@ class Story:
         self.say(f"answers by version, clients:   {_counts(checked.clients)}")
         self.say(f"answers by version, telemetry: {_counts(checked.telemetry)}")
         self.say(traffic_text(listener.totals()))
+        self.say(f"page: {self.world.address}/#token={self.world.api.token}")
         return self._untrue(served, checked)
 
     def _settled_cross_check(self) -> CrossCheck:
