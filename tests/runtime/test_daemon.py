@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import sqlite3
 import subprocess
@@ -85,10 +86,13 @@ def pi(shared):
     shared.hear_reported(lambda said: said.refused is None)
 
 
+NUMBERS = itertools.count(2)
+
+
 @pytest.fixture
 def fresh(tmp_path, broker):
-    """A device of its own that has nothing yet."""
-    device = open_device(tmp_path, "pi-2", broker)
+    """A device of its own that has nothing yet; the broker keeps what others of its name said."""
+    device = open_device(tmp_path, f"pi-{next(NUMBERS)}", broker)
     device.start()
     yield device
     device.send(device.topic(Kind.DESIRED), b"", retain=True)
