@@ -59,3 +59,14 @@ def test_committed_files_name_no_registry_and_no_machine():
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert found.returncode in (1, 128), found.stdout
+
+
+def test_documents_name_tests_that_exist():
+    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    named = {
+        found
+        for document in documents
+        for found in re.findall(r"tests/[a-z0-9_/]+(?:\.py)?", document.read_text("utf-8"))
+    }
+    assert named
+    assert not [path for path in sorted(named) if not (ROOT / path).exists()]
