@@ -38,6 +38,7 @@ FLEET_KEY = PrivateKey.generate()
 OPTIONS = RolloutOptions(
     stages=["1", "100%"], soak_seconds=8.0, probation_seconds=4.0, max_wait_seconds=120.0,
     offer_deadline_seconds=30.0, rollback_deadline_seconds=60.0,
+    seed="the same canary every time",
 )  # fmt: skip
 
 AT_ONCE = msgspec.structs.replace(OPTIONS, stages=["100%"], soak_seconds=0.0)
