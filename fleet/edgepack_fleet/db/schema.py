@@ -30,7 +30,9 @@ class Device(Base):
     """A device: who it is, what it last said, and when.
 
     ``clock_offset_ms`` is what to add to its clock to get the fleet's: the least delay from a
-    message's own time to its arrival that this session has shown.
+    message's own time to its arrival that this session has shown. ``certificate_expires_ms`` is the
+    end of its newest certificate. ``birth_at_ms`` is what the device's own clock said when its
+    session began; ``clone_seen_ms`` is when a second holder of its identity was heard last.
     """
 
     __tablename__ = "devices"
@@ -58,6 +60,48 @@ class Device(Base):
     birth: Mapped[dict[str, Any] | None] = mapped_column(JSON, default=None)
     reported: Mapped[dict[str, Any] | None] = mapped_column(JSON, default=None)
     health: Mapped[dict[str, Any] | None] = mapped_column(JSON, default=None)
+    certificate_expires_ms: Mapped[int | None] = mapped_column(BigInteger, default=None)
+    birth_at_ms: Mapped[int | None] = mapped_column(BigInteger, default=None)
+    clone_seen_ms: Mapped[int | None] = mapped_column(BigInteger, default=None)
+
+
+class JoinTokenRow(Base):
+    """A join token: only its SHA-256 is kept. ``mode`` is ``pending`` or ``auto``."""
+
+    __tablename__ = "join_tokens"
+
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    hash: Mapped[str] = mapped_column(String(64), unique=True)
+    mode: Mapped[str] = mapped_column(String(16))
+    labels: Mapped[dict[str, str]] = mapped_column(default=dict)
+    uses: Mapped[int] = mapped_column(default=0)
+    max_uses: Mapped[int]
+    created_by: Mapped[str] = mapped_column(String(128))
+    created_ms: Mapped[int]
+    expires_ms: Mapped[int]
+
+
+class PreauthorisedRow(Base):
+    """A device that is accepted as soon as the holder of this key asks; ``key`` is its fingerprint."""
+
+    __tablename__ = "preauthorised"
+
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    device: Mapped[str] = mapped_column(String(63), unique=True)
+    labels: Mapped[dict[str, str]] = mapped_column(default=dict)
+    created_ms: Mapped[int]
+
+
+class CertificateRow(Base):
+    """A device certificate that was issued; ``serial`` is hex. Revoked ones are in the CRL."""
+
+    __tablename__ = "certificates"
+
+    serial: Mapped[str] = mapped_column(String(40), primary_key=True)
+    device: Mapped[str] = mapped_column(String(63), index=True)
+    issued_ms: Mapped[int]
+    expires_ms: Mapped[int]
+    revoked_ms: Mapped[int | None] = mapped_column(BigInteger, default=None, index=True)
 
 
 class Group(Base):
@@ -256,13 +300,66 @@ class LeaseRow(Base):
 
 
 class TokenRow(Base):
-    """A bearer token: only its SHA-256 is kept."""
+    """A bearer token: only its SHA-256 is kept.
+
+    ``bundles`` and ``groups`` are shell patterns of what it may push, roll out, and roll out to;
+    ``["*"]`` is no limit.
+    """
 
     __tablename__ = "tokens"
 
     hash: Mapped[str] = mapped_column(String(64), primary_key=True)
     name: Mapped[str] = mapped_column(String(63), unique=True)
     role: Mapped[str] = mapped_column(String(16))
+    bundles: Mapped[list[str]] = mapped_column(default=lambda: ["*"])
+    groups: Mapped[list[str]] = mapped_column(default=lambda: ["*"])
+    created_ms: Mapped[int]
+    expires_ms: Mapped[int]
+    last_used_ms: Mapped[int | None] = mapped_column(BigInteger, default=None)
+
+
+class UserRow(Base):
+    """A person who may log in to the page. ``password_hash`` is argon2id's own text form."""
+
+    __tablename__ = "users"
+
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    role: Mapped[str] = mapped_column(String(16))
+    password_hash: Mapped[str | None] = mapped_column(default=None)
+    created_ms: Mapped[int]
+
+
+class PasskeyRow(Base):
+    """A passkey of a person: WebAuthn's credential id, public key (COSE) and signature counter."""
+
+    __tablename__ = "passkeys"
+
+    credential: Mapped[str] = mapped_column(String(1400), primary_key=True)
+    user: Mapped[str] = mapped_column(ForeignKey("users.name"), index=True)
+    public_key: Mapped[bytes]
+    sign_count: Mapped[int]
+    created_ms: Mapped[int]
+    last_used_ms: Mapped[int | None] = mapped_column(BigInteger, default=None)
+
+
+class LoginCodeRow(Base):
+    """A one-time code that lets a person choose a passkey or a password; only its SHA-256."""
+
+    __tablename__ = "login_codes"
+
+    hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    user: Mapped[str] = mapped_column(ForeignKey("users.name"), index=True)
+    created_ms: Mapped[int]
+    expires_ms: Mapped[int]
+
+
+class BrowserSessionRow(Base):
+    """A browser that is logged in: only the SHA-256 of its cookie is kept."""
+
+    __tablename__ = "browser_sessions"
+
+    hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    user: Mapped[str] = mapped_column(ForeignKey("users.name"), index=True)
     created_ms: Mapped[int]
     expires_ms: Mapped[int]
     last_used_ms: Mapped[int | None] = mapped_column(BigInteger, default=None)
