@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -17,35 +17,62 @@ from edgepack_contract.loopback import is_loopback
 from edgepack_contract.names import DEFAULT_TENANT, check_id
 from edgepack_contract.settings import load_settings
 
+S = TypeVar("S", bound=msgspec.Struct)
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Seconds = Annotated[float, msgspec.Meta(ge=0.1, le=86_400.0)]
 
 
 class IdentityConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who this device is, as enrolment left it.
 
-    ``owner`` is the pinned fingerprint of the owner key (64 hex digits).
+    ``owner`` is the pinned fingerprint of the owner keys (64 hex digits). ``certificate`` is what
+    the device shows to the broker; it is for ``key``, and none is needed on loopback.
     """
 
     key: str
     mac_key: str
     keyring: str
     owner: str
+    certificate: str | None = None
 
 
 class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where predictions are served; ``port = 0`` takes a free one."""
+    """Where predictions are served; ``port = 0`` takes a free one.
+
+    Off loopback it takes TLS, and a file with the token that every request must bear.
+    """
 
     host: str = "127.0.0.1"
-    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8000
+    port: Port = 8000
     unix_socket: str | None = None
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    token_file: str | None = None
+
+
+class OpsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A listener of its own for health, ready and metrics; read-only, plain, on any address."""
+
+    host: str | None = None
+    port: Port = 9464
 
 
 class MqttConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The broker."""
+    """The broker. ``ca`` signed its certificate; without one the authorities of the keyring did."""
 
     host: str
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1883
     keepalive_seconds: Annotated[int, msgspec.Meta(ge=5, le=65535)] = 60
+    tls: bool = False
+    ca: str | None = None
+
+
+class FleetConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The fleet service, which renews the certificate. ``ca`` is as in :class:`MqttConfig`."""
+
+    url: str | None = None
+    ca: str | None = None
 
 
 class TelemetryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,6 +92,8 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     mqtt: MqttConfig
     tenant: str = DEFAULT_TENANT
     serve: ServeConfig = ServeConfig()
+    ops: OpsConfig = OpsConfig()
+    fleet: FleetConfig = FleetConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
 
 
@@ -101,16 +130,17 @@ def security_gate(config: RuntimeConfig) -> list[str]:
 
 
 def _absolute(config: RuntimeConfig, base: Path) -> RuntimeConfig:
-    identity = msgspec.structs.replace(
-        config.identity,
-        key=str(base / config.identity.key),
-        mac_key=str(base / config.identity.mac_key),
-        keyring=str(base / config.identity.keyring),
-    )
-    socket = config.serve.unix_socket
-    serve = msgspec.structs.replace(
-        config.serve, unix_socket=str(base / socket) if socket is not None else None
-    )
     return msgspec.structs.replace(
-        config, state_dir=str(base / config.state_dir), identity=identity, serve=serve
+        config,
+        state_dir=str(base / config.state_dir),
+        identity=_at(config.identity, base, "key", "mac_key", "keyring", "certificate"),
+        serve=_at(config.serve, base, "unix_socket", "tls_certificate", "tls_key", "token_file"),
+        mqtt=_at(config.mqtt, base, "ca"),
+        fleet=_at(config.fleet, base, "ca"),
     )
+
+
+def _at(section: S, base: Path, *names: str) -> S:
+    paths = {name: getattr(section, name) for name in names}
+    found = {name: str(base / path) for name, path in paths.items() if path is not None}
+    return msgspec.structs.replace(section, **found)

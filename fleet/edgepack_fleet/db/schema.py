@@ -82,7 +82,7 @@ class JoinTokenRow(Base):
 
 
 class PreauthorisedRow(Base):
-    """A device that is accepted as soon as the holder of this key asks; ``key`` is its fingerprint."""
+    """A device that is accepted when it asks with this key; ``key`` is its fingerprint."""
 
     __tablename__ = "preauthorised"
 
