@@ -22,6 +22,7 @@ class PayloadType(StrEnum):
 
     DESIRED = "application/vnd.edgepack.desired.v1+json"
     KEYRING = "application/vnd.edgepack.keyring.v1+json"
+    RENEWAL = "application/vnd.edgepack.renewal.v1+json"
     IN_TOTO = "application/vnd.in-toto+json"
 
 
@@ -111,6 +112,16 @@ def claimed_payload(raw: bytes, *, what: str, max_bytes: int) -> bytes:
         MalformedDocumentError: The envelope does not decode.
     """
     return _unbase64(decode(raw, Envelope, what=what, max_bytes=max_bytes).payload, what)
+
+
+def claimed_signers(raw: bytes, *, what: str, max_bytes: int) -> set[str]:
+    """The fingerprints of the keys that an envelope says it is signed by.
+
+    Raises:
+        MalformedDocumentError: The envelope does not decode.
+    """
+    envelope = decode(raw, Envelope, what=what, max_bytes=max_bytes)
+    return {signature.keyid for signature in envelope.signatures[:16]}
 
 
 def _holds(key: PublicKey, signature: Signature, envelope: Envelope, body: bytes) -> bool:

@@ -10,7 +10,12 @@ from dataclasses import dataclass
 
 from edgepack_contract.canonical import canonical_json, decode
 from edgepack_contract.digest import sha256_digest
-from edgepack_contract.dsse import PayloadType, open_envelope, seal_envelope
+from edgepack_contract.dsse import (
+    PayloadType,
+    claimed_signers,
+    open_envelope,
+    seal_envelope,
+)
 from edgepack_contract.errors import UntrustedDocumentError
 from edgepack_contract.keyring import Keyring
 from edgepack_contract.keys import PrivateKey
@@ -51,7 +56,13 @@ def slots_digest(desired: Desired) -> str:
 
 
 def accept_desired(
-    raw: bytes, *, keyring: Keyring, identity: Identity, obeyed: Obeyed, now_ms: int
+    raw: bytes,
+    *,
+    keyring: Keyring,
+    identity: Identity,
+    obeyed: Obeyed,
+    now_ms: int,
+    clock_is_behind: bool = False,
 ) -> Desired:
     """Verify a desired document and decide whether it is to be obeyed.
 
@@ -61,25 +72,38 @@ def accept_desired(
         identity: Who this device is.
         obeyed: The last document that was obeyed.
         now_ms: The trusted time, milliseconds since 1970 UTC.
+        clock_is_behind: ``now_ms`` is only a lower bound (see :mod:`.clock`), so that nothing can
+            be dated in the future of it.
 
     Raises:
         MalformedDocumentError: It does not decode.
-        UntrustedDocumentError: With code ``unknown-key``, ``bad-signature``, ``wrong-device``,
-            ``wrong-enrolment``, ``wrong-epoch``, ``old-generation``, ``equivocation``, ``replay``,
-            ``expired`` or ``future-dated``.
+        UntrustedDocumentError: With code ``unknown-key``, ``revoked-key``, ``bad-signature``,
+            ``wrong-device``, ``wrong-enrolment``, ``wrong-epoch``, ``old-generation``,
+            ``equivocation``, ``replay``, ``expired`` or ``future-dated``.
     """
-    body = open_envelope(
-        raw,
-        PayloadType.DESIRED,
-        keyring.fleet_keys(),
-        what="desired document",
-        max_bytes=LIMITS.desired_bytes,
-    )
+    body = _open(raw, keyring)
     desired = decode(body, Desired, what="desired document", max_bytes=LIMITS.desired_bytes)
     _check_recipient(desired, identity)
     _check_order(desired, keyring.epoch, obeyed)
-    _check_dates(desired, now_ms)
+    _check_dates(desired, now_ms, clock_is_behind=clock_is_behind)
     return desired
+
+
+def _open(raw: bytes, keyring: Keyring) -> bytes:
+    what, most = "desired document", LIMITS.desired_bytes
+    try:
+        return open_envelope(
+            raw, PayloadType.DESIRED, keyring.fleet_keys(), what=what, max_bytes=most
+        )
+    except UntrustedDocumentError as error:
+        revoked = claimed_signers(raw, what=what, max_bytes=most) & set(keyring.revoked_fleets)
+        if error.code != "unknown-key" or not revoked:
+            raise
+        raise UntrustedDocumentError(
+            f"the desired document is signed by fleet key {min(revoked)[:16]}, which keyring "
+            f"version {keyring.version} revokes",
+            code="revoked-key",
+        ) from error
 
 
 def _check_recipient(desired: Desired, identity: Identity) -> None:
@@ -124,8 +148,8 @@ def _check_order(desired: Desired, epoch: int, obeyed: Obeyed) -> None:
         )
 
 
-def _check_dates(desired: Desired, now_ms: int) -> None:
-    if desired.issued > now_ms + CLOCK_SKEW_MS:
+def _check_dates(desired: Desired, now_ms: int, *, clock_is_behind: bool) -> None:
+    if desired.issued > now_ms + CLOCK_SKEW_MS and not clock_is_behind:
         raise UntrustedDocumentError(
             f"the desired document is dated {(desired.issued - now_ms) // 1000} s in the future; "
             "check the clocks of the fleet service and of this device",

@@ -1,13 +1,21 @@
-"""The keyring: who may sign what, signed by the owner key that devices pin.
+"""The keyring: who may sign what, signed by the owner keys that devices pin.
 
-Three keys answer three questions. The *owner* key (offline) says who may sign; a *publisher* key
+Three keys answer three questions. The *owner* keys (offline) say who may sign; a *publisher* key
 (offline) says that a bundle is genuine; a *fleet* key (online) says what a device should run now.
+
+A keyring file holds one envelope a line, the newest last. Earlier lines are there only where the
+owners changed: a keyring with other owners is signed by the old ones too, so that a device which
+pinned the old ones finds its way to the new ones (as roots are rotated in The Update Framework,
+specification 5.3).
 """
 
 from __future__ import annotations
 
 import fnmatch
+import hashlib
+from collections.abc import Sequence
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
 
@@ -18,11 +26,17 @@ from edgepack_contract.dsse import (
     open_envelope,
     seal_envelope,
 )
-from edgepack_contract.errors import MalformedDocumentError, SigningKeyError, UntrustedBundleError
+from edgepack_contract.errors import (
+    MalformedDocumentError,
+    SigningKeyError,
+    UntrustedBundleError,
+    UntrustedDocumentError,
+)
 from edgepack_contract.keys import PrivateKey, PublicKey
 from edgepack_contract.limits import LIMITS
 
 SCHEMA = "edgepack-keyring/1"
+MAX_OWNERS = 16
 
 
 class KeyStatus(StrEnum):
@@ -46,32 +60,46 @@ class Publisher(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Keyring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The payload that the owner key signs.
+    """The payload that the owner keys sign.
 
     A larger ``version`` replaces a smaller one. A larger ``epoch`` also resets generations and
-    floors on devices: the way out after a stolen fleet key. ``owner`` and ``fleets`` are public
-    keys in PEM form.
+    floors on devices: the way out after a stolen fleet key. ``threshold`` of the ``owners`` must
+    sign. ``owners`` and ``fleets`` are public keys in PEM form, ``revoked_fleets`` fingerprints of
+    keys that were fleet keys. ``authorities`` are the certificates, in PEM form, of who vouches for
+    the fleet service and the broker in TLS; without any, the system's own do. ``issued`` is
+    milliseconds since 1970 UTC. A ``demo`` keyring is accepted on loopback only.
     """
 
     schema: str
-    version: int
-    epoch: int
-    owner: str
+    version: Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+    epoch: Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+    issued: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+    owners: Annotated[list[str], msgspec.Meta(min_length=1, max_length=MAX_OWNERS)]
+    threshold: Annotated[int, msgspec.Meta(ge=1, le=MAX_OWNERS)] = 1
     publishers: list[Publisher]
     fleets: list[str]
+    revoked_fleets: list[str] = []
     revoked_digests: list[str] = []
+    authorities: list[str] = []
+    demo: bool = False
+
+    def owner_keys(self) -> dict[str, PublicKey]:
+        """The owner keys, by fingerprint."""
+        return _by_fingerprint(self.owners)
+
+    @property
+    def owner_fingerprint(self) -> str:
+        """What devices pin: see :func:`owner_fingerprint`."""
+        return owner_fingerprint(list(self.owner_keys().values()), self.threshold)
 
     def fleet_keys(self) -> dict[str, PublicKey]:
         """The keys that may sign desired state, by fingerprint."""
-        keys = [PublicKey.from_pem(pem.encode()) for pem in self.fleets]
-        return {key.fingerprint: key for key in keys}
+        return _by_fingerprint(self.fleets)
 
     def publisher_keys(self) -> dict[str, tuple[PublicKey, Publisher]]:
-        """Every publisher key that is not revoked, by fingerprint."""
+        """Every publisher key, revoked ones too, by fingerprint."""
         pairs = [(PublicKey.from_pem(one.key.encode()), one) for one in self.publishers]
-        return {
-            key.fingerprint: (key, one) for key, one in pairs if one.status != KeyStatus.REVOKED
-        }
+        return {key.fingerprint: (key, one) for key, one in pairs}
 
     def publisher_for(self, *, name: str, digest: str, fingerprint: str) -> PublicKey:
         """The publisher key that vouches for a bundle.
@@ -99,6 +127,12 @@ class Keyring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 code="unknown-publisher",
             )
         key, publisher = found
+        if publisher.status == KeyStatus.REVOKED:
+            raise UntrustedBundleError(
+                f"publisher key {fingerprint[:16]} is revoked by keyring version {self.version}; "
+                "sign the bundle again with a key that is active",
+                code="revoked-publisher",
+            )
         if publisher.status == KeyStatus.RETIRED and digest not in publisher.digests:
             raise UntrustedBundleError(
                 f"publisher key {fingerprint[:16]} is retired and does not list bundle {digest}",
@@ -113,6 +147,19 @@ class Keyring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return key
 
 
+def owner_fingerprint(owners: Sequence[PublicKey], threshold: int) -> str:
+    """What a device pins: 64 hex digits.
+
+    A single owner's is the fingerprint of its key; of several owners it is the SHA-256 of the
+    canonical JSON of their sorted fingerprints and the threshold.
+    """
+    fingerprints = sorted(key.fingerprint for key in owners)
+    if len(fingerprints) == 1:
+        return fingerprints[0]
+    body = canonical_json({"owners": fingerprints, "threshold": threshold})
+    return hashlib.sha256(body).hexdigest()
+
+
 def make_keyring(
     owner: PrivateKey,
     *,
@@ -121,25 +168,50 @@ def make_keyring(
     publishers: list[Publisher],
     fleets: list[PublicKey],
     revoked_digests: list[str] | None = None,
+    issued: int = 0,
 ) -> bytes:
-    """Build and sign a keyring file."""
+    """Build and sign a keyring file of a single owner."""
     keyring = Keyring(
         schema=SCHEMA,
         version=version,
         epoch=epoch,
-        owner=owner.public.pem.decode(),
+        issued=issued,
+        owners=[owner.public.pem.decode()],
         publishers=publishers,
         fleets=[key.pem.decode() for key in fleets],
         revoked_digests=revoked_digests or [],
     )
-    return seal_envelope(PayloadType.KEYRING, canonical_json(keyring), owner)
+    return sign_keyring(keyring, [owner])
+
+
+def sign_keyring(keyring: Keyring, signers: Sequence[PrivateKey]) -> bytes:
+    """Sign a keyring with owner keys: one line of a keyring file, without the line feed."""
+    return seal_envelope(PayloadType.KEYRING, canonical_json(keyring), *signers)
+
+
+def succeed_keyring(file: bytes, line: bytes) -> bytes:
+    """The keyring file that has ``line`` as its newest keyring.
+
+    Both must have been verified: see :func:`advance_keyring`. Lines are kept as long as a device
+    that pinned their owners may need them.
+    """
+    lines = [*_lines(file), line]
+    owners = [_claimed(one).owner_fingerprint for one in lines]
+    kept = [
+        one
+        for place, one in enumerate(lines)
+        if place == len(lines) - 1
+        or owners[place] != owners[place + 1]
+        or (place > 0 and owners[place] != owners[place - 1])
+    ]
+    return b"\n".join(kept)
 
 
 def open_keyring(raw: bytes, *, owner_fingerprint: str, minimum_version: int = 0) -> Keyring:
-    """Verify a keyring file against the pinned fingerprint of the owner key.
+    """Verify a keyring file against the pinned fingerprint of the owners.
 
-    The owner's public key travels inside the keyring; it counts only when its fingerprint is the
-    pinned one.
+    The owners' public keys travel inside the keyring; they count only when their fingerprint is the
+    pinned one, or when owners that count have signed for them.
 
     Args:
         raw: The file's bytes.
@@ -148,16 +220,23 @@ def open_keyring(raw: bytes, *, owner_fingerprint: str, minimum_version: int = 0
 
     Raises:
         MalformedDocumentError: It does not decode, or is older than ``minimum_version``.
-        UntrustedDocumentError: The owner did not sign it.
+        UntrustedDocumentError: The owners did not sign it.
     """
-    claimed = _parse(claimed_payload(raw, what="keyring", max_bytes=LIMITS.keyring_bytes))
-    owner = _owner_key(claimed)
-    keys = {owner.fingerprint: owner} if owner.fingerprint == owner_fingerprint else {}
-    keyring = _parse(
-        open_envelope(
-            raw, PayloadType.KEYRING, keys, what="keyring", max_bytes=LIMITS.keyring_bytes
+    lines = _lines(raw)
+    claimed = [_claimed(line) for line in lines]
+    places = [
+        place for place, one in enumerate(claimed) if one.owner_fingerprint == owner_fingerprint
+    ]
+    if not places:
+        raise UntrustedDocumentError(
+            f"the keyring is of owner {claimed[-1].owner_fingerprint[:16]}, not of the pinned "
+            f"owner {owner_fingerprint[:16]}",
+            code="unknown-key",
         )
-    )
+    first = places[0]
+    keyring = _verified(lines[first], [claimed[first]])
+    for line in lines[first + 1 :]:
+        keyring = _successor(keyring, line)
     if keyring.version < minimum_version:
         raise MalformedDocumentError(
             f"keyring has version {keyring.version}, but {minimum_version} was seen before",
@@ -166,17 +245,105 @@ def open_keyring(raw: bytes, *, owner_fingerprint: str, minimum_version: int = 0
     return keyring
 
 
+def advance_keyring(current: Keyring, raw: bytes) -> Keyring:
+    """The keyring that a keyring file leads to, for somebody who trusts ``current`` already.
+
+    Returns:
+        The newest keyring of the file; ``current`` itself when the file has nothing newer.
+
+    Raises:
+        MalformedDocumentError: It does not decode (or ``old-keyring``: all of it is older).
+        UntrustedDocumentError: The owners of the keyring before did not sign one; or with code
+            ``keyring-equivocation``: it has another keyring of the version that is trusted; or with
+            ``old-epoch``: a newer version goes back to an earlier epoch.
+    """
+    keyring = current
+    newest = 0
+    for line in _lines(raw):
+        claimed = _claimed(line)
+        newest = max(newest, claimed.version)
+        if claimed.version > keyring.version:
+            keyring = _successor(keyring, line)
+        elif claimed.version == current.version and claimed != current:
+            raise UntrustedDocumentError(
+                f"there are two different keyrings of version {current.version}; the one that was "
+                "seen first is kept",
+                code="keyring-equivocation",
+            )
+    if newest < current.version:
+        raise MalformedDocumentError(
+            f"keyring has version {newest}, but {current.version} was seen before",
+            code="old-keyring",
+        )
+    return keyring
+
+
+def _successor(before: Keyring, line: bytes) -> Keyring:
+    claimed = _claimed(line)
+    if claimed.version <= before.version:
+        raise MalformedDocumentError(
+            f"keyring version {claimed.version} follows {before.version}; versions must grow",
+            code="old-keyring",
+        )
+    keyring = _verified(line, [before, claimed])
+    if keyring.epoch < before.epoch:
+        raise UntrustedDocumentError(
+            f"keyring version {keyring.version} goes back from epoch {before.epoch} to "
+            f"{keyring.epoch}",
+            code="old-epoch",
+        )
+    return keyring
+
+
+def _verified(line: bytes, authorities: Sequence[Keyring]) -> Keyring:
+    """The keyring of a line, once enough owners of every one of ``authorities`` have signed it."""
+    body = b""
+    for one in authorities:
+        body = open_envelope(
+            line,
+            PayloadType.KEYRING,
+            one.owner_keys(),
+            what="keyring",
+            max_bytes=LIMITS.keyring_bytes,
+            threshold=one.threshold,
+        )
+    return _parse(body)
+
+
+def _lines(raw: bytes) -> list[bytes]:
+    if len(raw) > LIMITS.keyring_bytes:
+        raise MalformedDocumentError(
+            f"keyring has more than {LIMITS.keyring_bytes} bytes", code="too-large"
+        )
+    lines = [line for line in raw.splitlines() if line.strip()]
+    if not lines:
+        raise MalformedDocumentError("keyring is empty")
+    return lines
+
+
+def _claimed(line: bytes) -> Keyring:
+    """What a line says of itself, which nobody has verified."""
+    return _parse(claimed_payload(line, what="keyring", max_bytes=LIMITS.keyring_bytes))
+
+
 def _parse(body: bytes) -> Keyring:
     keyring = decode(body, Keyring, what="keyring", max_bytes=LIMITS.keyring_bytes)
     if keyring.schema != SCHEMA:
         raise MalformedDocumentError(
             f"keyring has schema {keyring.schema[:40]!r}, expected {SCHEMA!r}", code="bad-schema"
         )
+    try:
+        owners, _, _ = keyring.owner_keys(), keyring.fleet_keys(), keyring.publisher_keys()
+    except SigningKeyError as error:
+        raise MalformedDocumentError(f"a key of the keyring is {error}") from error
+    if keyring.threshold > len(owners):
+        raise MalformedDocumentError(
+            f"the keyring asks for {keyring.threshold} signatures of {len(owners)} owners",
+            code="bad-threshold",
+        )
     return keyring
 
 
-def _owner_key(keyring: Keyring) -> PublicKey:
-    try:
-        return PublicKey.from_pem(keyring.owner.encode())
-    except SigningKeyError as error:
-        raise MalformedDocumentError(f"the owner key of the keyring is {error}") from error
+def _by_fingerprint(pems: Sequence[str]) -> dict[str, PublicKey]:
+    keys = [PublicKey.from_pem(pem.encode()) for pem in pems]
+    return {key.fingerprint: key for key in keys}

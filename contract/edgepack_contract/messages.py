@@ -60,7 +60,8 @@ class SlotReported(_Message, frozen=True, kw_only=True):
 
     ``running`` is the index digest of the bundle that answers requests, ``wanted`` the one that the
     last accepted desired document names, ``phase`` where the way from one to the other stands.
-    ``code`` and ``words`` say why, when there is a why.
+    ``code`` and ``words`` say why, when there is a why. ``floor`` is the least security version of
+    this bundle name that the slot installs.
     """
 
     phase: Phase
@@ -73,12 +74,14 @@ class SlotReported(_Message, frozen=True, kw_only=True):
     words: str = ""
     blocked: list[str] = []
     exercised: bool = True
+    floor: int = 0
 
 
 class Reported(_Message, frozen=True, kw_only=True):
     """Topic ``reported``, retained: the full reported state, never a difference.
 
     ``refused`` is the code and words of the last desired document that was not obeyed, or null.
+    ``keyring`` is the version of the keyring that the device goes by.
     """
 
     session: int
@@ -88,6 +91,7 @@ class Reported(_Message, frozen=True, kw_only=True):
     generation: int
     slots: dict[str, SlotReported]
     refused: str | None = None
+    keyring: int = 0
 
 
 class Ref(_Message, frozen=True, kw_only=True):

@@ -100,6 +100,11 @@ def fleet_state_topic(tenant: str) -> str:
     return f"{ROOT}/{check_id(tenant, what='tenant')}/{FLEET_NODE}/state"
 
 
+def keyring_topic(tenant: str) -> str:
+    """The retained topic that holds the newest keyring file, which proves itself."""
+    return f"{ROOT}/{check_id(tenant, what='tenant')}/{FLEET_NODE}/keyring"
+
+
 def device_filters(tenant: str, device: str) -> list[str]:
     """What one device subscribes to."""
     return [
@@ -107,6 +112,7 @@ def device_filters(tenant: str, device: str) -> list[str]:
         f"{ROOT}/{tenant}/{device}/{Kind.ACKED}/+",
         f"{ROOT}/{tenant}/{device}/{Kind.CMD}/+",
         fleet_state_topic(tenant),
+        keyring_topic(tenant),
     ]
 
 

@@ -60,7 +60,7 @@ def test_an_older_keyring_is_a_replay():
     [
         (ring(publisher()), {"name": "churn"}, "wrong-name"),
         (ring(publisher()), {"key": FLEET}, "unknown-publisher"),
-        (ring(publisher(status=KeyStatus.REVOKED)), {}, "unknown-publisher"),
+        (ring(publisher(status=KeyStatus.REVOKED)), {}, "revoked-publisher"),
         (ring(publisher(status=KeyStatus.RETIRED)), {}, "retired-publisher"),
         (
             ring(publisher(status=KeyStatus.RETIRED, digests=[DIGEST])),
