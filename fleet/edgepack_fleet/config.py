@@ -6,6 +6,7 @@ An environment variable is named after its key: ``EDGEPACK_FLEET_TENANT``,
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,9 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """The listener of the API, the bundle store and the page.
 
     ``public_url`` is how devices reach it, and the base of bundle sources; without one it is the
-    address that was bound. Port 0 takes a free one.
+    address that was bound. Port 0 takes a free one. ``requests_per_minute`` is for each token,
+    device or anonymous address. ``trusted_proxies`` are networks such as ``10.0.0.0/8`` whose
+    ``X-Forwarded-For`` is believed.
     """
 
     host: str = "127.0.0.1"
@@ -47,6 +50,8 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     public_url: str | None = None
     tls_certificate: str | None = None
     tls_key: str | None = None
+    requests_per_minute: Annotated[int, msgspec.Meta(ge=60, le=10_000_000)] = 6000
+    trusted_proxies: tuple[str, ...] = ()
 
 
 class MqttConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -133,6 +138,7 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> FleetConfi
     config = load_settings(path, FleetConfig, prefix=ENVIRONMENT_PREFIX, environ=environment)
     check_id(config.tenant, what="tenant")
     _check_timings(config.timings)
+    _check_proxies(config.http)
     return _resolved(config, Path.cwd() if path is None else path.absolute().parent)
 
 
@@ -198,3 +204,13 @@ def _check_timings(timings: TimingsConfig) -> None:
         )
     if timings.lease <= timings.tick:
         raise ConfigError("timings.lease must be longer than timings.tick, which renews it")
+
+
+def _check_proxies(http: HttpConfig) -> None:
+    for network in http.trusted_proxies:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as error:
+            raise ConfigError(
+                f"http.trusted_proxies: {error}; expected networks such as '10.0.0.0/8'"
+            ) from error

@@ -128,6 +128,8 @@ def _make_server(service: FleetService, on_ready: Callable[[], None]) -> _Server
         access_log=False,
         log_config=None,
         server_header=False,
+        # uvicorn would take any local client's word for where it comes from
+        proxy_headers=False,
         ssl_certfile=http.tls_certificate,
         ssl_keyfile=http.tls_key,
         timeout_graceful_shutdown=GRACEFUL_SECONDS,

@@ -21,6 +21,7 @@ from edgepack_fleet.api import (
     tokens,
 )
 from edgepack_fleet.api.context import Context
+from edgepack_fleet.api.limits import Limiter
 from edgepack_fleet.api.origin import LOOPBACK_NAMES, host_name
 from edgepack_fleet.api.problems import install_problems
 from edgepack_fleet.api.shield import Shield
@@ -60,6 +61,7 @@ def build_app(context: Context) -> FastAPI:
         routes=[route for router in ROUTERS for route in router.routes],
     )
     app.state.context = context
+    app.state.limiter = Limiter(context.config.http)
     app.state.feed = stream.Feed(context)
     install_problems(app)
     app.add_middleware(Shield, hosts=accepted_hosts(context.config.http))

@@ -62,10 +62,21 @@ class WrongTypeError(EdgepackError):
     default_code = "wrong-content-type"
 
 
+class TooManyRequestsError(EdgepackError):
+    """More requests than are answered in this time; ``retry_after`` is in seconds."""
+
+    default_code = "too-many-requests"
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 STATUS: dict[type[EdgepackError], HTTPStatus] = {
     UnauthenticatedError: HTTPStatus.UNAUTHORIZED,
     ForbiddenError: HTTPStatus.FORBIDDEN,
     TooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    TooManyRequestsError: HTTPStatus.TOO_MANY_REQUESTS,
     WrongTypeError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     UnsatisfiableRangeError: HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
     NotFoundError: HTTPStatus.NOT_FOUND,
@@ -87,6 +98,7 @@ _OCI_CODES = {
     HTTPStatus.FORBIDDEN: "DENIED",
     HTTPStatus.NOT_FOUND: "NAME_UNKNOWN",
     HTTPStatus.METHOD_NOT_ALLOWED: "UNSUPPORTED",
+    HTTPStatus.TOO_MANY_REQUESTS: "TOOMANYREQUESTS",
 }
 
 
@@ -142,6 +154,8 @@ def _domain(request: Request, error: Exception) -> Response:
     response = refusal(request.url.path, status, error.code, str(error))
     if isinstance(error, UnsatisfiableRangeError):
         response.headers["Content-Range"] = f"bytes */{error.size}"
+    if isinstance(error, TooManyRequestsError):
+        response.headers["Retry-After"] = str(error.retry_after)
     return response
 
 
