@@ -111,8 +111,9 @@ def keyring(*, key: PrivateKey = PUBLISHER, **changes: Any) -> Keyring:
     return Keyring(
         schema="edgepack-keyring/1",
         version=1,
-        epoch=0,
-        owner="0" * 64,
+        epoch=1,
+        issued=0,
+        owners=["0" * 64],
         publishers=[publisher],
         fleets=[],
     )
