@@ -361,7 +361,7 @@ def test_the_evidence_of_another_bundle(path, tmp_path):
     [
         ({"names": ["faces-*"]}, "wrong-name"),
         ({"names": []}, "wrong-name"),
-        ({"status": KeyStatus.REVOKED}, "unknown-publisher"),
+        ({"status": KeyStatus.REVOKED}, "revoked-publisher"),
         ({"status": KeyStatus.RETIRED}, "retired-publisher"),
         ({"status": KeyStatus.RETIRED, "digests": [ZEROS]}, "retired-publisher"),
         ({"key": STRANGER}, "unknown-publisher"),
