@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import os
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bundle_forgery import blob, entries_of, put, resigned, resigned_tree, rewritten
 from bundle_samples import FILES, PUBLISHER, STRANGER, keyring, one_variant, three_variants
 
 from edgepack_contract.bundle import (
@@ -32,13 +30,11 @@ from edgepack_contract.errors import (
     UntrustedBundleError,
 )
 from edgepack_contract.keyring import KeyStatus
-from edgepack_contract.keys import PrivateKey
 from edgepack_contract.layout import BundleContent, write_bundle
 from edgepack_contract.oci import Descriptor, evidence_tag, signature_tag
-from edgepack_contract.oci_layout import BLOB_FOLDER, INDEX_ENTRY, LAYOUT_ENTRY
+from edgepack_contract.oci_layout import INDEX_ENTRY, LAYOUT_ENTRY
 from edgepack_contract.signing import sign_tree
 from edgepack_contract.trusted import TrustedBundle
-from edgepack_contract.ustar import NewEntry, UstarReader, write_ustar
 
 EVIDENCE = {"report.json": b'{"p50_ms": 1.5}'}
 
@@ -63,19 +59,6 @@ def refused(path: Path, kind: type[BundleError] = BundleError, **changes: Any) -
     with pytest.raises(kind) as refusal:
         verified(path, **changes)
     return refusal.value.code
-
-
-def entries_of(path: Path) -> dict[str, bytes]:
-    with UstarReader.open(path) as reader:
-        return {name: reader.read(name, max_bytes=2**26) for name in reader.entries}
-
-
-def rewritten(path: Path, files: dict[str, bytes]) -> Path:
-    stream = io.BytesIO()
-    new = [NewEntry(name=n, size=len(d), open=partial(io.BytesIO, d)) for n, d in files.items()]
-    write_ustar(stream, new, mtime=0)
-    path.write_bytes(stream.getvalue())
-    return path
 
 
 def test_a_good_bundle_is_proven(path):
@@ -159,45 +142,6 @@ def test_signed_by_a_stranger_under_the_hint_of_the_publisher(path):
 
     resigned(path, files, claim)
     assert refused(path, UntrustedBundleError) == "bad-signature"
-
-
-def resigned(path: Path, files: dict[str, bytes], change: Callable[[bytes], bytes]) -> None:
-    """Write the bundle with another signature file, with every digest around it made to fit."""
-    layout = json.loads(files[INDEX_ENTRY])
-    entry = next(
-        one
-        for one in layout["manifests"]
-        if one["annotations"]["org.opencontainers.image.ref.name"].endswith(".sig")
-    )
-    manifest = json.loads(files.pop(blob(entry["digest"])))
-    signature = change(files.pop(blob(manifest["layers"][0]["digest"])))
-    put(files, manifest["layers"][0], signature)
-    put(files, entry, canonical_json(manifest))
-    files[INDEX_ENTRY] = canonical_json(layout)
-    rewritten(path, files)
-
-
-def blob(digest: str) -> str:
-    return BLOB_FOLDER + digest.removeprefix("sha256:")
-
-
-def put(files: dict[str, bytes], descriptor: dict[str, Any], data: bytes) -> None:
-    descriptor |= {"digest": sha256_digest(data), "size": len(data)}
-    files[blob(descriptor["digest"])] = data
-
-
-def resigned_tree(
-    path: Path, change: Callable[[dict[str, str]], dict[str, str]], key: PrivateKey = PUBLISHER
-) -> None:
-    """Write the bundle with a genuine signature over a changed tree."""
-
-    def sign(raw: bytes) -> bytes:
-        payload = json.loads(base64.b64decode(json.loads(raw)["dsseEnvelope"]["payload"]))
-        listed = payload["predicate"]["resources"]
-        tree = {one["name"]: f"sha256:{one['digest']}" for one in listed}
-        return sign_tree(change(tree), key, name="x")
-
-    resigned(path, entries_of(path), sign)
 
 
 def test_the_resigner_of_these_tests_changes_nothing_by_itself(path):
