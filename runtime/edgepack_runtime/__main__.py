@@ -21,10 +21,11 @@ from edgepack_contract.errors import (
 )
 from edgepack_contract.keyring import open_keyring
 from edgepack_contract.limits import LIMITS
-from edgepack_runtime.config import load_config
+from edgepack_runtime.admission import REASON_VARIABLE
+from edgepack_runtime.config import OpsConfig, ServeConfig, load_config
 from edgepack_runtime.inference.errors import ModelError
 from edgepack_runtime.process import run_device
-from edgepack_runtime.standalone import Listen, run_bundle
+from edgepack_runtime.standalone import run_bundle
 
 EXIT_INTERNAL = 1
 EXIT_BAD_INPUT = 3
@@ -87,7 +88,7 @@ def exit_code(error: EdgepackError) -> int:
 
 async def _serve_device(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, os.environ)
-    await run_device(config)
+    await run_device(config, os.environ.get(REASON_VARIABLE))
 
 
 async def _serve_bundle(arguments: argparse.Namespace) -> None:
@@ -95,8 +96,17 @@ async def _serve_bundle(arguments: argparse.Namespace) -> None:
     if arguments.keyring is not None:
         raw = _read(arguments.keyring)
         keyring = open_keyring(raw, owner_fingerprint=arguments.owner or "")
-    listen = Listen(arguments.host, arguments.port, arguments.unix_socket)
-    await run_bundle(arguments.bundle, listen, keyring)
+    listen = ServeConfig(
+        host=arguments.host,
+        port=arguments.port,
+        unix_socket=arguments.unix_socket,
+        tls_certificate=arguments.tls_certificate,
+        tls_key=arguments.tls_key,
+        token_file=arguments.token_file,
+    )
+    ops = OpsConfig(host=arguments.ops_host, port=arguments.ops_port)
+    reason = os.environ.get(REASON_VARIABLE)
+    await run_bundle(arguments.bundle, listen, keyring, ops=ops, reason=reason)
 
 
 def _read(path: Path) -> bytes:
@@ -114,7 +124,12 @@ def _arguments() -> argparse.Namespace:
     one.add_argument("--bundle", type=Path)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--unix-socket", type=Path)
+    parser.add_argument("--unix-socket")
+    parser.add_argument("--tls-certificate")
+    parser.add_argument("--tls-key")
+    parser.add_argument("--token-file")
+    parser.add_argument("--ops-host")
+    parser.add_argument("--ops-port", type=int, default=OpsConfig().port)
     parser.add_argument("--keyring", type=Path)
     parser.add_argument("--owner")
     return parser.parse_args()

@@ -11,9 +11,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from edgepack_contract.errors import ConfigError
 from edgepack_contract.limits import GIB, MIB
-from edgepack_contract.loopback import is_loopback
 from edgepack_contract.names import DEFAULT_TENANT, check_id
 from edgepack_contract.settings import load_settings
 
@@ -98,35 +96,15 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 def load_config(path: Path, environ: Mapping[str, str]) -> RuntimeConfig:
-    """Read and check the daemon's configuration.
+    """Read the daemon's configuration; whether it is safe, :mod:`.security` decides.
 
     Raises:
-        ConfigError: See :func:`~edgepack_contract.settings.load_settings`; an id is malformed, or a
-            setting is insecure (code ``insecure``).
+        ConfigError: See :func:`~edgepack_contract.settings.load_settings`; or an id is malformed.
     """
     config = load_settings(path, RuntimeConfig, prefix="EDGEPACK", environ=environ)
     check_id(config.device, what=f"{path}: device")
     check_id(config.tenant, what=f"{path}: tenant")
-    violations = security_gate(config)
-    if violations:
-        raise ConfigError(f"{path}: " + "; ".join(violations), code="insecure")
     return _absolute(config, path.parent.resolve())
-
-
-def security_gate(config: RuntimeConfig) -> list[str]:
-    """What keeps this configuration from being safe, each with what to do; empty when nothing."""
-    found = []
-    if not is_loopback(config.serve.host):
-        found.append(
-            f"serve.host {config.serve.host} is not loopback: predictions off the device need TLS "
-            'and a token, which this version has not; use "127.0.0.1" or a unix_socket'
-        )
-    if not is_loopback(config.mqtt.host):
-        found.append(
-            f"mqtt.host {config.mqtt.host} is not loopback: a broker off the device needs TLS, "
-            'which this version has not; use a local bridge and "127.0.0.1"'
-        )
-    return found
 
 
 def _absolute(config: RuntimeConfig, base: Path) -> RuntimeConfig:

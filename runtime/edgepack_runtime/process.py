@@ -9,15 +9,18 @@ import logging
 import os
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edgepack_contract.errors import ConfigError
+from edgepack_runtime.admission import device_facts, reminding
 from edgepack_runtime.config import RuntimeConfig
 from edgepack_runtime.daemon import Daemon
 from edgepack_runtime.errors import DeviceError
 from edgepack_runtime.fsio import DurableFS
 from edgepack_runtime.identity import load_identity
+from edgepack_runtime.security import Facts, admit
+from edgepack_runtime.serving.access import Guard
 from edgepack_runtime.serving.app import App
 from edgepack_runtime.serving.server import RunningServer, serve
 from edgepack_runtime.slot_runtime import now_ms
@@ -29,14 +32,19 @@ MAX_SESSION = 2**53 - 1
 """The largest number that every reader of JSON keeps exact."""
 
 
-async def run_device(config: RuntimeConfig) -> None:
+async def run_device(config: RuntimeConfig, reason: str | None = None) -> None:
     """Run a device daemon until SIGTERM or SIGINT.
 
+    Args:
+        config: What it was told.
+        reason: Why it shall run although it is insecure, None when nobody says so.
+
     Raises:
-        ConfigError: The state folder is not ours or another daemon uses it, or the identity is not
-            usable.
+        ConfigError: A setting is insecure, the state folder is not ours or another daemon uses it,
+            or the identity is not usable.
         EdgepackError: A part cannot start.
     """
+    waiver = admit(device_facts(config), reason)
     stop = stop_event()
     home = Path(config.state_dir)
     fs = DurableFS()
@@ -49,12 +57,35 @@ async def run_device(config: RuntimeConfig) -> None:
         daemon = Daemon(config, identity, session=session, fs=fs, rng=rng)
         socket = config.serve.unix_socket
         server = await serve(
-            App(daemon.serving, phase_of=daemon.phase),
+            App(daemon.serving, phase_of=daemon.phase, waiver=waiver),
             unix_socket=Path(socket) if socket else None,
             host=config.serve.host,
             port=config.serve.port,
+            guard=Guard(config.serve),
+            ops=config.ops,
+            insecure=waiver is not None,
         )
-        await _run(daemon, server, stop)
+        on_hangup(lambda: reload(server, device_facts(config), reason))
+        with reminding(waiver):
+            await _run(daemon, server, stop)
+
+
+def on_hangup(work: Callable[[], None]) -> None:
+    """Do ``work`` in the loop at every SIGHUP from now on, which would kill the process else."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, work)
+
+
+def reload(server: RunningServer, facts: Facts, reason: str | None) -> None:
+    """Take up a new certificate and token, when they pass the gate; else keep the old ones."""
+    try:
+        admit(facts, reason)
+        server.reload()
+    except ConfigError as error:
+        logger.error(
+            "certificate and token stay as they are: %s", error, extra={"event": "reload_refused"}
+        )
+    else:
+        logger.info("certificate and token were read again", extra={"event": "reloaded"})
 
 
 def stop_event() -> asyncio.Event:
@@ -64,6 +95,14 @@ def stop_event() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     return stop
+
+
+def tell_ports(server: RunningServer, words: str) -> None:
+    """Say where the listeners are."""
+    where = {"port": server.port, "ops_port": server.ops_port}
+    logger.info(words, extra={"event": "serving", **where})
+    if server.ops_port is not None:
+        logger.info("health and metrics on port %d", server.ops_port, extra={"event": "ops"})
 
 
 async def until_stopped(stop: asyncio.Event, *work: asyncio.Task[None]) -> None:
@@ -152,9 +191,7 @@ def _lock(handle: int, home: Path) -> None:
 
 async def _run(daemon: Daemon, server: RunningServer, stop: asyncio.Event) -> None:
     daemon.start()
-    logger.info(
-        "serving on port %s and %s", server.port, server.unix_socket, extra={"event": "serving"}
-    )
+    tell_ports(server, f"serving on port {server.port} and {server.unix_socket}")
     work = [asyncio.create_task(daemon.run_windows()), asyncio.create_task(daemon.run_health())]
     try:
         await until_stopped(stop, *work)

@@ -6,7 +6,6 @@ import asyncio
 import importlib.metadata
 import logging
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from edgepack_contract.bundle import BundleFile, copy_blob, open_bundle, open_variant
@@ -15,10 +14,14 @@ from edgepack_contract.hardware import this_machine
 from edgepack_contract.keyring import Keyring
 from edgepack_contract.trusted import TrustedBundle
 from edgepack_contract.variants import select_variant
-from edgepack_runtime.process import stop_event, until_stopped
+from edgepack_runtime.admission import bundle_facts, reminding
+from edgepack_runtime.config import OpsConfig, ServeConfig
+from edgepack_runtime.process import on_hangup, reload, stop_event, tell_ports, until_stopped
+from edgepack_runtime.security import admit
+from edgepack_runtime.serving.access import Guard
 from edgepack_runtime.serving.app import App
 from edgepack_runtime.serving.model import ServingModel
-from edgepack_runtime.serving.server import serve
+from edgepack_runtime.serving.server import RunningServer, serve
 from edgepack_runtime.serving.slot import Slot
 
 logger = logging.getLogger(__name__)
@@ -26,30 +29,31 @@ logger = logging.getLogger(__name__)
 WINDOW_SECONDS = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Listen:
-    """Where to serve; loopback only."""
-
-    host: str
-    port: int
-    unix_socket: Path | None
-
-
-async def run_bundle(path: Path, listen: Listen, keyring: Keyring | None) -> None:
+async def run_bundle(
+    path: Path,
+    listen: ServeConfig,
+    keyring: Keyring | None,
+    *,
+    ops: OpsConfig,
+    reason: str | None = None,
+) -> None:
     """Serve one bundle until SIGTERM or SIGINT.
 
     Args:
         path: The bundle.
-        listen: Where.
+        listen: Where, and behind which certificate and token.
         keyring: Who may sign; None serves anything that is whole, which is why only this machine
             is served.
+        ops: The operations listener.
+        reason: Why it shall run although it is insecure, None when nobody says so.
 
     Raises:
         SourceError: The file cannot be read.
         BundleError: Not whole, not vouched for, or not for this machine.
         ModelLoadError: It does not load.
-        ConfigError: ``listen`` is not loopback, or taken.
+        ConfigError: ``listen`` is insecure, or taken.
     """
+    waiver = admit(bundle_facts(listen, ops, keyring), reason)
     stop = stop_event()
     with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
         bundle = _extract(path, Path(folder), keyring)
@@ -57,15 +61,20 @@ async def run_bundle(path: Path, listen: Listen, keyring: Keyring | None) -> Non
     slot = Slot(bundle.name)
     slot.swap(model, keep_previous=False)
     server = await serve(
-        App({bundle.name: slot}),
-        unix_socket=listen.unix_socket,
+        App({bundle.name: slot}, waiver=waiver),
+        unix_socket=Path(listen.unix_socket) if listen.unix_socket else None,
         host=listen.host,
         port=listen.port,
+        guard=Guard(listen),
+        ops=ops,
+        insecure=waiver is not None,
     )
-    _tell(bundle, listen.host, server.port)
+    on_hangup(lambda: reload(server, bundle_facts(listen, ops, keyring), reason))
+    _tell(bundle, listen, server)
     windows = asyncio.create_task(_roll(slot))
     try:
-        await until_stopped(stop, windows)
+        with reminding(waiver):
+            await until_stopped(stop, windows)
     finally:
         windows.cancel()
         await server.stop()
@@ -92,12 +101,11 @@ def _open(path: Path) -> BundleFile:
         raise SourceError(f"cannot read {path}: {error.strerror}", code="no-file") from error
 
 
-def _tell(bundle: TrustedBundle, host: str, port: int | None) -> None:
-    logger.info(
-        "serving %s %s on http://%s:%s/v1/models/%s:predict",
-        bundle.name, bundle.version, f"[{host}]" if ":" in host else host, port, bundle.name,
-        extra={"event": "serving"},
-    )  # fmt: skip
+def _tell(bundle: TrustedBundle, listen: ServeConfig, server: RunningServer) -> None:
+    scheme = "https" if listen.tls_certificate is not None else "http"
+    host = f"[{listen.host}]" if ":" in listen.host else listen.host
+    place = f"{scheme}://{host}:{server.port}/v1/models/{bundle.name}:predict"
+    tell_ports(server, f"serving {bundle.name} {bundle.version} on {place}")
     if bundle.signed_by is None:
         logger.warning(
             "no signature was checked: give --keyring and --owner to require one",

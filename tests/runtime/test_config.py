@@ -40,8 +40,6 @@ def test_the_environment_wins(tmp_path):
     [
         ('device = "pi-1"', 'device = "Pi 1"', "Pi 1", "bad-id"),
         ('state_dir = "state"', 'state_dri = "state"', "state_dri", "bad-config"),
-        ('"127.0.0.1"', '"broker.example.com"', "TLS", "insecure"),
-        ("[mqtt]", '[serve]\nhost = "0.0.0.0"\n[mqtt]', "0.0.0.0", "insecure"),
         ("[mqtt]", "[telemetry]\nwindow_seconds = 0\n[mqtt]", "0.1", "bad-config"),
     ],
 )

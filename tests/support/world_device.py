@@ -57,6 +57,7 @@ def make_home(home: Path, name: str, mqtt_port: int) -> None:
     keyring = make_keyring(OWNER, version=1, epoch=1, publishers=[publisher], fleets=[FLEET.public])
     (home / "keyring.json").write_bytes(keyring)
     write_private_key(home / "device.key", PrivateKey.generate())
+    (home / "mac.key").touch(mode=0o600)
     (home / "mac.key").write_text(bytes(range(32)).hex())
     owner = OWNER.public.fingerprint
     (home / "device.toml").write_text(CONFIG.format(name=name, owner=owner, mqtt_port=mqtt_port))

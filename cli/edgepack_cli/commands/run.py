@@ -15,15 +15,23 @@ from edgepack_cli.trust import FILE
 @click.option("--config", type=FILE, help="The device's configuration: installs, serves, reports.")
 @click.option("--bundle", type=FILE, help="Serve this one bundle, with no fleet at all.")
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="With --bundle: loopback only."
-)
+    "--host", default="127.0.0.1", show_default=True,
+    help="With --bundle: off loopback it takes TLS, a token and a keyring.",
+)  # fmt: skip
 @click.option("--port", default=8000, show_default=True, help="With --bundle: 0 takes a free port.")
 @click.option("--unix-socket", help="With --bundle: also listen on this socket.")
+@click.option("--tls-certificate", type=FILE, help="With --bundle: PEM certificate and chain.")
+@click.option("--tls-key", type=FILE, help="With --bundle: the certificate's PEM key.")
+@click.option("--token-file", type=FILE, help="With --bundle: the token that callers must bear.")
+@click.option("--ops-host", help="With --bundle: health and metrics, read-only, on this address.")
+@click.option("--ops-port", type=int, help="With --ops-host: 9464 without it, 0 for a free port.")
 @click.option("--keyring", type=FILE, help="With --bundle: require a signature of this keyring.")
 @click.option("--owner", help="With --keyring: the pinned fingerprint of the owner key.")
 def command(
-    config: Path | None, bundle: Path | None, host: str, port: int,
-    unix_socket: str | None, keyring: Path | None, owner: str | None,
+    *, config: Path | None, bundle: Path | None, host: str, port: int,
+    unix_socket: str | None, tls_certificate: Path | None, tls_key: Path | None,
+    token_file: Path | None, ops_host: str | None, ops_port: int | None,
+    keyring: Path | None, owner: str | None,
 ) -> None:  # fmt: skip
     """Run the device daemon with --config, or serve a single file with --bundle.
 
@@ -35,10 +43,18 @@ def command(
         raise click.UsageError("give either --config or --bundle")
     if (keyring is None) != (owner is None):
         raise click.UsageError("--keyring and --owner belong together")
+    if ops_port is not None and ops_host is None:
+        raise click.UsageError("--ops-port needs --ops-host")
     if config is not None:
         _become("--config", str(config))
-    options = {"--unix-socket": unix_socket, "--keyring": keyring, "--owner": owner}
-    given = [part for name, value in options.items() if value for part in (name, str(value))]
+    options = {
+        "--unix-socket": unix_socket, "--tls-certificate": tls_certificate, "--tls-key": tls_key,
+        "--token-file": token_file, "--ops-host": ops_host, "--ops-port": ops_port,
+        "--keyring": keyring, "--owner": owner,
+    }  # fmt: skip
+    given = [
+        part for name, value in options.items() if value is not None for part in (name, str(value))
+    ]
     _become("--bundle", str(bundle), "--host", host, "--port", str(port), *given)
 
 

@@ -13,6 +13,7 @@ import msgspec
 from edgepack_contract import __version__
 from edgepack_contract.errors import EdgepackError
 from edgepack_runtime.inference.errors import InputError
+from edgepack_runtime.security import Waiver
 from edgepack_runtime.serving import oip, status
 from edgepack_runtime.serving.asgi import (
     HttpError,
@@ -52,6 +53,7 @@ class App:
         slots: The slots by name; looked at anew for each request.
         phase_of: Where the installation of a slot stands, None when nobody knows.
         monotonic: Seconds, for the uptime.
+        waiver: Why the daemon runs although it is insecure, None when it is not.
     """
 
     def __init__(
@@ -60,11 +62,13 @@ class App:
         *,
         phase_of: status.PhaseOf = lambda _slot: None,
         monotonic: Callable[[], float] = time.monotonic,
+        waiver: Waiver | None = None,
     ) -> None:
         self._slots = slots
         self._phase_of = phase_of
         self._monotonic = monotonic
         self._started = monotonic()
+        self._waiver = waiver
         self._oip, self._instances = oip.OipCodec(), InstancesCodec()
         self._fixed: dict[str, tuple[str, Endpoint]] = {
             "/": ("GET", self._page),
@@ -155,9 +159,9 @@ class App:
         return json_response({"ready": True}) if ready else json_response({"ready": False}, 503)
 
     async def _server(self, _request: Request) -> Response:
-        return json_response(
-            {"name": "edgepack", "version": __version__, "extensions": oip.EXTENSIONS}
-        )
+        told = {"name": "edgepack", "version": __version__, "extensions": oip.EXTENSIONS}
+        insecure = {"insecure": self._waiver.told()} if self._waiver else {}
+        return json_response(told | insecure)
 
     async def _metadata(self, request: Request) -> Response:
         slot, model = self._model(request)
@@ -189,7 +193,8 @@ class App:
         return json_response(self._told())
 
     async def _metrics(self, _request: Request) -> Response:
-        body = render_metrics(self._slots, self._monotonic() - self._started)
+        uptime = self._monotonic() - self._started
+        body = render_metrics(self._slots, uptime, insecure=self._waiver is not None)
         return Response(200, body, ((b"content-type", CONTENT_TYPE),))
 
     async def _page(self, _request: Request) -> Response:
@@ -200,7 +205,8 @@ class App:
         return Response(200, status.page(self._told()).encode(), headers)
 
     def _told(self) -> dict[str, Any]:
-        return status.health(self._slots, self._phase_of, self._monotonic() - self._started)
+        uptime = self._monotonic() - self._started
+        return status.health(self._slots, self._phase_of, uptime, self._waiver)
 
     def _slot(self, request: Request) -> Slot:
         slot = self._slots.get(request.model)

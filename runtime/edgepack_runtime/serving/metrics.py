@@ -20,10 +20,15 @@ Labels = dict[str, str]
 Sample = tuple[str, Labels, float]
 
 
-def render_metrics(slots: Mapping[str, Slot], uptime_seconds: float) -> bytes:
-    """The metrics of a daemon."""
+def render_metrics(
+    slots: Mapping[str, Slot], uptime_seconds: float, *, insecure: bool = False
+) -> bytes:
+    """The metrics of a daemon; ``insecure`` is whether it runs in spite of its security gate."""
     families = [
         _family("info", "gauge", "The daemon.", [("", {"version": __version__}, 1)]),
+        _family(
+            "insecure", "gauge", "Running in spite of the security gate.", [("", {}, int(insecure))]
+        ),
         _family("uptime_seconds", "gauge", "Since the start.", [("", {}, uptime_seconds)]),
         _family(
             "resident_memory_bytes", "gauge", "Of the daemon's process.", [("", {}, _resident())]
@@ -77,6 +82,7 @@ def _info(slot: Slot) -> Sample:
         "",
         {
             "slot": slot.name,
+            "model": model.description.name if model else "",
             "version": model.version if model else "",
             "digest": model.digest if model else "",
         },

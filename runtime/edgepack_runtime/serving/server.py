@@ -1,4 +1,4 @@
-"""uvicorn inside a loop that is already running: a Unix socket, loopback, and nothing else.
+"""uvicorn inside a loop that is already running: a Unix socket, TCP behind a guard, operations.
 
 Source of the limits that uvicorn leaves to others: its httptools protocol bounds neither the size
 of a request's head nor how long it takes to arrive.
@@ -11,10 +11,12 @@ import contextlib
 import errno
 import os
 import socket
+import ssl
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -22,87 +24,179 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from edgepack_contract.errors import ConfigError
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.loopback import is_loopback
+from edgepack_runtime.config import OpsConfig, ServeConfig
+from edgepack_runtime.serving.access import Guard
 from edgepack_runtime.serving.app import App
+from edgepack_runtime.serving.asgi import Asgi
+from edgepack_runtime.serving.ops import OpsOnly
 
 HEAD_SECONDS = 10.0
 IDLE_SECONDS = 75
 GRACE_SECONDS = 10
 MOST_CONNECTIONS = 512
+OPS_CONNECTIONS = 64
 BACKLOG = 128
 MOST_PORT = 65_535
 SOCKET_MODE = 0o660
+NO_OPS = OpsConfig()
 
 
 class RunningServer:
-    """A server that listens.
+    """Listeners that listen.
 
     Attributes:
-        port: The TCP port, None without TCP.
+        port: The TCP port of predictions, None without TCP.
+        ops_port: The TCP port of the operations listener, None without one.
         unix_socket: The path of the Unix socket, None without one.
     """
 
     def __init__(
-        self, server: _Server, task: asyncio.Task[None], port: int | None, unix_socket: Path | None
+        self, listeners: list[_Listener], tasks: list[asyncio.Task[None]], guard: Guard
     ) -> None:
-        self.port = port
-        self.unix_socket = unix_socket
-        self._server = server
-        self._task = task
-        self._inode = unix_socket.stat().st_ino if unix_socket is not None else None
+        ports = {listener.kind: listener.port for listener in listeners}
+        self.port = ports.get(Kind.TCP)
+        self.ops_port = ports.get(Kind.OPS)
+        self.unix_socket = next((one.path for one in listeners if one.path is not None), None)
+        self._servers = [listener.server for listener in listeners]
+        self._tasks = tasks
+        self._guard = guard
+        self._inode = self.unix_socket.stat().st_ino if self.unix_socket is not None else None
+
+    def reload(self) -> None:
+        """Read the certificate and the token again, for new connections and requests.
+
+        Raises:
+            ConfigError: See :meth:`Guard.reload`; the old ones stay.
+        """
+        self._guard.reload()
 
     async def wait(self) -> None:
-        """Return when the server has ended; raise what ended it."""
-        await asyncio.shield(self._task)
+        """Return when the listeners have ended; raise what ended one."""
+        await asyncio.shield(asyncio.gather(*self._tasks))
 
     async def stop(self) -> None:
         """Take no more connections, finish what is in flight, end. Idempotent."""
-        self._server.should_exit = True
-        await self._task
+        for server in self._servers:
+            server.should_exit = True
+        await asyncio.gather(*self._tasks)
         if self.unix_socket is not None:
             _unlink(self.unix_socket, self._inode)
 
 
 async def serve(
-    app: App, *, unix_socket: Path | None = None, host: str | None = None, port: int = 0
+    app: App,
+    *,
+    unix_socket: Path | None = None,
+    host: str | None = None,
+    port: int = 0,
+    guard: Guard | None = None,
+    ops: OpsConfig = NO_OPS,
+    insecure: bool = False,
 ) -> RunningServer:
     """Begin to serve in the running loop.
 
     Args:
         app: What answers.
-        unix_socket: Where to put a Unix socket of mode 0660; one that is there is replaced.
-        host: A loopback address or ``localhost``, None for no TCP.
+        unix_socket: Where to put a Unix socket of mode 0660, which is all its protection; one that
+            is there is replaced.
+        host: Where to serve by TCP, None for no TCP. Off loopback ``guard`` must have TLS and a
+            token.
         port: The TCP port; 0 takes a free one, which :attr:`RunningServer.port` tells.
+        guard: What callers by TCP must bring; None for nothing.
+        ops: The operations listener, which is plain everywhere.
+        insecure: Serve off loopback without them all the same; somebody gave a reason.
 
     Raises:
-        ConfigError: ``host`` is not loopback (code ``insecure-listener``), there is nowhere to
-            listen, or a place cannot be listened at (code ``cannot-listen``).
+        ConfigError: ``host`` is not loopback and ``guard`` not enough (code
+            ``insecure-listener``), there is nowhere to listen, or a place cannot be listened at
+            (code ``cannot-listen``).
     """
-    if host is not None and not is_loopback(host):
+    guard = guard or Guard(ServeConfig())
+    if host is not None and not (is_loopback(host) or guard.complete or insecure):
         raise ConfigError(
-            f"refusing to serve predictions on {host}: that needs TLS and a token, which this "
-            'version has not; use "127.0.0.1" or a Unix socket',
+            f"refusing to serve predictions on {host} without TLS and a token; give both, or use "
+            '"127.0.0.1" or a Unix socket',
             code="insecure-listener",
         )
-    sockets = _bind(unix_socket, host, port)
-    server = _Server(_config(app))
-    task = asyncio.create_task(server.serve(sockets=sockets), name="http-server")
-    await _until_listening(server, task)
-    return RunningServer(server, task, _tcp_port(sockets), unix_socket)
+    wanted = []
+    if unix_socket is not None:
+        wanted.append(_Wanted(Kind.UNIX, unix_socket, app))
+    if host is not None:
+        wanted.append(_Wanted(Kind.TCP, (host, port), guard.before(app), guard.tls))
+    if ops.host is not None:
+        wanted.append(_Wanted(Kind.OPS, (ops.host, ops.port), OpsOnly(app)))
+    listeners = _bind(wanted)
+    tasks = [asyncio.create_task(one.serve(), name=f"http-{one.kind}") for one in listeners]
+    await _until_listening([listener.server for listener in listeners], tasks)
+    return RunningServer(listeners, tasks, guard)
+
+
+class Kind(StrEnum):
+    """The listeners of a daemon."""
+
+    UNIX = "unix"
+    TCP = "tcp"
+    OPS = "ops"
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    kind: Kind
+    where: Path | tuple[str, int]
+    app: Asgi
+    tls: ssl.SSLContext | None = None
+
+
+class _Listener:
+    """A bound socket and the server that will answer on it.
+
+    Each has a server of its own, so that who fills one listener does not fill the others.
+    """
+
+    def __init__(self, wanted: _Wanted) -> None:
+        where = wanted.where
+        self.kind = wanted.kind
+        self.path = where if isinstance(where, Path) else None
+        self.socket = _bind_unix(where) if isinstance(where, Path) else _bind_tcp(*where)
+        self.port = None if self.path is not None else int(self.socket.getsockname()[1])
+        most = OPS_CONNECTIONS if wanted.kind is Kind.OPS else MOST_CONNECTIONS
+        self.server = _Server(_config(wanted.app, most), wanted.tls)
+
+    async def serve(self) -> None:
+        await self.server.serve(sockets=[self.socket])
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None) -> None:
         super().__init__(config)
         self.listening = asyncio.Event()
+        self._tls = tls
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        # uvicorn's own has no bound for how long a TLS handshake and its end may take
+        seconds = HEAD_SECONDS if self._tls is not None else None
+        loop = asyncio.get_running_loop()
+        self.servers = [
+            await loop.create_server(
+                self._protocol,
+                sock=bound,
+                backlog=BACKLOG,
+                ssl=self._tls,
+                ssl_handshake_timeout=seconds,
+                ssl_shutdown_timeout=seconds,
+            )
+            for bound in sockets or []
+        ]
+        self.started = True
         self.listening.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         # the daemon has its own order of shutting down, of which this server is one part
         yield
+
+    def _protocol(self) -> asyncio.Protocol:
+        return _BoundedHead(self.config, self.server_state, {})
 
 
 class _BoundedHead(HttpToolsProtocol):
@@ -156,7 +250,7 @@ class _BoundedHead(HttpToolsProtocol):
             self._head_timer = None
 
 
-def _config(app: Any) -> uvicorn.Config:
+def _config(app: Asgi, most_connections: int) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=_BoundedHead,
@@ -168,37 +262,46 @@ def _config(app: Any) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        backlog=BACKLOG,
-        limit_concurrency=MOST_CONNECTIONS,
+        limit_concurrency=most_connections,
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
 
 
-async def _until_listening(server: _Server, task: asyncio.Task[None]) -> None:
-    listening = asyncio.create_task(server.listening.wait())
-    await asyncio.wait({listening, task}, return_when=asyncio.FIRST_COMPLETED)
-    if not server.listening.is_set():
-        listening.cancel()
-        await task
+async def _until_listening(servers: list[_Server], tasks: list[asyncio.Task[None]]) -> None:
+    everything = asyncio.create_task(_all_listening(servers))
+    await asyncio.wait({everything, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+    if not everything.done():
+        everything.cancel()
+        for server in servers:
+            server.should_exit = True
+        await asyncio.gather(*tasks)
         raise ConfigError("the server ended before it listened", code="cannot-listen")
 
 
-def _bind(unix_socket: Path | None, host: str | None, port: int) -> list[socket.socket]:
-    sockets: list[socket.socket] = []
-    try:
-        if unix_socket is not None:
-            sockets.append(_bind_unix(unix_socket))
-        if host is not None:
-            sockets.append(_bind_tcp(host, port))
-    except OSError as error:
-        for bound in sockets:
-            bound.close()
-        where = unix_socket if not sockets and unix_socket is not None else f"{host}:{port}"
-        raise ConfigError(f"cannot listen at {where}: {error}", code="cannot-listen") from error
-    if not sockets:
+async def _all_listening(servers: list[_Server]) -> None:
+    for server in servers:
+        await server.listening.wait()
+
+
+def _bind(wanted: list[_Wanted]) -> list[_Listener]:
+    listeners: list[_Listener] = []
+    for one in wanted:
+        try:
+            listeners.append(_Listener(one))
+        except OSError as error:
+            for listener in listeners:
+                listener.socket.close()
+            raise ConfigError(
+                f"cannot listen at {_place(one.where)}: {error}", code="cannot-listen"
+            ) from error
+    if not listeners:
         raise ConfigError("neither a Unix socket nor a host to serve on", code="cannot-listen")
-    return sockets
+    return listeners
+
+
+def _place(where: Path | tuple[str, int]) -> str:
+    return str(where) if isinstance(where, Path) else f"{where[0]}:{where[1]}"
 
 
 def _bind_tcp(host: str, port: int) -> socket.socket:
@@ -232,13 +335,6 @@ def _bind_unix(path: Path) -> socket.socket:
         aside.unlink(missing_ok=True)
         raise
     return listener
-
-
-def _tcp_port(sockets: list[socket.socket]) -> int | None:
-    for bound in sockets:
-        if bound.family != socket.AF_UNIX:
-            return int(bound.getsockname()[1])
-    return None
 
 
 def _unlink(path: Path, inode: int | None) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from edgepack_contract import __version__
 from edgepack_contract.states import Phase
+from edgepack_runtime.security import Waiver
 from edgepack_runtime.serving.slot import Slot, Tenure
 
 PhaseOf = Callable[[str], Phase | None]
@@ -19,13 +20,16 @@ def is_ready(slots: Mapping[str, Slot]) -> bool:
     return bool(slots) and all(slot.active is not None for slot in slots.values())
 
 
-def health(slots: Mapping[str, Slot], phase_of: PhaseOf, uptime_seconds: float) -> dict[str, Any]:
-    """The content of ``/health``."""
+def health(
+    slots: Mapping[str, Slot], phase_of: PhaseOf, uptime_seconds: float, waiver: Waiver | None
+) -> dict[str, Any]:
+    """The content of ``/health``; ``waiver`` is why it runs although it is insecure."""
     ready = is_ready(slots)
     return {
         "status": "ok" if ready else "degraded" if slots else "no models",
         "edgepack": __version__,
         "uptime_seconds": round(uptime_seconds, 3),
+        "insecure": waiver.told() if waiver else None,
         "slots": {name: _slot(slot, phase_of(name)) for name, slot in sorted(slots.items())},
     }
 
@@ -78,9 +82,17 @@ def page(told: Mapping[str, Any]) -> str:
         "td,th{padding:.3rem .8rem;text-align:left;word-break:break-all}</style>"
         f"<h1>edgepack {html.escape(told['edgepack'])}</h1>"
         f"<p>Status: {html.escape(told['status'])}, up {told['uptime_seconds']:.0f} s.</p>"
+        f"{_warning(told['insecure'])}"
         f"<table><tr>{head}</tr>{rows}</table>"
         "<p><a href=/health>health</a> · <a href=/metrics>metrics</a></p></html>"
     )
+
+
+def _warning(insecure: Mapping[str, Any] | None) -> str:
+    if insecure is None:
+        return ""
+    settings = html.escape(", ".join(insecure["settings"]))
+    return f"<p><strong>Insecure: {settings}.</strong> {html.escape(insecure['reason'])}</p>"
 
 
 def _slot(slot: Slot, phase: Phase | None) -> dict[str, Any]:

@@ -1,0 +1,125 @@
+"""What the security gate is told of files and clocks, and how its answer is kept known."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from cryptography import x509
+
+from edgepack_contract.errors import ConfigError, EdgepackError
+from edgepack_contract.keyring import Keyring, open_keyring
+from edgepack_contract.limits import LIMITS
+from edgepack_runtime.config import OpsConfig, RuntimeConfig, ServeConfig
+from edgepack_runtime.security import Facts, FileFacts, TlsFacts, TokenFacts, Waiver
+from edgepack_runtime.serving.access import read_token, tls_context
+
+logger = logging.getLogger(__name__)
+
+REASON_VARIABLE = "EDGEPACK_ALLOW_INSECURE"
+REMIND_SECONDS = 3600.0
+
+
+def device_facts(config: RuntimeConfig) -> Facts:
+    """What there is to know of a device daemon's configuration. Raises nothing."""
+    identity = config.identity
+    named = {
+        "identity.key": identity.key,
+        "identity.mac_key": identity.mac_key,
+        "state_dir": config.state_dir,
+    }
+    facts = _listener_facts(config.serve, config.ops, named)
+    return dataclasses.replace(
+        facts,
+        mqtt=config.mqtt,
+        fleet=config.fleet,
+        certificate=identity.certificate,
+        demo=_is_demo(Path(identity.keyring), identity.owner),
+    )
+
+
+def bundle_facts(serve: ServeConfig, ops: OpsConfig, keyring: Keyring | None) -> Facts:
+    """What there is to know when one bundle is served without a fleet. Raises nothing."""
+    demo = keyring is not None and keyring.demo
+    return dataclasses.replace(
+        _listener_facts(serve, ops, {}), demo=demo, signed=keyring is not None, by_flags=True
+    )
+
+
+@contextlib.contextmanager
+def reminding(waiver: Waiver | None) -> Iterator[None]:
+    """Say what was waived, at once and every hour, until the block ends."""
+    task = asyncio.create_task(_remind(waiver)) if waiver is not None else None
+    try:
+        yield
+    finally:
+        if task is not None:
+            task.cancel()
+
+
+async def _remind(waiver: Waiver) -> None:
+    while True:
+        for violation in waiver.violations:
+            logger.warning(
+                "insecure (%s): %s", waiver.reason, violation,
+                extra={"event": "insecure", "setting": violation.key},
+            )  # fmt: skip
+        await asyncio.sleep(REMIND_SECONDS)
+
+
+def _listener_facts(serve: ServeConfig, ops: OpsConfig, named: dict[str, str]) -> Facts:
+    secrets = {"serve.tls_key": serve.tls_key, "serve.token_file": serve.token_file}
+    named = named | {key: path for key, path in secrets.items() if path is not None}
+    return Facts(
+        serve=serve,
+        ops=ops,
+        now=time.time(),
+        files={key: _file(path) for key, path in named.items()},
+        tls=_tls(serve),
+        token=_token(Path(serve.token_file)) if serve.token_file is not None else None,
+    )
+
+
+def _file(path: str) -> FileFacts:
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return FileFacts(path)
+    return FileFacts(path, stat.S_IMODE(found.st_mode), of_root=found.st_uid == 0)
+
+
+def _tls(serve: ServeConfig) -> TlsFacts | None:
+    if serve.tls_certificate is None or serve.tls_key is None:
+        return None
+    certificate = Path(serve.tls_certificate)
+    try:
+        tls_context(certificate, Path(serve.tls_key))
+        with certificate.open("rb") as stream:
+            raw = stream.read(LIMITS.key_file_bytes)
+        expires = x509.load_pem_x509_certificate(raw).not_valid_after_utc.timestamp()
+    except (ConfigError, OSError, ValueError) as error:
+        return TlsFacts(problem=str(error))
+    return TlsFacts(expires=expires)
+
+
+def _token(path: Path) -> TokenFacts:
+    try:
+        return TokenFacts(characters=len(read_token(path)))
+    except ConfigError as error:
+        return TokenFacts(problem=str(error))
+
+
+def _is_demo(path: Path, owner: str) -> bool:
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(LIMITS.keyring_bytes + 1)
+        return open_keyring(raw, owner_fingerprint=owner).demo
+    except (OSError, EdgepackError):
+        # a keyring that cannot be opened ends the start by itself, with its own words
+        return False
