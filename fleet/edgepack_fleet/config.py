@@ -21,6 +21,9 @@ from edgepack_contract.settings import load_settings
 
 ENVIRONMENT_PREFIX = "EDGEPACK_FLEET"
 DATABASE_FILE = "fleet.db"
+BROKER_FILES = (
+    "password_file", "tls_ca", "client_certificate", "client_key", "crl_file", "broker_pid_file",
+)  # fmt: skip
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -55,7 +58,13 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class MqttConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The broker. Protocol 3.1.1 is all that is needed; with 5 it may forget us after a day."""
+    """The broker. Protocol 3.1.1 is all that is needed; with 5 it may forget us after a day.
+
+    ``tls_ca`` signed the broker's certificate. The service says who it is with
+    ``client_certificate`` and ``client_key``, or with ``username`` and ``password_file``.
+    ``crl_file`` is where the list of revoked certificates is kept for the broker, and
+    ``broker_pid_file`` names the process that is sent SIGHUP to read it anew.
+    """
 
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1883
@@ -63,6 +72,10 @@ class MqttConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     username: str | None = None
     password_file: str | None = None
     tls_ca: str | None = None
+    client_certificate: str | None = None
+    client_key: str | None = None
+    crl_file: str | None = None
+    broker_pid_file: str | None = None
 
 
 class KeysConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -139,6 +152,7 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> FleetConfi
     check_id(config.tenant, what="tenant")
     _check_timings(config.timings)
     _check_proxies(config.http)
+    _check_broker(config.mqtt)
     return _resolved(config, Path.cwd() if path is None else path.absolute().parent)
 
 
@@ -186,7 +200,7 @@ def _resolved(config: FleetConfig, base: Path) -> FleetConfig:
         data_dir=str(base / config.data_dir),
         keys=_at(config.keys, base, "fleet", "keyring"),
         http=_at(config.http, base, "unix", "tls_certificate", "tls_key"),
-        mqtt=_at(config.mqtt, base, "password_file", "tls_ca"),
+        mqtt=_at(config.mqtt, base, *BROKER_FILES),
     )
 
 
@@ -214,3 +228,18 @@ def _check_proxies(http: HttpConfig) -> None:
             raise ConfigError(
                 f"http.trusted_proxies: {error}; expected networks such as '10.0.0.0/8'"
             ) from error
+
+
+def _check_broker(mqtt: MqttConfig) -> None:
+    identity = (mqtt.client_certificate, mqtt.client_key)
+    if any(identity) and not (all(identity) and mqtt.tls_ca is not None):
+        raise ConfigError(
+            "mqtt.client_certificate, mqtt.client_key and mqtt.tls_ca belong together: set all "
+            "three; `edgepack fleet mqtt-config` writes the files"
+        )
+    if mqtt.password_file is not None and mqtt.username is None:
+        raise ConfigError("mqtt.password_file needs mqtt.username, whose password it holds")
+    if mqtt.broker_pid_file is not None and mqtt.crl_file is None:
+        raise ConfigError(
+            "mqtt.broker_pid_file needs mqtt.crl_file: the broker is told to read that file anew"
+        )
