@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "device": ("edgepack_cli.commands.device", "Add and look at devices."),
     "fleet": ("edgepack_cli.commands.fleet", "Run the fleet service."),
     "group": ("edgepack_cli.commands.group", "Create and list groups of devices."),
+    "healthcheck": ("edgepack_cli.commands.healthcheck", "Ask a daemon whether it is well."),
     "inspect": ("edgepack_cli.commands.inspect", "Show what is in a bundle."),
     "keys": ("edgepack_cli.commands.keys", "Make and show the owner, publisher and fleet keys."),
     "rollout": ("edgepack_cli.commands.rollout", "Roll a bundle out in stages, watch, roll back."),
