@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from edgepack_contract.errors import MalformedDocumentError, SigningKeyError
+from edgepack_contract.errors import ConfigError, MalformedDocumentError, SigningKeyError
 from edgepack_contract.keys import PrivateKey, PublicKey
 from edgepack_contract.limits import LIMITS
 
@@ -30,6 +31,12 @@ REVOCATION_DAYS = 10 * 365
 
 BACKDATED = timedelta(hours=1)
 """Clocks differ; a certificate must not be from the future for who checks it at once."""
+
+MAX_COMMON_NAME = 64
+"""ub-common-name of RFC 5280, appendix A.1."""
+
+_UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.InvalidVersion)
+"""What the parser raises at bytes that are not what they should be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +83,9 @@ class Authority:
         """Take up an authority.
 
         Raises:
-            SigningKeyError: The certificate is not one, or not of this key.
+            SigningKeyError: The certificate is not an authority's, or not of this key.
         """
-        certificate = read_certificate(pem)
+        certificate = read_authority(pem)
         if certificate_key(certificate).fingerprint != key.public.fingerprint:
             raise SigningKeyError(
                 "the authority's certificate belongs to another key", code="bad-authority"
@@ -91,19 +98,28 @@ class Authority:
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
     def issue_client(
-        self, key: PublicKey, *, name: str, now_ms: int, days: int = DEVICE_DAYS
+        self, key: PublicKey, *, name: str, now_ms: int, days: float = DEVICE_DAYS
     ) -> Issued:
-        """A certificate to connect with, for a device or a service called ``name``."""
+        """A certificate to connect with, for a device or a service called ``name``.
+
+        Raises:
+            SigningKeyError: With code ``authority-expired``: the authority has ended.
+        """
         usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
         return self._issue(key, name, now_ms, days, [usage])
 
     def issue_server(
         self, key: PublicKey, *, hosts: Sequence[str], now_ms: int, days: int = SERVER_DAYS
     ) -> Issued:
-        """A certificate to be connected to, at host names or addresses."""
+        """A certificate to be connected to, at host names or addresses.
+
+        Raises:
+            ConfigError: One of ``hosts`` is neither an address nor a name in ASCII.
+            SigningKeyError: With code ``authority-expired``: the authority has ended.
+        """
         usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
         names = x509.SubjectAlternativeName([_host(host) for host in hosts])
-        return self._issue(key, hosts[0], now_ms, days, [usage, names])
+        return self._issue(key, hosts[0][:MAX_COMMON_NAME], now_ms, days, [usage, names])
 
     def revocation_list(self, revoked: Iterable[tuple[str, int]], *, now_ms: int) -> bytes:
         """The list of revoked certificates in PEM: (serial in hex, when in ms since 1970) pairs."""
@@ -114,6 +130,7 @@ class Authority:
             .last_update(now - BACKDATED)
             .next_update(now + timedelta(days=REVOCATION_DAYS))
             .add_extension(x509.CRLNumber(now_ms), critical=False)
+            .add_extension(self._identifier(), critical=False)
         )
         for serial, when_ms in revoked:
             builder = builder.add_revoked_certificate(
@@ -126,19 +143,23 @@ class Authority:
         return signed.public_bytes(serialization.Encoding.PEM)
 
     def _issue(
-        self, key: PublicKey, name: str, now_ms: int, days: int, extra: list[x509.ExtensionType]
+        self, key: PublicKey, name: str, now_ms: int, days: float, extra: list[x509.ExtensionType]
     ) -> Issued:
+        ends = self.certificate.not_valid_after_utc
+        if ends <= _at(now_ms):
+            raise SigningKeyError(
+                f"the authority ended on {ends:%Y-%m-%d} and cannot issue certificates; make a new "
+                "one with: edgepack keys rotate authority FOLDER",
+                code="authority-expired",
+            )
         begin = _at(now_ms) - BACKDATED
-        end = min(_at(now_ms) + timedelta(days=days), self.certificate.not_valid_after_utc)
+        end = min(_at(now_ms) + timedelta(days=days), ends)
         builder = (
             _builder(name, key, begin, end)
             .issuer_name(self.certificate.subject)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(sign=False), critical=True)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public.key),
-                critical=False,
-            )
+            .add_extension(self._identifier(), critical=False)
         )
         for extension in extra:
             builder = builder.add_extension(extension, critical=False)
@@ -148,6 +169,10 @@ class Authority:
             serial=f"{certificate.serial_number:x}",
             expires_ms=int(end.timestamp() * 1000),
         )
+
+    def _identifier(self) -> x509.AuthorityKeyIdentifier:
+        """Tells authorities apart while a fleet has an old and a new one (RFC 5280, 5.2.1)."""
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public.key)
 
 
 def make_request(key: PrivateKey, *, name: str) -> bytes:
@@ -170,7 +195,7 @@ def read_request(pem: bytes) -> Request:
         key = _p256(request.public_key())
         names = request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         valid = request.is_signature_valid and len(names) == 1
-    except ValueError as error:
+    except _UNREADABLE as error:
         raise MalformedDocumentError(
             "not a certificate request in PEM form", code="bad-request"
         ) from error
@@ -190,8 +215,29 @@ def read_certificate(pem: bytes) -> x509.Certificate:
     """
     try:
         return x509.load_pem_x509_certificate(pem)
-    except ValueError as error:
+    except _UNREADABLE as error:
         raise SigningKeyError("not a certificate in PEM form", code="bad-certificate") from error
+
+
+def read_authority(pem: bytes) -> x509.Certificate:
+    """Read the certificate of an authority.
+
+    Raises:
+        SigningKeyError: It is not a certificate that may issue others, or not of a P-256 key.
+    """
+    certificate = read_certificate(pem)
+    certificate_key(certificate)
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+        issues = found.value.ca
+    except (*_UNREADABLE, x509.ExtensionNotFound, x509.DuplicateExtension):
+        issues = False
+    if not issues:
+        raise SigningKeyError(
+            "the certificate is not one of an authority, which may issue others",
+            code="bad-authority",
+        )
+    return certificate
 
 
 def certificate_key(certificate: x509.Certificate) -> PublicKey:
@@ -200,12 +246,18 @@ def certificate_key(certificate: x509.Certificate) -> PublicKey:
     Raises:
         SigningKeyError: It is not a P-256 key.
     """
-    return _p256(certificate.public_key())
+    try:
+        return _p256(certificate.public_key())
+    except _UNREADABLE as error:
+        raise SigningKeyError("the certificate has no usable key", code="bad-key") from error
 
 
 def common_name(certificate: x509.Certificate) -> str:
     """The common name of a certificate's subject; empty when it has none."""
-    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    try:
+        names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    except _UNREADABLE:
+        return ""
     return str(names[0].value) if names else ""
 
 
@@ -236,7 +288,13 @@ def _host(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
+        pass
+    try:
         return x509.DNSName(host)
+    except ValueError as error:
+        raise ConfigError(
+            f"{host!r} is neither an address nor a host name in ASCII (punycode)", code="bad-host"
+        ) from error
 
 
 def _usage(*, sign: bool) -> x509.KeyUsage:

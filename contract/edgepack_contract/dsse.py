@@ -16,6 +16,9 @@ from edgepack_contract.canonical import canonical_json, decode
 from edgepack_contract.errors import MalformedDocumentError, UntrustedDocumentError
 from edgepack_contract.keys import PrivateKey, PublicKey
 
+MAX_SIGNATURES = 32
+"""How many are looked at: those of the largest set of owners and of the one that follows it."""
+
 
 class PayloadType(StrEnum):
     """What an envelope may contain."""
@@ -97,7 +100,7 @@ def open_envelope(
     body = _unbase64(envelope.payload, what)
     good = {
         signature.keyid
-        for signature in envelope.signatures[:16]
+        for signature in envelope.signatures[:MAX_SIGNATURES]
         if signature.keyid in keys and _holds(keys[signature.keyid], signature, envelope, body)
     }
     if len(good) < threshold:
@@ -121,7 +124,7 @@ def claimed_signers(raw: bytes, *, what: str, max_bytes: int) -> set[str]:
         MalformedDocumentError: The envelope does not decode.
     """
     envelope = decode(raw, Envelope, what=what, max_bytes=max_bytes)
-    return {signature.keyid for signature in envelope.signatures[:16]}
+    return {signature.keyid for signature in envelope.signatures[:MAX_SIGNATURES]}
 
 
 def _holds(key: PublicKey, signature: Signature, envelope: Envelope, body: bytes) -> bool:
@@ -135,8 +138,8 @@ def _holds(key: PublicKey, signature: Signature, envelope: Envelope, body: bytes
 def _too_few(
     envelope: Envelope, keys: dict[str, PublicKey], *, what: str, good: int, threshold: int
 ) -> UntrustedDocumentError:
-    named = [signature.keyid[:16] for signature in envelope.signatures[:16]]
-    if not any(signature.keyid in keys for signature in envelope.signatures[:16]):
+    named = [signature.keyid[:16] for signature in envelope.signatures[:MAX_SIGNATURES]]
+    if not any(signature.keyid in keys for signature in envelope.signatures[:MAX_SIGNATURES]):
         return UntrustedDocumentError(
             f"{what} is signed by {', '.join(named) or 'nobody'}, not by a trusted key "
             f"({', '.join(sorted(key[:16] for key in keys)) or 'none is trusted'})",

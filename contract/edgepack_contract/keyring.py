@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import itertools
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated
@@ -20,9 +21,11 @@ from typing import Annotated
 import msgspec
 
 from edgepack_contract.canonical import canonical_json, decode
+from edgepack_contract.certificates import read_authority
 from edgepack_contract.dsse import (
     PayloadType,
     claimed_payload,
+    claimed_signers,
     open_envelope,
     seal_envelope,
 )
@@ -161,27 +164,35 @@ def owner_fingerprint(owners: Sequence[PublicKey], threshold: int) -> str:
 
 
 def make_keyring(
-    owner: PrivateKey,
-    *,
+    *owners: PrivateKey,
     version: int,
     epoch: int,
     publishers: list[Publisher],
     fleets: list[PublicKey],
+    threshold: int = 1,
     revoked_digests: list[str] | None = None,
+    authorities: list[str] | None = None,
     issued: int = 0,
+    demo: bool = False,
 ) -> bytes:
-    """Build and sign a keyring file of a single owner."""
+    """Build a keyring and sign it with all its owners: a keyring file of one line.
+
+    For the arguments see :class:`Keyring`.
+    """
     keyring = Keyring(
         schema=SCHEMA,
         version=version,
         epoch=epoch,
         issued=issued,
-        owners=[owner.public.pem.decode()],
+        owners=[owner.public.pem.decode() for owner in owners],
+        threshold=threshold,
         publishers=publishers,
         fleets=[key.pem.decode() for key in fleets],
         revoked_digests=revoked_digests or [],
+        authorities=authorities or [],
+        demo=demo,
     )
-    return sign_keyring(keyring, [owner])
+    return sign_keyring(keyring, owners)
 
 
 def sign_keyring(keyring: Keyring, signers: Sequence[PrivateKey]) -> bytes:
@@ -194,9 +205,12 @@ def succeed_keyring(file: bytes, line: bytes) -> bytes:
 
     Both must have been verified: see :func:`advance_keyring`. Lines are kept as long as a device
     that pinned their owners may need them.
+
+    Raises:
+        MalformedDocumentError: It is too large by now, or ``line`` is not newer.
     """
-    lines = [*_lines(file), line]
-    owners = [_claimed(one).owner_fingerprint for one in lines]
+    both = _read(b"\n".join([file, line]))
+    lines, owners = [one for one, _ in both], [one.owner_fingerprint for _, one in both]
     kept = [
         one
         for place, one in enumerate(lines)
@@ -222,21 +236,20 @@ def open_keyring(raw: bytes, *, owner_fingerprint: str, minimum_version: int = 0
         MalformedDocumentError: It does not decode, or is older than ``minimum_version``.
         UntrustedDocumentError: The owners did not sign it.
     """
-    lines = _lines(raw)
-    claimed = [_claimed(line) for line in lines]
+    lines = _read(raw)
     places = [
-        place for place, one in enumerate(claimed) if one.owner_fingerprint == owner_fingerprint
+        place for place, (_, one) in enumerate(lines) if one.owner_fingerprint == owner_fingerprint
     ]
     if not places:
         raise UntrustedDocumentError(
-            f"the keyring is of owner {claimed[-1].owner_fingerprint[:16]}, not of the pinned "
+            f"the keyring is of owner {lines[-1][1].owner_fingerprint[:16]}, not of the pinned "
             f"owner {owner_fingerprint[:16]}",
             code="unknown-key",
         )
-    first = places[0]
-    keyring = _verified(lines[first], [claimed[first]])
-    for line in lines[first + 1 :]:
-        keyring = _successor(keyring, line)
+    line, claimed = lines[places[0]]
+    keyring = _verified(line, claimed, [claimed])
+    for line, claimed in lines[places[0] + 1 :]:
+        keyring = _successor(keyring, line, claimed)
     if keyring.version < minimum_version:
         raise MalformedDocumentError(
             f"keyring has version {keyring.version}, but {minimum_version} was seen before",
@@ -258,18 +271,19 @@ def advance_keyring(current: Keyring, raw: bytes) -> Keyring:
             ``old-epoch``: a newer version goes back to an earlier epoch.
     """
     keyring = current
-    newest = 0
-    for line in _lines(raw):
-        claimed = _claimed(line)
-        newest = max(newest, claimed.version)
+    lines = _read(raw)
+    for line, claimed in lines:
         if claimed.version > keyring.version:
-            keyring = _successor(keyring, line)
+            keyring = _successor(keyring, line, claimed)
         elif claimed.version == current.version and claimed != current:
+            # A stranger cannot say that the owners contradict themselves.
+            _verified(line, claimed, [current])
             raise UntrustedDocumentError(
                 f"there are two different keyrings of version {current.version}; the one that was "
                 "seen first is kept",
                 code="keyring-equivocation",
             )
+    newest = lines[-1][1].version
     if newest < current.version:
         raise MalformedDocumentError(
             f"keyring has version {newest}, but {current.version} was seen before",
@@ -278,14 +292,36 @@ def advance_keyring(current: Keyring, raw: bytes) -> Keyring:
     return keyring
 
 
-def _successor(before: Keyring, line: bytes) -> Keyring:
-    claimed = _claimed(line)
-    if claimed.version <= before.version:
+def claimed_keyring(line: bytes) -> tuple[Keyring, set[str]]:
+    """What one line of a keyring file says, which nobody has verified, and who says to have signed.
+
+    For people who are asked to sign it, and for finding out whose signatures are missing.
+
+    Raises:
+        MalformedDocumentError: It does not decode.
+    """
+    what, most = "keyring", LIMITS.keyring_bytes
+    return _claimed(line), claimed_signers(line, what=what, max_bytes=most)
+
+
+def keyring_lines(raw: bytes) -> list[bytes]:
+    """The envelopes of a keyring file, the newest last.
+
+    Raises:
+        MalformedDocumentError: It is empty or too large.
+    """
+    if len(raw) > LIMITS.keyring_bytes:
         raise MalformedDocumentError(
-            f"keyring version {claimed.version} follows {before.version}; versions must grow",
-            code="old-keyring",
+            f"keyring has more than {LIMITS.keyring_bytes} bytes", code="too-large"
         )
-    keyring = _verified(line, [before, claimed])
+    lines = [line for line in raw.splitlines() if line.strip()]
+    if not lines:
+        raise MalformedDocumentError("keyring is empty")
+    return lines
+
+
+def _successor(before: Keyring, line: bytes, claimed: Keyring) -> Keyring:
+    keyring = _verified(line, claimed, [before, claimed])
     if keyring.epoch < before.epoch:
         raise UntrustedDocumentError(
             f"keyring version {keyring.version} goes back from epoch {before.epoch} to "
@@ -295,11 +331,10 @@ def _successor(before: Keyring, line: bytes) -> Keyring:
     return keyring
 
 
-def _verified(line: bytes, authorities: Sequence[Keyring]) -> Keyring:
-    """The keyring of a line, once enough owners of every one of ``authorities`` have signed it."""
-    body = b""
-    for one in authorities:
-        body = open_envelope(
+def _verified(line: bytes, claimed: Keyring, deciders: Sequence[Keyring]) -> Keyring:
+    """What a line claims, once enough owners of every one of ``deciders`` have signed it."""
+    for one in deciders:
+        open_envelope(
             line,
             PayloadType.KEYRING,
             one.owner_keys(),
@@ -307,17 +342,18 @@ def _verified(line: bytes, authorities: Sequence[Keyring]) -> Keyring:
             max_bytes=LIMITS.keyring_bytes,
             threshold=one.threshold,
         )
-    return _parse(body)
+    return claimed
 
 
-def _lines(raw: bytes) -> list[bytes]:
-    if len(raw) > LIMITS.keyring_bytes:
-        raise MalformedDocumentError(
-            f"keyring has more than {LIMITS.keyring_bytes} bytes", code="too-large"
-        )
-    lines = [line for line in raw.splitlines() if line.strip()]
-    if not lines:
-        raise MalformedDocumentError("keyring is empty")
+def _read(raw: bytes) -> list[tuple[bytes, Keyring]]:
+    """Every line of a keyring file with what it claims; versions grow from line to line."""
+    lines = [(line, _claimed(line)) for line in keyring_lines(raw)]
+    for (_, before), (_, after) in itertools.pairwise(lines):
+        if after.version <= before.version:
+            raise MalformedDocumentError(
+                f"keyring version {after.version} follows {before.version}; versions must grow",
+                code="old-keyring",
+            )
     return lines
 
 
@@ -333,9 +369,18 @@ def _parse(body: bytes) -> Keyring:
             f"keyring has schema {keyring.schema[:40]!r}, expected {SCHEMA!r}", code="bad-schema"
         )
     try:
-        owners, _, _ = keyring.owner_keys(), keyring.fleet_keys(), keyring.publisher_keys()
+        owners, fleets = keyring.owner_keys(), keyring.fleet_keys()
+        publishers = keyring.publisher_keys()
+        for pem in keyring.authorities:
+            read_authority(pem.encode())
     except SigningKeyError as error:
-        raise MalformedDocumentError(f"a key of the keyring is {error}") from error
+        raise MalformedDocumentError(f"a key of the keyring is unusable: {error}") from error
+    if len(publishers) != len(keyring.publishers) or set(fleets) & set(keyring.revoked_fleets):
+        raise MalformedDocumentError(
+            "the keyring contradicts itself: it has a publisher key twice, or names and revokes "
+            "the same fleet key",
+            code="contradictory-keyring",
+        )
     if keyring.threshold > len(owners):
         raise MalformedDocumentError(
             f"the keyring asks for {keyring.threshold} signatures of {len(owners)} owners",

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -34,7 +34,7 @@ class PublicKey:
         """
         try:
             key = serialization.load_pem_public_key(pem)
-        except ValueError as error:
+        except (ValueError, UnsupportedAlgorithm) as error:
             raise SigningKeyError("not a public key in PEM form", code="bad-key") from error
         if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
             raise SigningKeyError(
@@ -96,7 +96,7 @@ class PrivateKey:
         except TypeError as error:
             needs = "no passphrase" if passphrase else "a passphrase"
             raise SigningKeyError(f"this private key needs {needs}", code="passphrase") from error
-        except ValueError as error:
+        except (ValueError, UnsupportedAlgorithm) as error:
             raise SigningKeyError(
                 "not a private key in PEM form, or the passphrase is wrong", code="bad-key"
             ) from error
@@ -127,10 +127,11 @@ class PrivateKey:
 
 
 def write_private_key(path: Path, key: PrivateKey, passphrase: bytes | None = None) -> None:
-    """Write a new key file with mode 0600; an existing file is never replaced.
+    """Write a new key file with mode 0600, durably; an existing file is never replaced.
 
     Raises:
         SigningKeyError: The file exists.
+        OSError: The folder is missing, full, or may not be written.
     """
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -138,8 +139,15 @@ def write_private_key(path: Path, key: PrivateKey, passphrase: bytes | None = No
         raise SigningKeyError(
             f"{path} exists; a key is never overwritten: move it away first", code="key-exists"
         ) from error
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(key.pem(passphrase))
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(key.pem(passphrase))
+            stream.flush()
+            os.fsync(handle)
+    except BaseException:
+        # A torn key would hold the name for good, because a key is never overwritten.
+        path.unlink()
+        raise
 
 
 def read_private_key(path: Path, passphrase: bytes | None = None) -> PrivateKey:
