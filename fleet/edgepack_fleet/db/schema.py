@@ -93,7 +93,10 @@ class PreauthorisedRow(Base):
 
 
 class CertificateRow(Base):
-    """A device certificate that was issued; ``serial`` is hex. Revoked ones are in the CRL."""
+    """A device certificate that was issued; ``serial`` is hex. Revoked ones are in the CRL.
+
+    ``evicted_ms`` is when its device's session at the broker was last ended because of that.
+    """
 
     __tablename__ = "certificates"
 
@@ -102,6 +105,7 @@ class CertificateRow(Base):
     issued_ms: Mapped[int]
     expires_ms: Mapped[int]
     revoked_ms: Mapped[int | None] = mapped_column(BigInteger, default=None, index=True)
+    evicted_ms: Mapped[int | None] = mapped_column(BigInteger, default=None)
 
 
 class Group(Base):
@@ -319,12 +323,17 @@ class TokenRow(Base):
 
 
 class UserRow(Base):
-    """A person who may log in to the page. ``password_hash`` is argon2id's own text form."""
+    """A person who may log in to the page, limited as a token is.
+
+    ``password_hash`` is argon2id's own text form.
+    """
 
     __tablename__ = "users"
 
     name: Mapped[str] = mapped_column(String(63), primary_key=True)
     role: Mapped[str] = mapped_column(String(16))
+    bundles: Mapped[list[str]] = mapped_column(default=lambda: ["*"])
+    groups: Mapped[list[str]] = mapped_column(default=lambda: ["*"])
     password_hash: Mapped[str | None] = mapped_column(default=None)
     created_ms: Mapped[int]
 

@@ -75,6 +75,7 @@ def _create_enrolment() -> None:
         sa.Column("issued_ms", sa.BigInteger(), nullable=False),
         sa.Column("expires_ms", sa.BigInteger(), nullable=False),
         sa.Column("revoked_ms", sa.BigInteger(), nullable=True),
+        sa.Column("evicted_ms", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("serial"),
     )
     op.create_index("ix_certificates_device", "certificates", ["device"])
@@ -86,6 +87,8 @@ def _create_people() -> None:
         "users",
         sa.Column("name", sa.String(length=63), nullable=False),
         sa.Column("role", sa.String(length=16), nullable=False),
+        sa.Column("bundles", sa.JSON(), nullable=False),
+        sa.Column("groups", sa.JSON(), nullable=False),
         sa.Column("password_hash", sa.String(), nullable=True),
         sa.Column("created_ms", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name"),
