@@ -163,7 +163,7 @@ def owner_fingerprint(owners: Sequence[PublicKey], threshold: int) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-def make_keyring(
+def make_keyring(  # noqa: PLR0913 - the fields of a keyring
     *owners: PrivateKey,
     version: int,
     epoch: int,
