@@ -173,8 +173,8 @@ class DurableFS:
             self.calls.mkdir(path)
         self.fsync_dir(path.parent)
 
-    def rename_dir(self, source: Path, target: Path) -> None:
-        """Move a folder to a name that is free, durably.
+    def rename(self, source: Path, target: Path) -> None:
+        """Move a file or a folder to a name that is free, durably.
 
         Raises:
             DiskFullError: No room.

@@ -92,14 +92,14 @@ class Store:
     def publish(self, digest: str) -> None:
         """Move a bundle whose files are all written and durable from staging into the store."""
         self.fs.sync_tree(self.staging(digest))
-        self.fs.rename_dir(self.staging(digest), self.entry(digest))
+        self.fs.rename(self.staging(digest), self.entry(digest))
 
     def remove(self, digest: str) -> None:
         """Remove a bundle; after a crash it is there as a whole or not at all."""
         doomed = self._staging / f"{hex_of(digest)}.gone"
         self.fs.remove_tree(doomed)
         if self.has(digest):
-            self.fs.rename_dir(self.entry(digest), doomed)
+            self.fs.rename(self.entry(digest), doomed)
             self.fs.remove_tree(doomed)
 
     def collect(self, keep: Collection[str]) -> list[str]:
@@ -112,7 +112,7 @@ class Store:
         gone = []
         for entry in sorted(self._store.iterdir()):
             if entry.name not in kept:
-                self.fs.rename_dir(entry, self._staging / f"{entry.name}.gone")
+                self.fs.rename(entry, self._staging / f"{entry.name}.gone")
                 logger.info("bundle removed event=bundle-removed digest=%s", entry.name)
                 gone.append(f"sha256:{entry.name}")
         for entry in sorted(self._staging.iterdir()):

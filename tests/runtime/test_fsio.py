@@ -95,7 +95,7 @@ def test_a_renamed_folder_is_durable_on_both_sides(fs, calls, tmp_path):
     fs.make_dirs(tmp_path / "staging" / "x")
     fs.make_dirs(tmp_path / "store")
     calls.log.clear()
-    fs.rename_dir(tmp_path / "staging" / "x", tmp_path / "store" / "x")
+    fs.rename(tmp_path / "staging" / "x", tmp_path / "store" / "x")
     assert calls.log == [
         ("replace", "staging/x", "store/x"), ("fsync_dir", "store"), ("fsync_dir", "staging"),
     ]  # fmt: skip
