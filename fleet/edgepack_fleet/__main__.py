@@ -13,9 +13,10 @@ from edgepack_contract.errors import ConfigError, DocumentError, EdgepackError, 
 from edgepack_fleet.auditlog import append_audit
 from edgepack_fleet.config import FleetConfig, load_config
 from edgepack_fleet.db.database import Database
+from edgepack_fleet.grants import GRANTED_ROLES, Role
 from edgepack_fleet.server import serve
 from edgepack_fleet.service import wall_ms
-from edgepack_fleet.tokens import TOKEN_ROLES, Role, create_token
+from edgepack_fleet.tokens import create_token
 
 EXIT_FAILED = 1
 EXIT_CONFIG = 78
@@ -76,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("command", nargs="?", choices=["serve", "token"], default="serve")
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--name", default="")
-    parser.add_argument("--role", choices=[role.value for role in TOKEN_ROLES], default="viewer")
+    parser.add_argument("--role", choices=[role.value for role in GRANTED_ROLES], default="viewer")
     parser.add_argument("--days", type=int, default=90)
     return parser
 

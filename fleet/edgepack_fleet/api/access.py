@@ -2,7 +2,8 @@
 
 Every route's first parameter has one of the types ``Public``, ``AsDevice``, ``AsViewer``,
 ``AsOperator``, ``AsPublisher`` or ``AsAdmin``: the check runs before anything else of the request
-is read. Credentials come in the ``Authorization`` header only, never in cookies or query strings.
+is read. Credentials come in the ``Authorization`` header, or from the page in the cookie of a
+person who has logged in; never in query strings. The header wins over the cookie.
 """
 
 from __future__ import annotations
@@ -17,9 +18,14 @@ from fastapi import Depends, Request
 
 from edgepack_contract.sealing import derived_secret
 from edgepack_fleet.api.context import Context, context_of
+from edgepack_fleet.api.cookies import cookie_name
+from edgepack_fleet.api.limits import limiter_of
+from edgepack_fleet.api.origin import not_the_own_page
 from edgepack_fleet.api.problems import ForbiddenError, UnauthenticatedError
 from edgepack_fleet.db.schema import Device
-from edgepack_fleet.tokens import PREFIX, Role, find_holder, touch_token
+from edgepack_fleet.grants import EVERYTHING, Role, Scope, allows, covers
+from edgepack_fleet.logins import find_login, touch_login
+from edgepack_fleet.tokens import PREFIX, find_holder, is_whole, secret_hash, touch_token
 
 PULL_PURPOSE = "pull"
 """What the device's MAC key is derived for when it authenticates to the bundle store."""
@@ -29,14 +35,28 @@ _NO_KEY = b"\0" * 32
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who makes a request; ``name`` is what the audit log says."""
+    """Who makes a request.
+
+    Attributes:
+        name: What the audit log says.
+        role: What they may do.
+        key: What their requests are counted under.
+        scope: The bundles and groups that they are limited to.
+        address: Where the request came from.
+        by_cookie: Whether a browser added the credentials by itself.
+    """
 
     name: str
     role: Role
-    token_hash: str = ""
+    key: str
+    scope: Scope = EVERYTHING
+    address: str = ""
+    by_cookie: bool = False
 
-
-ANONYMOUS = Caller("anonymous", Role.PUBLIC)
+    @property
+    def idempotency_key(self) -> str:
+        """Whose repeated requests these are: 64 characters, as a token's hash has."""
+        return secret_hash(self.key)
 
 
 class Requires:
@@ -54,17 +74,39 @@ class Requires:
 
         Raises:
             UnauthenticatedError: No valid credentials.
-            ForbiddenError: Valid credentials of a lesser role.
+            ForbiddenError: Valid credentials of a lesser role, or those of a browser on a request
+                that is not shown to be the own page's.
+            TooManyRequestsError: Too many of these requests, or too many that are not valid.
         """
+        limiter, context = limiter_of(request), context_of(request)
+        now_ms = context.now_ms()
         if self.role is Role.PUBLIC:
-            return ANONYMOUS
-        caller = authenticate(request.headers.get("authorization"), context_of(request))
+            address = limiter.address(request)
+            limiter.request(f"address {address}", now_ms)
+            return Caller("anonymous", Role.PUBLIC, "", address=address)
+        try:
+            caller = authenticate(request)
+        except UnauthenticatedError:
+            limiter.failed(limiter.address(request), now_ms)
+            raise
+        limiter.request(caller.key, now_ms)
+        self._check(caller, request)
+        return caller
+
+    def _check(self, caller: Caller, request: Request) -> None:
+        if caller.by_cookie:
+            origin = context_of(request).origins
+            why = not_the_own_page(request.method, request.headers, origin)
+            if why is not None:
+                raise ForbiddenError(
+                    f"with a browser's cookie only the fleet's own page may do this: {why}",
+                    code="foreign-origin",
+                )
         if caller.role.rank < self.role.rank:
             raise ForbiddenError(
                 f"{caller.name} has the role {caller.role}, this needs {self.role}; ask an admin "
-                f"for a token of that role (edgepack fleet token --role {self.role})"
+                f"for a token of that role (edgepack token create NAME --role {self.role})"
             )
-        return caller
 
 
 Public = Annotated[Caller, Depends(Requires(Role.PUBLIC))]
@@ -75,28 +117,79 @@ AsPublisher = Annotated[Caller, Depends(Requires(Role.PUBLISHER))]
 AsAdmin = Annotated[Caller, Depends(Requires(Role.ADMIN))]
 
 
-def authenticate(header: str | None, context: Context) -> Caller:
-    """Who an ``Authorization`` header stands for.
+def check_scope(caller: Caller, *, bundle: str | None = None, group: str | None = None) -> None:
+    """Refuse what the caller is not limited to.
 
-    ``Bearer TOKEN``; ``Basic token:TOKEN`` for clients that only know Basic, such as skopeo; or
-    ``Basic DEVICE:SECRET``, where the secret is derived from the device's MAC key.
+    Raises:
+        ForbiddenError: With code ``out-of-scope``, and what the caller is limited to.
+    """
+    if allows(caller.scope, bundle=bundle, group=group):
+        return
+    asked = [f"{what} {name}" for what, name in (("bundle", bundle), ("group", group)) if name]
+    raise ForbiddenError(
+        f"{caller.name} is limited to {caller.scope}, and this is for {', '.join(asked)}; ask an "
+        "admin for a token that covers it",
+        code="out-of-scope",
+    )
+
+
+def check_every_group(caller: Caller) -> None:
+    """Refuse a caller who is limited to some groups.
+
+    Raises:
+        ForbiddenError: With code ``out-of-scope``.
+    """
+    if not covers(caller.scope, Scope(bundles=caller.scope.bundles)):
+        raise ForbiddenError(
+            f"{caller.name} is limited to {caller.scope}, and making a group takes somebody who is "
+            "limited to no groups: what is in a group decides which devices it reaches",
+            code="out-of-scope",
+        )
+
+
+def check_grant(caller: Caller, role: Role, scope: Scope) -> None:
+    """Refuse to let a caller give somebody more than the caller has.
+
+    Raises:
+        ForbiddenError: With code ``out-of-scope``, and what the caller has.
+    """
+    if role.rank <= caller.role.rank and covers(caller.scope, scope):
+        return
+    raise ForbiddenError(
+        f"{caller.name} has the role {caller.role} for {caller.scope}, and cannot give the role "
+        f"{role} for {scope}; name patterns that are within the first",
+        code="out-of-scope",
+    )
+
+
+def authenticate(request: Request) -> Caller:
+    """Who the credentials of a request stand for.
+
+    ``Bearer TOKEN``; ``Basic token:TOKEN`` for clients that only know Basic, such as skopeo;
+    ``Basic DEVICE:SECRET``, where the secret is derived from the device's MAC key; or, without an
+    ``Authorization`` header, the cookie of a browser that has logged in.
 
     Raises:
         UnauthenticatedError: Missing, malformed, unknown, expired or revoked.
     """
+    context, address = context_of(request), limiter_of(request).address(request)
+    header = request.headers.get("authorization")
     if header is None:
+        cookie = request.cookies.get(cookie_name(context.config.http))
+        if cookie is not None:
+            return _person(cookie, context, address)
         raise UnauthenticatedError(
             "this needs credentials: send 'Authorization: Bearer TOKEN' with a token of "
-            "'edgepack fleet token'"
+            "'edgepack token create', or log in to the page"
         )
     scheme, _, rest = header.strip().partition(" ")
     if scheme.lower() == "bearer":
-        return _token(rest.strip(), context)
+        return _token(rest.strip(), context, address)
     user, password = _basic(rest) if scheme.lower() == "basic" else ("", "")
     return (
-        _token(password, context)
+        _token(password, context, address)
         if password.startswith(PREFIX)
-        else _device(user, password, context)
+        else _device(user, password, context, address)
     )
 
 
@@ -109,21 +202,40 @@ def _basic(encoded: str) -> tuple[str, str]:
     return user, password
 
 
-def _token(secret: str, context: Context) -> Caller:
+def _token(secret: str, context: Context, address: str) -> Caller:
+    if not is_whole(secret, PREFIX):
+        raise UnauthenticatedError(
+            f"this is not a whole token: a token is {PREFIX} and 49 characters, and its checksum "
+            "shows that something was cut off or mistyped; copy it again",
+            code="mistyped-token",
+        )
     now_ms = context.now_ms()
     with context.database.read() as session:
         holder = find_holder(session, secret, now_ms=now_ms)
     if holder is None:
         raise UnauthenticatedError(
-            "this token is unknown, revoked or expired; make one with 'edgepack fleet token'"
+            "this token is unknown, revoked or expired; make one with 'edgepack token create'"
         )
     if holder.stale:
         with context.database.write() as session:
             touch_token(session, holder.hash, now_ms=now_ms)
-    return Caller(holder.name, holder.role, holder.hash)
+    return Caller(holder.name, holder.role, holder.hash, holder.scope, address)
 
 
-def _device(user: str, password: str, context: Context) -> Caller:
+def _person(secret: str, context: Context, address: str) -> Caller:
+    now_ms = context.now_ms()
+    with context.database.read() as session:
+        holder = find_login(session, secret, now_ms=now_ms)
+    if holder is None:
+        raise UnauthenticatedError("you are not logged in any more: log in again")
+    if holder.stale:
+        with context.database.write() as session:
+            touch_login(session, holder.hash, now_ms=now_ms)
+    key = f"person {holder.name}"
+    return Caller(holder.name, holder.role, key, holder.scope, address, by_cookie=True)
+
+
+def _device(user: str, password: str, context: Context, address: str) -> Caller:
     with context.database.read() as session:
         device = session.get(Device, user)
         accepted = device is not None and device.status == "accepted"
@@ -134,4 +246,5 @@ def _device(user: str, password: str, context: Context) -> Caller:
     )
     if not (accepted and right):
         raise UnauthenticatedError("these credentials are not those of an accepted device")
-    return Caller(f"device:{user}", Role.DEVICE)
+    name = f"device:{user}"
+    return Caller(name, Role.DEVICE, name, address=address)

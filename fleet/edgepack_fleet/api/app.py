@@ -10,8 +10,10 @@ from edgepack_fleet.api import (
     bundles,
     devices,
     groups,
+    login,
     metrics,
     openapi,
+    people,
     pull,
     rollouts,
     site,
@@ -21,6 +23,7 @@ from edgepack_fleet.api import (
     tokens,
 )
 from edgepack_fleet.api.context import Context
+from edgepack_fleet.api.cookies import is_secure
 from edgepack_fleet.api.limits import Limiter
 from edgepack_fleet.api.origin import LOOPBACK_NAMES, host_name
 from edgepack_fleet.api.problems import install_problems
@@ -35,6 +38,8 @@ ROUTERS = (
     stats.router,
     stream.router,
     tokens.router,
+    people.router,
+    login.router,
     status.router,
     metrics.router,
     openapi.router,
@@ -61,10 +66,12 @@ def build_app(context: Context) -> FastAPI:
         routes=[route for router in ROUTERS for route in router.routes],
     )
     app.state.context = context
+    app.state.desk = login.LoginDesk()
     app.state.limiter = Limiter(context.config.http)
     app.state.feed = stream.Feed(context)
     install_problems(app)
-    app.add_middleware(Shield, hosts=accepted_hosts(context.config.http))
+    http = context.config.http
+    app.add_middleware(Shield, hosts=accepted_hosts(http), secure=is_secure(http))
     return app
 
 

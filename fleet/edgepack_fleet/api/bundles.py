@@ -11,12 +11,12 @@ from starlette.concurrency import run_in_threadpool
 
 from edgepack_contract.digest import CHUNK_BYTES
 from edgepack_contract.limits import LIMITS
-from edgepack_fleet.api.access import AsPublisher, AsViewer
+from edgepack_fleet.api.access import AsPublisher, AsViewer, check_scope
 from edgepack_fleet.api.answers import Cursor, Limit, answer, page, returns
 from edgepack_fleet.api.bodies import refuse_declared, too_large
 from edgepack_fleet.api.context import Here
+from edgepack_fleet.api.records import record
 from edgepack_fleet.api.views import BundleDetail, BundleView, bundle_detail, bundle_view
-from edgepack_fleet.auditlog import append_audit
 from edgepack_fleet.bundles import OCTETS, Pushed, Upload, find_bundle, list_bundles
 
 router = APIRouter(prefix="/api/v1/bundles", tags=["bundles"])
@@ -37,11 +37,13 @@ async def push(who: AsPublisher, here: Here, request: Request) -> Response:
     refuse_declared(request, LIMITS.bundle_bytes)
     now_ms = here.now_ms()
 
-    def record(session: Session, pushed: Pushed) -> None:
-        append_audit(
+    def allow_and_record(session: Session, pushed: Pushed) -> None:
+        # only now is it known whose bundle this is; a refusal here undoes the push
+        check_scope(who, bundle=pushed.name)
+        record(
             session,
+            who,
             at_ms=now_ms,
-            actor=who.name,
             action="bundle.push",
             subject=f"{pushed.name}:{pushed.version}",
             detail={"digest": pushed.digest, "created": pushed.created},
@@ -49,7 +51,7 @@ async def push(who: AsPublisher, here: Here, request: Request) -> Response:
 
     with await run_in_threadpool(here.bundles.receive) as upload:
         await _receive(request, upload)
-        pushed = await run_in_threadpool(upload.finish, now_ms=now_ms, record=record)
+        pushed = await run_in_threadpool(upload.finish, now_ms=now_ms, record=allow_and_record)
     return answer(pushed, HTTPStatus.CREATED if pushed.created else HTTPStatus.OK)
 
 

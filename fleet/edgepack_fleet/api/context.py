@@ -8,6 +8,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from edgepack_fleet.api.origin import own_origins
 from edgepack_fleet.bundles import BundleStore
 from edgepack_fleet.config import FleetConfig
 from edgepack_fleet.db.database import Database
@@ -37,6 +38,16 @@ class Context:
     now_ms: Callable[[], int]
     is_stopping: Callable[[], bool]
     counters: Callable[[], dict[str, int]]
+
+    @property
+    def public_url(self) -> str:
+        """Where browsers and devices reach the service, without a slash at the end."""
+        return self.writer.base_url
+
+    @property
+    def origins(self) -> frozenset[str]:
+        """The origins of the page."""
+        return own_origins(self.public_url)
 
 
 def context_of(request: Request) -> Context:

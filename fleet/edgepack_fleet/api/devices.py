@@ -14,8 +14,8 @@ from edgepack_fleet.api.access import AsAdmin, AsViewer
 from edgepack_fleet.api.answers import Cursor, Limit, answer, page, returns
 from edgepack_fleet.api.bodies import JsonBody
 from edgepack_fleet.api.context import Context, Here
+from edgepack_fleet.api.records import record
 from edgepack_fleet.api.views import Why
-from edgepack_fleet.auditlog import append_audit
 from edgepack_fleet.rollout.explain import why_device
 from edgepack_fleet.rollouts import last_rollout_of
 
@@ -48,10 +48,10 @@ def add(
             now_ms=now_ms,
         )
         detail = {"enrolment": row.enrolment, "labels": dict(row.labels)}
-        append_audit(
+        record(
             session,
+            who,
             at_ms=now_ms,
-            actor=who.name,
             action="device.add",
             subject=row.id,
             detail=detail,

@@ -11,12 +11,12 @@ from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
 from edgepack_fleet import groups
-from edgepack_fleet.api.access import AsOperator, AsViewer
+from edgepack_fleet.api.access import AsOperator, AsViewer, check_every_group
 from edgepack_fleet.api.answers import answer, returns
 from edgepack_fleet.api.bodies import JsonBody
 from edgepack_fleet.api.context import Here
+from edgepack_fleet.api.records import record
 from edgepack_fleet.api.views import GroupView, group_view
-from edgepack_fleet.auditlog import append_audit
 from edgepack_fleet.db.schema import Group
 from edgepack_fleet.errors import InvalidRequestError
 
@@ -38,17 +38,22 @@ class NewGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 def create(
     who: AsOperator, here: Here, body: Annotated[NewGroup, Depends(JsonBody(NewGroup))]
 ) -> Response:
-    """Create a group. The same group again is the same group."""
+    """Create a group. The same group again is the same group.
+
+    It takes somebody who is limited to no groups: whoever chooses what is in a group could reach
+    any device with it.
+    """
+    check_every_group(who)
     now_ms = here.now_ms()
     labels, members = _selection(body)
     with here.database.write() as session:
         group = groups.create_group(
             session, name=body.name, labels=labels, members=members, now_ms=now_ms
         )
-        append_audit(
+        record(
             session,
+            who,
             at_ms=now_ms,
-            actor=who.name,
             action="group.create",
             subject=group.name,
             detail={"labels": labels, "devices": members},

@@ -15,12 +15,18 @@ from edgepack_fleet import devices
 from edgepack_fleet.api.access import Public, Requires
 from edgepack_fleet.api.answers import COMPONENTS, answer
 from edgepack_fleet.api.bodies import JsonBody
+from edgepack_fleet.api.cookies import SECURE_NAME
 from edgepack_fleet.api.problems import PROBLEM_TYPE
 from edgepack_fleet.api.views import (
     BundleDetail,
     BundleView,
+    CodeView,
     GroupView,
+    LoggedIn,
+    LoginWays,
     Me,
+    PasskeyAsked,
+    PersonView,
     PlanView,
     RolloutView,
     StatsRow,
@@ -28,16 +34,21 @@ from edgepack_fleet.api.views import (
     Why,
 )
 from edgepack_fleet.bundles import Pushed
+from edgepack_fleet.grants import Role
 from edgepack_fleet.rollout.model import RolloutEvent
-from edgepack_fleet.tokens import Role
 
 router = APIRouter()
 
 ANSWERS: tuple[type[Any], ...] = (
     BundleDetail,
     BundleView,
+    CodeView,
     GroupView,
+    LoggedIn,
+    LoginWays,
     Me,
+    PasskeyAsked,
+    PersonView,
     PlanView,
     Pushed,
     RolloutView,
@@ -91,7 +102,10 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
     components["schemas"] = components.get("schemas", {}) | schemas | {"Problem": PROBLEM_SCHEMA}
     for name in NEVER_SENT:
         components["schemas"].pop(name, None)
-    components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    components["securitySchemes"] = {
+        "token": {"type": "http", "scheme": "bearer"},
+        "login": {"type": "apiKey", "in": "cookie", "name": SECURE_NAME},
+    }
     for route in routes:
         for method in route.methods or ():
             operation = document["paths"][route.path][method.lower()]
@@ -107,7 +121,7 @@ def _body_of(dependant: Dependant) -> type[msgspec.Struct] | None:
 def _complete(operation: dict[str, Any], route: APIRoute) -> None:
     role, body = role_of(route), _body_of(route.dependant)
     operation["x-edgepack-role"] = role
-    operation["security"] = [] if role is Role.PUBLIC else [{"token": []}]
+    operation["security"] = [] if role is Role.PUBLIC else [{"token": []}, {"login": []}]
     operation["responses"].pop("422", None)
     problem = {"schema": {"$ref": COMPONENTS.format(name="Problem")}}
     refused = {"description": "Refused; why is in `detail`", "content": {PROBLEM_TYPE: problem}}

@@ -1,16 +1,18 @@
 """Where a request comes from: foreign pages and foreign host names are turned away.
 
-The API takes no cookies, so a foreign page has no credentials to borrow; this check stands in front
-of that. A page that rebinds its own DNS name to loopback is caught by its ``Host``.
+A token is nothing that a foreign page could borrow; for it this check stands in front of that. A
+cookie is sent by the browser whoever asks, so that with one a request must show that it comes from
+the own page. A page that rebinds its own DNS name to loopback is caught by its ``Host``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
 
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_PORTS = {"http": 80, "https": 443}
 _OWN_SITE = frozenset({"same-origin", "none"})
 
 
@@ -36,6 +38,37 @@ def foreign_origin(method: str, headers: Mapping[str, str]) -> str | None:
     if origin is None or _authority(origin) == headers.get("host", "").lower():
         return None
     return f"Origin is {origin[:80]!r}"
+
+
+def not_the_own_page(method: str, headers: Mapping[str, str], own: Collection[str]) -> str | None:
+    """Why an unsafe request with a cookie is not shown to come from the own page, or None if it is.
+
+    Args:
+        method: Of the request.
+        headers: Of the request. ``Host`` is not asked: who sends the request chooses it.
+        own: The origins of the own page, as configured.
+    """
+    if method in _SAFE:
+        return None
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site is not None:
+        return None if site == "same-origin" else f"Sec-Fetch-Site is {site[:40]!r}"
+    if origin is None:
+        return "it has neither Sec-Fetch-Site nor Origin"
+    return None if origin.lower() in own else f"Origin is {origin[:80]!r}"
+
+
+def own_origins(public_url: str) -> frozenset[str]:
+    """The origins of the page at ``public_url``; on loopback it has as many as loopback has names.
+
+    Written as browsers write them: without the port that the scheme has anyway.
+    """
+    parts = urlsplit(public_url)
+    host = parts.hostname or ""
+    names = {host} if host not in LOOPBACK_NAMES else LOOPBACK_NAMES
+    port = "" if parts.port in (None, _PORTS.get(parts.scheme)) else f":{parts.port}"
+    shown = (f"[{name}]" if ":" in name else name for name in names)
+    return frozenset(f"{parts.scheme}://{name}{port}" for name in shown)
 
 
 def _authority(origin: str) -> str | None:

@@ -135,8 +135,6 @@ def install_problems(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _parameters)
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(OSError, _disk)
-    # the outer boundary: whatever else escapes is a bug, logged with its traceback, told without it
-    app.add_exception_handler(Exception, _bug)
 
 
 def _challenge(path: str) -> str:
@@ -192,10 +190,11 @@ def _disk(request: Request, error: Exception) -> Response:
         return refusal(
             path, HTTPStatus.INSUFFICIENT_STORAGE, "disk-full", "the fleet service's disk is full"
         )
-    return _bug(request, error)
+    return bug(request, error)
 
 
-def _bug(request: Request, error: Exception) -> Response:
+def bug(request: Request, error: Exception) -> Response:
+    """The answer when the service itself failed: the log says how, the answer does not."""
     _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return refusal(
         request.url.path,

@@ -10,13 +10,13 @@ from fastapi import APIRouter, Depends, Header, Query
 from fastapi.responses import Response
 
 from edgepack_fleet import rollouts
-from edgepack_fleet.api.access import AsOperator, AsViewer
+from edgepack_fleet.api.access import AsOperator, AsViewer, check_scope
 from edgepack_fleet.api.answers import Cursor, Limit, answer, page, returns
 from edgepack_fleet.api.bodies import JsonBody
 from edgepack_fleet.api.context import Here
 from edgepack_fleet.api.idempotency import MAX_KEY_LENGTH, Once
+from edgepack_fleet.api.records import record
 from edgepack_fleet.api.views import PlanView, RolloutView, Why, rollout_view
-from edgepack_fleet.auditlog import append_audit
 from edgepack_fleet.rollout.explain import next_action, why_rollout
 from edgepack_fleet.rollout.model import RolloutEvent, RolloutOptions
 from edgepack_fleet.rollout.options import check_options
@@ -68,18 +68,19 @@ def plan(who: AsViewer, here: Here, body: NewBody) -> Response:
 @router.post("/rollouts", status_code=201, openapi_extra=returns(RolloutView, 201))
 def start(who: AsOperator, here: Here, body: NewBody, key: Key = None) -> Response:
     """Start a rollout. With an `Idempotency-Key` a repetition starts no second one."""
+    check_scope(who, bundle=body.bundle, group=body.group)
     now_ms = here.now_ms()
-    once = Once(who.token_hash, key, body, now_ms)
+    once = Once(who.idempotency_key, key, body, now_ms)
     with here.database.write() as session:
 
         def create() -> RolloutView:
             planned = rollouts.start_rollout(
                 session, here.writer, _request(body, who.name), now_ms=now_ms
             )
-            append_audit(
+            record(
                 session,
+                who,
                 at_ms=now_ms,
-                actor=who.name,
                 action="rollout.start",
                 subject=planned.rollout.id,
                 detail={"bundle": f"{body.bundle}:{body.version}", "group": body.group},
@@ -144,12 +145,14 @@ def steer(
         expected_sequence=body.sequence,
     )
     with here.database.write() as session:
+        before = rollouts.load_rollout(session, rollout)
+        check_scope(who, bundle=before.bundle, group=before.group)
         after = rollouts.act_on_rollout(session, here.writer, rollout, action, now_ms=now_ms)
         detail: dict[str, Any] = msgspec.to_builtins(body)
-        append_audit(
+        record(
             session,
+            who,
             at_ms=now_ms,
-            actor=who.name,
             action=f"rollout.{verb}",
             subject=rollout,
             detail=detail,

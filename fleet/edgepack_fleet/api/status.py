@@ -24,5 +24,12 @@ def healthz(_: Public, here: Here) -> Response:
 
 @router.get("/api/v1/me", tags=["service"], openapi_extra=returns(Me))
 def me(who: AsViewer) -> Response:
-    """Whose token this is, and what it may do."""
-    return answer(Me(name=who.name, role=who.role.value))
+    """Whose token or login this is, and what it may do."""
+    me = Me(
+        name=who.name,
+        role=who.role.value,
+        bundles=who.scope.bundles,
+        groups=who.scope.groups,
+        login=who.by_cookie,
+    )
+    return answer(me)

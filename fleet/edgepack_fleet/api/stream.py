@@ -66,15 +66,14 @@ class Feed:
 def stream(_: AsViewer, here: Here, request: Request) -> StreamingResponse:
     """Server-sent events `devices` and `rollouts`, each a full snapshot, whenever one changes.
 
-    It ends when the token does, and when the service stops.
+    It ends when the token or the login does, and when the service stops.
     """
     feed = request.app.state.feed
-    header = request.headers.get("authorization")
     known = request.headers.get("last-event-id", "")
 
     def is_over() -> bool:
         try:
-            authenticate(header, here)
+            authenticate(request)
         except UnauthenticatedError:
             return True
         return here.is_stopping()

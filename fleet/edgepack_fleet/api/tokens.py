@@ -9,15 +9,15 @@ import msgspec
 from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 
-from edgepack_fleet.api.access import AsAdmin
+from edgepack_fleet.api.access import AsAdmin, check_grant
 from edgepack_fleet.api.answers import answer, returns
 from edgepack_fleet.api.bodies import JsonBody
 from edgepack_fleet.api.context import Here
+from edgepack_fleet.api.records import record
 from edgepack_fleet.api.views import TokenView
-from edgepack_fleet.auditlog import append_audit
+from edgepack_fleet.grants import Role, make_scope
 from edgepack_fleet.tokens import (
     DEFAULT_TTL_SECONDS,
-    Role,
     create_token,
     list_tokens,
     revoke_token,
@@ -27,11 +27,13 @@ router = APIRouter(prefix="/api/v1/tokens", tags=["tokens"])
 
 
 class NewToken(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A token for somebody or something."""
+    """A token for somebody or something, and the patterns that it is limited to."""
 
     name: str
     role: Literal["viewer", "operator", "publisher", "admin"]
     ttl_seconds: int = DEFAULT_TTL_SECONDS
+    bundles: tuple[str, ...] = ("*",)
+    groups: tuple[str, ...] = ("*",)
 
 
 @router.post("", status_code=201, openapi_extra=returns(TokenView, 201))
@@ -40,22 +42,25 @@ def create(
 ) -> Response:
     """Make a token. Its secret is in this answer and never again."""
     now_ms = here.now_ms()
-    role = Role(body.role)
+    role, scope = Role(body.role), make_scope(body.bundles, body.groups)
+    check_grant(who, role, scope)
     with here.database.write() as session:
         secret = create_token(
-            session, name=body.name, role=role, now_ms=now_ms, ttl_seconds=body.ttl_seconds
-        )
-        append_audit(
             session,
-            at_ms=now_ms,
-            actor=who.name,
-            action="token.create",
-            subject=body.name,
-            detail={"role": role.value, "ttl_seconds": body.ttl_seconds},
+            name=body.name,
+            role=role,
+            scope=scope,
+            now_ms=now_ms,
+            ttl_seconds=body.ttl_seconds,
         )
+        limits = {"bundles": scope.bundles, "groups": scope.groups}
+        detail = {"role": role.value, "ttl_seconds": body.ttl_seconds, **limits}
+        record(session, who, at_ms=now_ms, action="token.create", subject=body.name, detail=detail)
     view = TokenView(
         name=body.name,
         role=role.value,
+        bundles=scope.bundles,
+        groups=scope.groups,
         created_ms=now_ms,
         expires_ms=now_ms + body.ttl_seconds * 1000,
         token=secret,
@@ -76,12 +81,5 @@ def revoke(who: AsAdmin, here: Here, name: str) -> Response:
     """Make a token worthless at once."""
     with here.database.write() as session:
         revoke_token(session, name)
-        append_audit(
-            session,
-            at_ms=here.now_ms(),
-            actor=who.name,
-            action="token.revoke",
-            subject=name,
-            detail={},
-        )
+        record(session, who, at_ms=here.now_ms(), action="token.revoke", subject=name)
     return Response(status_code=HTTPStatus.NO_CONTENT)

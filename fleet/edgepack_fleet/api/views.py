@@ -44,10 +44,59 @@ class GroupView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Me(msgspec.Struct, frozen=True, kw_only=True):
-    """Who asks: the name of the token's holder and the role."""
+    """Who asks: name, role and limits; ``login`` when a browser's cookie says so, not a token."""
 
     name: str
     role: str
+    bundles: tuple[str, ...]
+    groups: tuple[str, ...]
+    login: bool
+
+
+class LoginWays(msgspec.Struct, frozen=True, kw_only=True):
+    """How one can log in: ``passkeys`` is the host name that has them, or null."""
+
+    passkeys: str | None
+
+
+class PasskeyAsked(msgspec.Struct, frozen=True, kw_only=True):
+    """Options for ``navigator.credentials`` in JSON, or null where there are no passkeys.
+
+    ``name`` is the person's whose login code was given.
+    """
+
+    name: str | None
+    options: dict[str, Any] | None
+
+
+class LoggedIn(msgspec.Struct, frozen=True, kw_only=True):
+    """Who has logged in, and until when; the cookie is in the header."""
+
+    name: str
+    role: str
+    expires_ms: int
+
+
+class PersonView(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody who may log in; ``password`` and ``passkeys`` say how they can."""
+
+    name: str
+    role: str
+    bundles: tuple[str, ...]
+    groups: tuple[str, ...]
+    password: bool
+    passkeys: int
+    created_ms: int
+    last_used_ms: int | None
+
+
+class CodeView(msgspec.Struct, frozen=True, kw_only=True):
+    """A one-time login code, and the page's address with the code in it."""
+
+    name: str
+    code: str
+    url: str
+    expires_ms: int
 
 
 class Why(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,6 +150,8 @@ class TokenView(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     role: str
+    bundles: tuple[str, ...]
+    groups: tuple[str, ...]
     created_ms: int
     expires_ms: int
     last_used_ms: int | None = None
