@@ -44,7 +44,8 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ``public_url`` is how devices reach it, and the base of bundle sources; without one it is the
     address that was bound. Port 0 takes a free one. ``requests_per_minute`` is for each token,
     device or anonymous address. ``trusted_proxies`` are networks such as ``10.0.0.0/8`` whose
-    ``X-Forwarded-For`` is believed.
+    ``X-Forwarded-For`` is believed. ``behind_proxy`` says that they have the TLS; only they are
+    answered then.
     """
 
     host: str = "127.0.0.1"
@@ -55,6 +56,7 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     tls_key: str | None = None
     requests_per_minute: Annotated[int, msgspec.Meta(ge=60, le=10_000_000)] = 6000
     trusted_proxies: tuple[str, ...] = ()
+    behind_proxy: bool = False
 
 
 class MqttConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -79,11 +81,30 @@ class MqttConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class KeysConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The fleet key (signs desired state), the keyring, and the owner's pinned fingerprint."""
+    """The fleet key (signs desired state), the keyring, and the owner's pinned fingerprint.
 
-    fleet: str
+    ``fleet`` may name several files: the key that the keyring names last is used. ``authority`` and ``authority_certificate`` issue the certificates with which devices connect;
+    without them devices connect without any, which is for loopback.
+    """
+
+    fleet: str | tuple[str, ...]
     keyring: str
     owner: Fingerprint
+    authority: str | None = None
+    authority_certificate: str | None = None
+
+    @property
+    def fleet_files(self) -> tuple[str, ...]:
+        """The files of the fleet keys."""
+        return (self.fleet,) if isinstance(self.fleet, str) else self.fleet
+
+
+class EnrolmentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where devices that join are told to find the broker; what is left out is as in ``[mqtt]``."""
+
+    broker_host: str | None = None
+    broker_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
+    broker_tls: bool | None = None
 
 
 class TimingsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -112,6 +133,7 @@ class FleetConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     database: DatabaseConfig = DatabaseConfig()
     http: HttpConfig = HttpConfig()
     mqtt: MqttConfig = MqttConfig()
+    enrolment: EnrolmentConfig = EnrolmentConfig()
     timings: TimingsConfig = TimingsConfig()
 
     @property
@@ -153,6 +175,7 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> FleetConfi
     _check_timings(config.timings)
     _check_proxies(config.http)
     _check_broker(config.mqtt)
+    _check_authority(config.keys)
     return _resolved(config, Path.cwd() if path is None else path.absolute().parent)
 
 
@@ -198,7 +221,7 @@ def _resolved(config: FleetConfig, base: Path) -> FleetConfig:
     return msgspec.structs.replace(
         config,
         data_dir=str(base / config.data_dir),
-        keys=_at(config.keys, base, "fleet", "keyring"),
+        keys=_at(config.keys, base, "fleet", "keyring", "authority", "authority_certificate"),
         http=_at(config.http, base, "unix", "tls_certificate", "tls_key"),
         mqtt=_at(config.mqtt, base, *BROKER_FILES),
     )
@@ -228,6 +251,14 @@ def _check_proxies(http: HttpConfig) -> None:
             raise ConfigError(
                 f"http.trusted_proxies: {error}; expected networks such as '10.0.0.0/8'"
             ) from error
+
+
+def _check_authority(keys: KeysConfig) -> None:
+    if (keys.authority is None) != (keys.authority_certificate is None):
+        raise ConfigError(
+            "keys.authority and keys.authority_certificate belong together: set both; `edgepack "
+            "keys init` makes authority.key and authority.pem"
+        )
 
 
 def _check_broker(mqtt: MqttConfig) -> None:

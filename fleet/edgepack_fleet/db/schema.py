@@ -31,8 +31,9 @@ class Device(Base):
 
     ``clock_offset_ms`` is what to add to its clock to get the fleet's: the least delay from a
     message's own time to its arrival that this session has shown. ``certificate_expires_ms`` is the
-    end of its newest certificate. ``birth_at_ms`` is what the device's own clock said when its
-    session began; ``clone_seen_ms`` is when a second holder of its identity was heard last.
+    end of its newest certificate. ``birth_at_ms`` is the latest at which its session can have
+    begun: the later of what its own clock and the fleet's said; ``clone_seen_ms`` is when a second
+    holder of its identity was heard last.
     """
 
     __tablename__ = "devices"
@@ -92,6 +93,25 @@ class PreauthorisedRow(Base):
     created_ms: Mapped[int]
 
 
+class EnrolmentRow(Base):
+    """The last wish to join under an id; ``status`` is ``pending``, ``accepted`` or ``rejected``.
+
+    ``key`` is the fingerprint of the key that asked, ``token_hash`` that of the join token it
+    showed, ``labels`` what it will be given.
+    """
+
+    __tablename__ = "enrolments"
+
+    device: Mapped[str] = mapped_column(String(63), primary_key=True)
+    status: Mapped[str] = mapped_column(String(16), index=True)
+    key: Mapped[str] = mapped_column(String(64))
+    public_key: Mapped[str]
+    labels: Mapped[dict[str, str]] = mapped_column(default=dict)
+    token: Mapped[str] = mapped_column(String(63))
+    token_hash: Mapped[str] = mapped_column(String(64))
+    asked_ms: Mapped[int]
+
+
 class CertificateRow(Base):
     """A device certificate that was issued; ``serial`` is hex. Revoked ones are in the CRL.
 
@@ -102,6 +122,7 @@ class CertificateRow(Base):
 
     serial: Mapped[str] = mapped_column(String(40), primary_key=True)
     device: Mapped[str] = mapped_column(String(63), index=True)
+    pem: Mapped[str]
     issued_ms: Mapped[int]
     expires_ms: Mapped[int]
     revoked_ms: Mapped[int | None] = mapped_column(BigInteger, default=None, index=True)

@@ -13,6 +13,7 @@ depends_on = None
 TABLES = (
     "join_tokens",
     "preauthorised",
+    "enrolments",
     "certificates",
     "users",
     "passkeys",
@@ -69,9 +70,23 @@ def _create_enrolment() -> None:
         sa.UniqueConstraint("device"),
     )
     op.create_table(
+        "enrolments",
+        sa.Column("device", sa.String(length=63), nullable=False),
+        sa.Column("status", sa.String(length=16), nullable=False),
+        sa.Column("key", sa.String(length=64), nullable=False),
+        sa.Column("public_key", sa.String(), nullable=False),
+        sa.Column("labels", sa.JSON(), nullable=False),
+        sa.Column("token", sa.String(length=63), nullable=False),
+        sa.Column("token_hash", sa.String(length=64), nullable=False),
+        *_times("asked_ms"),
+        sa.PrimaryKeyConstraint("device"),
+    )
+    op.create_index("ix_enrolments_status", "enrolments", ["status"])
+    op.create_table(
         "certificates",
         sa.Column("serial", sa.String(length=40), nullable=False),
         sa.Column("device", sa.String(length=63), nullable=False),
+        sa.Column("pem", sa.String(), nullable=False),
         sa.Column("issued_ms", sa.BigInteger(), nullable=False),
         sa.Column("expires_ms", sa.BigInteger(), nullable=False),
         sa.Column("revoked_ms", sa.BigInteger(), nullable=True),
