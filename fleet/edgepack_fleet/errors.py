@@ -35,6 +35,12 @@ class InvalidRequestError(RequestError):
     default_code = "invalid"
 
 
+class NotAdmittedError(RequestError):
+    """A device that may not join, or not stay: its token, its key or its standing says no."""
+
+    default_code = "not-admitted"
+
+
 class IncompatibleError(RequestError):
     """No device of the group can run the bundle."""
 
@@ -57,6 +63,12 @@ class LeaseLostError(OperationError):
     """Another replica drives the rollouts now; this transaction must not be committed."""
 
     default_code = "lease-lost"
+
+
+class AuthorityError(OperationError):
+    """The fleet's certificate authority cannot be used."""
+
+    default_code = "authority"
 
 
 class BrokerError(OperationError):
