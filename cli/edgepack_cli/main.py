@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "targets": ("edgepack_cli.commands.targets", "List the kinds of hardware to build for."),
     "token": ("edgepack_cli.commands.token", "Make, list and revoke access tokens."),
     "unpack": ("edgepack_cli.commands.unpack", "Write a bundle's files into a folder."),
+    "user": ("edgepack_cli.commands.user", "Add, list and reset people who log in to the page."),
     "verify": ("edgepack_cli.commands.verify", "Check a bundle's signature and every digest."),
 }
 EXTRAS = {

@@ -1,8 +1,9 @@
-"""``python -m edgepack_fleet``: run the service, or make a token on its machine."""
+"""``python -m edgepack_fleet``: run the service, or make a token or an admin on its machine."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -13,8 +14,9 @@ from edgepack_contract.errors import ConfigError, DocumentError, EdgepackError, 
 from edgepack_fleet.auditlog import append_audit
 from edgepack_fleet.config import FleetConfig, load_config
 from edgepack_fleet.db.database import Database
-from edgepack_fleet.grants import GRANTED_ROLES, Role
-from edgepack_fleet.server import serve
+from edgepack_fleet.grants import EVERYTHING, GRANTED_ROLES, Role
+from edgepack_fleet.people import add_user, code_url
+from edgepack_fleet.server import configured_url, serve
 from edgepack_fleet.service import wall_ms
 from edgepack_fleet.tokens import create_token
 
@@ -34,6 +36,8 @@ def main(arguments: Sequence[str]) -> int:
         config = load_config(options.config, os.environ)
         if options.command == "token":
             _say(make_token(config, options.name, Role(options.role), options.days))
+        elif options.command == "init":
+            _say(make_admin(config, options.name))
         else:
             serve(config, lambda url: _say(f"fleet ready {url}"))
     except (ConfigError, DocumentError, SigningKeyError) as error:
@@ -72,9 +76,29 @@ def make_token(config: FleetConfig, name: str, role: Role, days: int) -> str:
         database.close()
 
 
+def make_admin(config: FleetConfig, name: str) -> str:
+    """Add an admin in the database itself and return the address with their login code.
+
+    Raises:
+        StorageError: The service runs; it adds people over its API.
+        ConflictError, InvalidRequestError: See :func:`add_user`.
+        ConfigError: Nobody can tell the page's address.
+    """
+    url = configured_url(config.http)
+    with contextlib.closing(Database(config.database_url)) as database:
+        now_ms = wall_ms()
+        with database.write() as session:
+            code = add_user(session, name=name, role=Role.ADMIN, scope=EVERYTHING, now_ms=now_ms)
+            detail = {"role": Role.ADMIN.value}
+            append_audit(
+                session, at_ms=now_ms, actor=LOCAL, action="user.add", subject=name, detail=detail
+            )
+        return code_url(url, code)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m edgepack_fleet", description=__doc__)
-    parser.add_argument("command", nargs="?", choices=["serve", "token"], default="serve")
+    parser.add_argument("command", nargs="?", choices=["serve", "token", "init"], default="serve")
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--name", default="")
     parser.add_argument("--role", choices=[role.value for role in GRANTED_ROLES], default="viewer")

@@ -96,6 +96,25 @@ def public_url(http: HttpConfig, listener: socket.socket) -> str:
     if http.unix is not None:
         raise ConfigError("with http.unix, http.public_url must say how devices reach the service")
     host, port = listener.getsockname()[:2]
+    return _url(http, host, port)
+
+
+def configured_url(http: HttpConfig) -> str:
+    """Where the service will be reached, as far as its configuration says.
+
+    Raises:
+        ConfigError: It says neither an address nor a port.
+    """
+    if http.public_url is not None:
+        return http.public_url.rstrip("/")
+    if http.unix is not None or http.port == 0:
+        raise ConfigError(
+            "the page's address is not known: set http.public_url, or http.port to a fixed port"
+        )
+    return _url(http, http.host, http.port)
+
+
+def _url(http: HttpConfig, host: str, port: int) -> str:
     scheme = "http" if http.tls_certificate is None else "https"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from edgepack_cli.commands.token import role_option
+
 CONFIG_OPTION = click.option(
     "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=True,
     help="The service's configuration, such as /etc/edgepack/fleet.toml.",
@@ -31,11 +33,23 @@ def serve(config: Path) -> None:
 
 @command.command()
 @CONFIG_OPTION
+@click.option("--name", required=True, help="Who the first admin is.")
+def init(config: Path, name: str) -> None:
+    """Make the first admin, before the service starts; print the address to log in at.
+
+    The address holds a code that is good once, for 15 minutes: start the service, open it, and
+    choose a passkey or a password. It works again with another name when nobody can log in any
+    more. While the service runs, `edgepack user add` adds people.
+
+    Example: edgepack fleet init --config fleet.toml --name anna
+    """
+    _become("init", "--config", str(config), "--name", name)
+
+
+@command.command()
+@CONFIG_OPTION
 @click.option("--name", required=True, help="Whose token this is.")
-@click.option(
-    "--role", type=click.Choice(["viewer", "operator", "publisher", "admin"]), default="viewer",
-    show_default=True, help="What it may do.",
-)  # fmt: skip
+@role_option
 @click.option("--days", default=90, show_default=True, help="How long it is valid.")
 def token(config: Path, name: str, role: str, days: int) -> None:
     """Make the first access token, before the service starts; print it once.

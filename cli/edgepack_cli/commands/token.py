@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import click
 
@@ -11,6 +13,38 @@ from edgepack_cli.client import from_environment
 from edgepack_cli.output import emit_json, say, table
 
 SECONDS_PER_DAY = 86_400
+
+role_option = click.option(
+    "--role", type=click.Choice(["viewer", "operator", "publisher", "admin"]), default="viewer",
+    show_default=True, help="What it may do.",
+)  # fmt: skip
+
+
+def limit_options(function: Callable[..., None]) -> Callable[..., None]:
+    """The options that limit somebody to some bundles and groups."""
+    for name, words in (
+        (
+            "group",
+            "Limit it to rollouts to groups of this pattern, such as 'gateways'; repeatable.",
+        ),
+        ("bundle", "Limit it to bundles of this pattern, such as 'churn-*'; repeatable."),
+    ):
+        option = click.option(
+            f"--{name}", f"{name}s", multiple=True, default=["*"], metavar="PATTERN", help=words
+        )
+        function = option(function)
+    return function
+
+
+def limits_text(one: Mapping[str, Any]) -> str:
+    """What somebody is limited to, for a column."""
+    limits = [f"{kind} {','.join(one[kind])}" for kind in ("bundles", "groups")]
+    return "; ".join(text for text in limits if not text.endswith(" *")) or "-"
+
+
+def day_text(moment_ms: int | None) -> str:
+    """A day in UTC, for a column."""
+    return "-" if moment_ms is None else f"{datetime.fromtimestamp(moment_ms / 1000, UTC):%Y-%m-%d}"
 
 
 @click.group()
@@ -20,17 +54,18 @@ def command() -> None:
 
 @command.command()
 @click.argument("name")
-@click.option(
-    "--role", type=click.Choice(["viewer", "operator", "publisher", "admin"]), default="viewer",
-    show_default=True, help="What it may do.",
-)  # fmt: skip
+@role_option
 @click.option("--days", default=90, show_default=True, help="How long it is valid.")
-def create(name: str, *, role: str, days: int) -> None:
+@limit_options
+def create(
+    name: str, *, role: str, days: int, bundles: tuple[str, ...], groups: tuple[str, ...]
+) -> None:
     """Make a token for NAME and print it; it is never shown again.
 
-    Example: edgepack token create ci --role publisher --days 30
+    Example: edgepack token create ci --role publisher --bundle 'churn-*'
     """
-    body = {"name": name, "role": role, "ttl_seconds": days * SECONDS_PER_DAY}
+    limits = {"bundles": bundles, "groups": groups}
+    body = {"name": name, "role": role, "ttl_seconds": days * SECONDS_PER_DAY, **limits}
     say(from_environment(os.environ).post("/tokens", body)["token"])
 
 
@@ -46,10 +81,16 @@ def list_tokens(*, as_json: bool) -> None:
         emit_json({"tokens": tokens})
         return
     rows = [
-        (one["name"], one["role"], _day(one["expires_ms"]), _day(one["last_used_ms"]))
+        (
+            one["name"],
+            one["role"],
+            limits_text(one),
+            day_text(one["expires_ms"]),
+            day_text(one["last_used_ms"]),
+        )
         for one in tokens
     ]
-    say(table(("TOKEN", "ROLE", "EXPIRES", "LAST USED"), rows))
+    say(table(("TOKEN", "ROLE", "LIMITED TO", "EXPIRES", "LAST USED"), rows))
 
 
 @command.command()
@@ -61,7 +102,3 @@ def revoke(name: str) -> None:
     """
     from_environment(os.environ).delete(f"/tokens/{name}")
     say(f"token {name} is revoked")
-
-
-def _day(moment_ms: int | None) -> str:
-    return "-" if moment_ms is None else f"{datetime.fromtimestamp(moment_ms / 1000, UTC):%Y-%m-%d}"
