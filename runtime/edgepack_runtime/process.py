@@ -19,7 +19,7 @@ from edgepack_runtime.daemon import Daemon
 from edgepack_runtime.errors import DeviceError
 from edgepack_runtime.fsio import DurableFS
 from edgepack_runtime.identity import load_identity
-from edgepack_runtime.security import Facts, admit
+from edgepack_runtime.security import Facts, Waiver, admit, security_gate
 from edgepack_runtime.serving.access import Guard
 from edgepack_runtime.serving.app import App
 from edgepack_runtime.serving.server import RunningServer, serve
@@ -65,7 +65,7 @@ async def run_device(config: RuntimeConfig, reason: str | None = None) -> None:
             ops=config.ops,
             insecure=waiver is not None,
         )
-        on_hangup(lambda: reload(server, device_facts(config), reason))
+        on_hangup(lambda: reload(server, device_facts(config), waiver))
         with reminding(waiver):
             await _run(daemon, server, stop)
 
@@ -75,15 +75,17 @@ def on_hangup(work: Callable[[], None]) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, work)
 
 
-def reload(server: RunningServer, facts: Facts, reason: str | None) -> None:
-    """Take up a new certificate and token, when they pass the gate; else keep the old ones."""
+def reload(server: RunningServer, facts: Facts, waiver: Waiver | None) -> None:
+    """Take up a new certificate and token, when nothing is insecure that was not waived."""
+    waived = waiver.violations if waiver is not None else ()
+    refused = [str(one) for one in security_gate(facts) if one not in waived]
     try:
-        admit(facts, reason)
+        if refused:
+            raise ConfigError("; ".join(refused), code="insecure")
         server.reload()
     except ConfigError as error:
-        logger.error(
-            "certificate and token stay as they are: %s", error, extra={"event": "reload_refused"}
-        )
+        words = "certificate and token stay as they are: %s"
+        logger.warning(words, error, extra={"event": "reload_refused"})
     else:
         logger.info("certificate and token were read again", extra={"event": "reloaded"})
 

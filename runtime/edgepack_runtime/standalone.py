@@ -69,7 +69,7 @@ async def run_bundle(
         ops=ops,
         insecure=waiver is not None,
     )
-    on_hangup(lambda: reload(server, bundle_facts(listen, ops, keyring), reason))
+    on_hangup(lambda: reload(server, bundle_facts(listen, ops, keyring), waiver))
     _tell(bundle, listen, server)
     windows = asyncio.create_task(_roll(slot))
     try:

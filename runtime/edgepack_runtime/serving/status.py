@@ -129,7 +129,10 @@ def _stat(count: int, nanoseconds: int) -> dict[str, int]:
 
 
 def _cell(value: object) -> str:
-    shown = (
-        {None: "", True: "yes", False: "no"}.get(value) if value in (None, True, False) else value
-    )
-    return html.escape(str(shown))
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case _:
+            return html.escape(str(value))
