@@ -83,11 +83,12 @@ class MqttConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class KeysConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The fleet key (signs desired state), the keyring, and the owner's pinned fingerprint.
 
-    ``fleet`` may name several files: the key that the keyring names last is used. ``authority`` and ``authority_certificate`` issue the certificates with which devices connect;
-    without them devices connect without any, which is for loopback.
+    ``fleet`` may name several files: the key that the keyring names last is used. ``authority`` and
+    ``authority_certificate`` issue the certificates with which devices connect; without them
+    devices connect without any, which is for loopback.
     """
 
-    fleet: str | tuple[str, ...]
+    fleet: str | Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     keyring: str
     owner: Fingerprint
     authority: str | None = None
@@ -229,8 +230,14 @@ def _resolved(config: FleetConfig, base: Path) -> FleetConfig:
 
 def _at(section: S, base: Path, *names: str) -> S:
     paths = {name: getattr(section, name) for name in names}
-    found = {name: str(base / path) for name, path in paths.items() if path is not None}
+    found = {name: _below(base, path) for name, path in paths.items() if path is not None}
     return msgspec.structs.replace(section, **found)
+
+
+def _below(base: Path, path: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    if isinstance(path, str):
+        return str(base / path)
+    return tuple(str(base / one) for one in path)
 
 
 def _check_timings(timings: TimingsConfig) -> None:

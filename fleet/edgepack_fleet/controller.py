@@ -18,7 +18,7 @@ from edgepack_contract.states import RolloutState
 from edgepack_fleet.config import TimingsConfig
 from edgepack_fleet.db.database import Database
 from edgepack_fleet.db.schema import IdempotencyRow
-from edgepack_fleet.desired import DesiredWriter
+from edgepack_fleet.desired import Batch, DesiredWriter
 from edgepack_fleet.errors import LeaseLostError
 from edgepack_fleet.gathering import gather_evidence
 from edgepack_fleet.lease import DRIVER, Lease, acquire, check, release
@@ -26,7 +26,12 @@ from edgepack_fleet.outbox import forget_published
 from edgepack_fleet.rollout import actions
 from edgepack_fleet.rollout.eventlog import FLEET
 from edgepack_fleet.rollout.machine import advance
-from edgepack_fleet.rollouts import commit_decision, driven_rollouts, load_rollout
+from edgepack_fleet.rollouts import (
+    commit_decision,
+    driven_rollouts,
+    load_rollout,
+    why_unvouched,
+)
 from edgepack_fleet.telemetry import forget_windows
 
 logger = logging.getLogger(__name__)
@@ -90,7 +95,7 @@ class Controller:
                 ttl_ms=self._lease_ms(),
                 alone=True,
             )
-            self._writer.issue_changed(session, now_ms=now_ms)
+        self._issue(self._writer.issue_changed, self._lease, now_ms)
 
     def start(self) -> None:
         """Tick until :meth:`stop`."""
@@ -120,7 +125,7 @@ class Controller:
             )
             if self._lease is None:
                 return
-            self._writer.issue_due(session, now_ms=now_ms)
+        self._issue(self._writer.issue_due, self._lease, now_ms)
         with self._database.read() as session:
             driven = driven_rollouts(session)
         for rollout_id in driven:
@@ -128,6 +133,14 @@ class Controller:
         if now_ms - self._tidied_ms >= TIDY_SECONDS * 1000:
             self._tidy(now_ms)
         self._on_commit()
+
+    def _issue(self, issue: Callable[..., Batch], lease: Lease | None, now_ms: int) -> None:
+        """Issue documents in transactions of their own, so that nobody waits for all of them."""
+        after: str | None = ""
+        while after is not None and lease is not None and not self._stopping.is_set():
+            with self._database.write() as session:
+                check(session, lease, now_ms=now_ms)
+                after = issue(session, now_ms=now_ms, after=after).last
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -161,13 +174,17 @@ class Controller:
         now_ms = self._now_ms()
         with self._database.read() as session:
             rollout = load_rollout(session, rollout_id)
+            distrust = why_unvouched(session, self._writer, rollout)
             evidence = gather_evidence(
                 session,
                 rollout,
                 now_ms=now_ms,
                 lease_ms=int(self._timings.device_lease * 1000),
             )
-        decision = advance(rollout, evidence, now_ms)
+        if distrust is not None and rollout.state is RolloutState.RUNNING:
+            decision = actions.pause(rollout, now_ms, actor=FLEET, reason=distrust)
+        else:
+            decision = advance(rollout, evidence, now_ms)
         if not decision.events:
             return
         with self._database.write() as session:

@@ -1,26 +1,30 @@
 """What each device should run: slots in the database, one signed document per device.
 
 The document is derived: slots plus the address of the bundle store plus the keyring's epoch. Its
-generation grows when, and only when, what it asks for changes; the same generation is issued again
-with a newer date before it expires. It is written in the transaction of the decision, and goes out
-through the outbox after the commit.
+generation grows when, and only when, what it asks for changes, and begins anew in a new epoch; the
+same generation is issued again with a newer date before it expires, and when another key signs. It
+is written in the transaction of the decision, and goes out through the outbox after the commit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
-from sqlalchemy import and_, or_, select
+from sqlalchemy import ColumnElement, and_, or_, select, true
 from sqlalchemy.orm import Session
 
 from edgepack_contract.instructions import sign_desired, slots_digest
-from edgepack_contract.keys import PrivateKey
 from edgepack_contract.messages import Desired, Probation, Ref, SlotDesired
 from edgepack_contract.topics import Kind, device_topic
 from edgepack_fleet.db.schema import DesiredDocument, DesiredSlot, Device
 from edgepack_fleet.devices import ACCEPTED, get_device
 from edgepack_fleet.outbox import Message, put
+from edgepack_fleet.trust import Trust
+
+BATCH = 500
+"""Documents that are issued in one transaction: others wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +40,27 @@ class SlotWish:
 
 
 @dataclass(frozen=True, slots=True)
+class Batch:
+    """How many documents were issued, and behind which device there may be more; None if none."""
+
+    issued: int
+    last: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class DesiredWriter:
     """Turns wishes into signed documents.
 
     Attributes:
         tenant: The tenant of every device.
-        key: The fleet key, one of the keyring's.
-        epoch: The keyring's epoch.
+        trusted: Gives the keyring in force and the fleet key; asked once for each document.
         base_url: Where devices pull bundles: ``http(s)://HOST[:PORT]``.
         ttl_ms: How long a document is valid.
         refresh_ms: At which age it is issued again.
     """
 
     tenant: str
-    key: PrivateKey
-    epoch: int
+    trusted: Callable[[], Trust]
     base_url: str
     ttl_ms: int
     refresh_ms: int
@@ -79,49 +89,58 @@ class DesiredWriter:
         slots = self._slots(session, device)
         if not slots or row.status != ACCEPTED:
             return False
+        trust = self.trusted()
         last = session.get(DesiredDocument, device)
-        desired = self._document(row, slots, last, now_ms)
-        if last is not None and not self._is_due(desired, last, now_ms):
+        desired = self._document(row, slots, last, trust.keyring.epoch, now_ms)
+        if last is not None and not self._is_due(desired, last, trust, now_ms):
             return False
-        self._store(session, desired, last, now_ms)
+        self._store(session, desired, last, trust, now_ms)
         return True
 
-    def issue_due(self, session: Session, *, now_ms: int) -> int:
-        """Issue what is old, and what a device that knows a later generation would refuse.
+    def issue_due(self, session: Session, *, now_ms: int, after: str = "") -> Batch:
+        """Issue what is old, what another key or epoch signed, and what a device would refuse.
 
-        Such a device has obeyed documents that this database has forgotten: it was restored from a
-        backup. The documents of this database then continue after the device's generation.
+        A device refuses when it has obeyed documents that this database has forgotten, because it
+        was restored from a backup. The documents of this database then continue after the device's
+        generation. At most ``BATCH`` devices behind ``after`` are looked at.
         """
-        document = DesiredDocument
-        due = session.scalars(
-            select(document.device)
-            .join(Device, Device.id == document.device)
-            .where(Device.status == ACCEPTED)
-            .where(
-                or_(
-                    document.issued_ms <= now_ms - self.refresh_ms,
-                    and_(
-                        Device.epoch_seen == document.epoch,
-                        Device.generation_seen > document.generation,
-                    ),
-                    and_(
-                        Device.generation_seen == document.generation,
-                        Device.refused.startswith("equivocation: "),
-                    ),
-                )
-            )
+        document, trust = DesiredDocument, self.trusted()
+        due = or_(
+            document.issued_ms <= now_ms - self.refresh_ms,
+            document.epoch != trust.keyring.epoch,
+            document.signed_by != trust.key.public.fingerprint,
+            and_(Device.epoch_seen == document.epoch, Device.generation_seen > document.generation),
+            and_(
+                Device.generation_seen == document.generation,
+                Device.refused.startswith("equivocation: "),
+            ),
+        )
+        return self._issue_batch(session, due, now_ms=now_ms, after=after)
+
+    def issue_changed(self, session: Session, *, now_ms: int, after: str = "") -> Batch:
+        """Issue what an earlier run wrote otherwise, with another address, key or epoch.
+
+        At most ``BATCH`` devices behind ``after`` are looked at.
+        """
+        return self._issue_batch(session, true(), now_ms=now_ms, after=after)
+
+    def _issue_batch(
+        self, session: Session, due: ColumnElement[bool], *, now_ms: int, after: str
+    ) -> Batch:
+        devices = session.scalars(
+            select(DesiredDocument.device)
+            .join(Device, Device.id == DesiredDocument.device)
+            .where(Device.status == ACCEPTED, DesiredDocument.device > after, due)
+            .order_by(DesiredDocument.device)
+            .limit(BATCH)
         ).all()
-        return sum(self.issue(session, device, now_ms=now_ms) for device in due)
+        issued = sum(self.issue(session, device, now_ms=now_ms) for device in devices)
+        return Batch(issued, devices[-1] if len(devices) == BATCH else None)
 
-    def issue_changed(self, session: Session, *, now_ms: int) -> int:
-        """Issue every document that an earlier run wrote with another address, key or epoch."""
-        devices = session.scalars(select(DesiredDocument.device)).all()
-        return sum(self.issue(session, device, now_ms=now_ms) for device in devices)
-
-    def _is_due(self, desired: Desired, last: DesiredDocument, now_ms: int) -> bool:
+    def _is_due(self, desired: Desired, last: DesiredDocument, trust: Trust, now_ms: int) -> bool:
         return (
-            desired.generation != last.generation
-            or last.signed_by != self.key.public.fingerprint
+            (desired.epoch, desired.generation) != (last.epoch, last.generation)
+            or last.signed_by != trust.key.public.fingerprint
             or now_ms >= last.issued_ms + self.refresh_ms
         )
 
@@ -144,6 +163,7 @@ class DesiredWriter:
         row: Device,
         slots: dict[str, SlotDesired],
         last: DesiredDocument | None,
+        epoch: int,
         now_ms: int,
     ) -> Desired:
         # a date that is not newer would be refused as a replay after the clock was set back
@@ -152,20 +172,26 @@ class DesiredWriter:
             tenant=self.tenant,
             device=row.id,
             enrolment=row.enrolment,
-            epoch=self.epoch,
+            epoch=epoch,
             generation=1 if last is None else last.generation,
             issued=issued,
             expires=issued + self.ttl_ms,
             slots=slots,
         )
         if last is None or not _is_same(desired, last) or _is_behind(row, last):
-            seen = row.generation_seen if row.epoch_seen == self.epoch else 0
-            generation = max(seen, 0 if last is None else last.generation) + 1
-            desired = msgspec.structs.replace(desired, generation=generation)
+            # a thief of the fleet key may have made devices obey any generation of an earlier epoch
+            known = last.generation if last is not None and last.epoch == epoch else 0
+            seen = row.generation_seen if row.epoch_seen == epoch else 0
+            desired = msgspec.structs.replace(desired, generation=max(seen, known) + 1)
         return desired
 
     def _store(
-        self, session: Session, desired: Desired, last: DesiredDocument | None, now_ms: int
+        self,
+        session: Session,
+        desired: Desired,
+        last: DesiredDocument | None,
+        trust: Trust,
+        now_ms: int,
     ) -> None:
         row = last or DesiredDocument(device=desired.device)
         row.generation, row.epoch, row.enrolment = (
@@ -176,8 +202,8 @@ class DesiredWriter:
         row.slots_digest = slots_digest(desired)
         row.issued_ms, row.expires_ms = desired.issued, desired.expires
         row.topic = device_topic(self.tenant, desired.device, Kind.DESIRED)
-        row.signed_by = self.key.public.fingerprint
-        row.envelope = sign_desired(desired, self.key)
+        row.signed_by = trust.key.public.fingerprint
+        row.envelope = sign_desired(desired, trust.key)
         session.add(row)
         put(session, Message(row.topic, row.envelope, retained=True), now_ms=now_ms)
         session.flush()

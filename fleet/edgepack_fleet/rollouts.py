@@ -98,15 +98,17 @@ class Plan:
     decision: Decision
 
 
-def plan_rollout(session: Session, request: Request, *, tenant: str, now_ms: int) -> Plan:
+def plan_rollout(session: Session, writer: DesiredWriter, request: Request, *, now_ms: int) -> Plan:
     """Plan a rollout without storing anything.
 
     Raises:
         NotFoundError: There is no such bundle or group.
         InvalidRequestError: The group is empty, or an option is out of range.
         IncompatibleError: No device of the group can run the bundle.
+        UntrustedBundleError: The keyring does not vouch for the bundle any more.
     """
     bundle = find_bundle(session, request.bundle, request.version)
+    writer.trusted().refuse_unvouched(bundle)
     members = group_members(session, get_group(session, request.group))
     if not members:
         raise InvalidRequestError(f"group {request.group!r} has no devices", code="empty-group")
@@ -123,7 +125,7 @@ def plan_rollout(session: Session, request: Request, *, tenant: str, now_ms: int
         version=bundle.version,
         digest=bundle.digest,
         facts=bundle_facts(bundle),
-        tenant=tenant,
+        tenant=writer.tenant,
     )
     targets = [target_of(device, subject.slot) for device in chosen]
     decision = plan(subject, targets, request.options, now_ms, actor=request.actor)
@@ -138,9 +140,10 @@ def start_rollout(
 
     Raises:
         ConflictError: A rollout that has not ended has one of the devices in the same slot.
-        NotFoundError, InvalidRequestError, IncompatibleError: See :func:`plan_rollout`.
+        NotFoundError, InvalidRequestError, IncompatibleError, UntrustedBundleError: See
+            :func:`plan_rollout`.
     """
-    planned = plan_rollout(session, request, tenant=writer.tenant, now_ms=now_ms)
+    planned = plan_rollout(session, writer, request, now_ms=now_ms)
     _refuse_overlap(session, planned.rollout)
     draft = planned.rollout
     session.add(
@@ -171,6 +174,7 @@ def act_on_rollout(
         NotFoundError: There is no such rollout.
         ConflictError: It is in no state for this, it changed since the caller looked, or another
             rollout has its devices now.
+        UntrustedBundleError: It would go on with a bundle that the keyring does not vouch for.
     """
     rollout = load_rollout(session, rollout_id)
     if action.expected_sequence not in (None, rollout.sequence):
@@ -181,6 +185,9 @@ def act_on_rollout(
         )
     if action.verb is Verb.ROLLBACK:
         _refuse_successor(session, rollout)
+    if action.verb in (Verb.RESUME, Verb.PROMOTE):
+        bundle = find_bundle(session, rollout.bundle, rollout.version)
+        writer.trusted().refuse_unvouched(bundle)
     decision = _decide(rollout, action, now_ms)
     commit_decision(session, writer, decision, now_ms=now_ms)
     return decision.rollout
@@ -208,6 +215,16 @@ def commit_decision(
         )
         writer.wish(session, wish, now_ms=now_ms)
     session.flush()
+
+
+def why_unvouched(session: Session, writer: DesiredWriter, rollout: Rollout) -> str | None:
+    """Why the keyring no longer vouches for what a rollout brings; None when it does.
+
+    Raises:
+        NotFoundError: The bundle is not in the store.
+    """
+    bundle = find_bundle(session, rollout.bundle, rollout.version)
+    return writer.trusted().unvouched(bundle)
 
 
 def load_rollout(session: Session, rollout_id: str) -> Rollout:

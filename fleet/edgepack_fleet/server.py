@@ -136,6 +136,7 @@ def _make_server(service: FleetService, on_ready: Callable[[], None]) -> _Server
         database=service.database,
         bundles=service.bundles,
         writer=service.writer,
+        keeper=service.keeper,
         wake=service.wake,
         now_ms=service.now_ms,
         # a stream that never ends would hold up the shutdown that begins with the signal

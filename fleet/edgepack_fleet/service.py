@@ -15,22 +15,19 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from sqlalchemy.exc import OperationalError
 
 from edgepack_contract.errors import ConfigError
-from edgepack_contract.keyring import Keyring, open_keyring
-from edgepack_contract.keys import PrivateKey, read_private_key
-from edgepack_contract.limits import LIMITS
 from edgepack_fleet.bundles import BundleStore
-from edgepack_fleet.config import FleetConfig, KeysConfig, security_gate
+from edgepack_fleet.config import FleetConfig, security_gate
 from edgepack_fleet.controller import Controller
 from edgepack_fleet.db.database import Database
 from edgepack_fleet.desired import DesiredWriter, put_all_again
 from edgepack_fleet.ingest import Incoming, Ingest
 from edgepack_fleet.link import FleetLink
 from edgepack_fleet.outbox import Message, publish_pending
+from edgepack_fleet.trust import KeyringKeeper, read_trust
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +57,7 @@ class FleetService:
         refuse_unsafe(config)
         self.config = config
         self.now_ms = now_ms or wall_ms
-        key, keyring = read_keys(config.keys)
+        trust = read_trust(config.keys)
         self._link = FleetLink(
             config.mqtt,
             tenant=config.tenant,
@@ -71,14 +68,14 @@ class FleetService:
             now_ms=self.now_ms,
         )
         self.database = Database(config.database_url)
+        self.keeper = KeyringKeeper(config, self.database, trust, refuse=lambda _: None)
         self.bundles = BundleStore(
-            config.data_path, self.database, lambda: read_keyring(config.keys)
+            config.data_path, self.database, lambda: self.keeper.trust.keyring
         )
         timings = config.timings
         self.writer = DesiredWriter(
             tenant=config.tenant,
-            key=key,
-            epoch=keyring.epoch,
+            trusted=lambda: self.keeper.trust,
             base_url=public_url.rstrip("/"),
             ttl_ms=int(timings.desired_ttl * 1000),
             refresh_ms=int(timings.desired_refresh * 1000),
@@ -100,6 +97,7 @@ class FleetService:
     def start(self) -> None:
         """Take the lease, then listen, publish and drive."""
         self.bundles.prepare()
+        self.keeper.record(now_ms=self.now_ms())
         self.controller.take_over()
         self.ingest.start()
         self._publisher.start()
@@ -173,6 +171,8 @@ class FleetService:
         if self._say_all_again.is_set() and self.connected:
             self._say_all_again.clear()
             with self.database.write() as session:
+                # first: by it devices judge the documents
+                self.keeper.tell(session, now_ms=self.now_ms())
                 put_all_again(session, now_ms=self.now_ms())
         while not self._stopping.is_set():
             if publish_pending(self.database, self._link, now_ms=self.now_ms()) == 0:
@@ -199,36 +199,3 @@ def refuse_unsafe(config: FleetConfig) -> None:
     if violations:
         words = "; ".join(f"{violation.key}: {violation.words}" for violation in violations)
         raise ConfigError(words, code="insecure")
-
-
-def read_keyring(keys: KeysConfig) -> Keyring:
-    """Read the keyring and check it against the owner's pinned fingerprint.
-
-    Raises:
-        ConfigError: The file cannot be read.
-        UntrustedDocumentError, MalformedDocumentError: It does not hold.
-    """
-    try:
-        with Path(keys.keyring).open("rb") as stream:
-            raw = stream.read(LIMITS.keyring_bytes + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read keyring {keys.keyring}: {error.strerror}") from error
-    return open_keyring(raw, owner_fingerprint=keys.owner)
-
-
-def read_keys(keys: KeysConfig) -> tuple[PrivateKey, Keyring]:
-    """Read the fleet key and the keyring that must name it.
-
-    Raises:
-        ConfigError: The keyring does not name the key: devices would obey nothing it signs.
-        SigningKeyError: The key cannot be read.
-    """
-    keyring = read_keyring(keys)
-    key = read_private_key(Path(keys.fleet))
-    if key.public.fingerprint not in keyring.fleet_keys():
-        raise ConfigError(
-            f"fleet key {key.public.fingerprint[:16]} is not in keyring {keys.keyring}; have the "
-            "owner sign a keyring with it, or set keys.fleet to a key that is in it",
-            code="unknown-fleet-key",
-        )
-    return key, keyring

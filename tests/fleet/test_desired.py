@@ -20,21 +20,21 @@ from edgepack_contract.keys import PrivateKey, write_private_key
 from edgepack_contract.messages import Desired, Probation
 from edgepack_fleet.db.database import Database
 from edgepack_fleet.db.schema import DesiredDocument, Device, OutboxRow
-from edgepack_fleet.desired import DesiredWriter, SlotWish, put_all_again
+from edgepack_fleet.desired import Batch, DesiredWriter, SlotWish, put_all_again
 from edgepack_fleet.devices import decommission_device
 from edgepack_fleet.errors import NotFoundError
 from edgepack_fleet.outbox import publish_pending
+from edgepack_fleet.trust import Trust
 
 FLEET_KEY = PrivateKey.generate()
 DAY = 86_400_000
 
 
-def writer(**changes):
-    values = {
-        "tenant": "default", "key": FLEET_KEY, "epoch": 1, "base_url": "http://127.0.0.1:8080",
-        "ttl_ms": 7 * DAY, "refresh_ms": DAY,
-    }  # fmt: skip
-    return DesiredWriter(**{**values, **changes})
+def writer(*, key=FLEET_KEY, epoch=1, base_url="http://127.0.0.1:8080"):
+    trust = Trust(b"", keyring(key, epoch), key)
+    return DesiredWriter(
+        tenant="default", trusted=lambda: trust, base_url=base_url, ttl_ms=7 * DAY, refresh_ms=DAY
+    )
 
 
 def wish(digest=ONE, device="pi-1", slot="digits"):
@@ -119,8 +119,8 @@ def test_a_refresh_keeps_the_generation_and_is_newer(here):
     here.wish()
     _, first = here.stored()
     with here.database.write() as session:
-        assert writer().issue_due(session, now_ms=NOW + DAY - 1) == 0
-        assert writer().issue_due(session, now_ms=NOW + DAY) == 1
+        assert writer().issue_due(session, now_ms=NOW + DAY - 1) == Batch(0, None)
+        assert writer().issue_due(session, now_ms=NOW + DAY) == Batch(1, None)
     _, second = here.stored()
     assert second.generation == first.generation
     assert second.issued > first.issued
@@ -138,7 +138,7 @@ def test_a_clock_set_back_never_makes_an_older_document(here):
     ("change", "grows"),
     [
         ({"base_url": "https://fleet.example"}, True),
-        ({"epoch": 2}, True),
+        ({"epoch": 2}, False),
         ({"key": PrivateKey.generate()}, False),
         ({}, None),
     ],
@@ -147,8 +147,8 @@ def test_a_clock_set_back_never_makes_an_older_document(here):
 def test_a_restart_with_other_settings_issues_again(here, change, grows):
     here.wish()
     with here.database.write() as session:
-        issued = writer(**change).issue_changed(session, now_ms=NOW + 5)
-    assert issued == (0 if grows is None else 1)
+        batch = writer(**change).issue_changed(session, now_ms=NOW + 5)
+    assert batch.issued == (0 if grows is None else 1)
     _, desired = here.stored()
     assert desired.generation == (2 if grows else 1)
 
@@ -169,8 +169,8 @@ def test_a_database_from_a_backup_is_repaired_from_what_the_device_says(here, sa
     here.wish()
     here.say(**said)
     with here.database.write() as session:
-        assert writer().issue_due(session, now_ms=NOW + 5) == (generation > 1)
-        assert writer().issue_due(session, now_ms=NOW + 6) == 0
+        assert writer().issue_due(session, now_ms=NOW + 5).issued == (generation > 1)
+        assert writer().issue_due(session, now_ms=NOW + 6).issued == 0
     row, _ = here.stored()
     assert row.generation == generation
 

@@ -43,7 +43,7 @@ def world(tmp_path):
 def plan(world, *, version="1.0.0", group="all", options=OPTIONS):
     with world.database.read() as session:
         request = Request("digits", version, group, options, "ann")
-        return plan_rollout(session, request, tenant="default", now_ms=world.now_ms)
+        return plan_rollout(session, world.writer, request, now_ms=world.now_ms)
 
 
 def act(world, rollout_id, verb, **more):

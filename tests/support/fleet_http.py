@@ -14,10 +14,11 @@ from typing import Any
 
 import httpx
 import uvicorn
-from bundle_samples import PUBLISHER, fixed_key, keyring, one_variant
+from bundle_samples import PUBLISHER, fixed_key, one_variant
 from fastapi import FastAPI
 
-from edgepack_contract.keys import PrivateKey
+from edgepack_contract.keyring import Publisher, make_keyring
+from edgepack_contract.keys import PrivateKey, write_private_key
 from edgepack_contract.layout import write_bundle
 from edgepack_contract.sealing import derived_secret
 from edgepack_fleet.api.app import build_app
@@ -28,10 +29,12 @@ from edgepack_fleet.db.database import Database
 from edgepack_fleet.desired import DesiredWriter
 from edgepack_fleet.devices import add_device
 from edgepack_fleet.tokens import Role, create_token
+from edgepack_fleet.trust import KeyringKeeper, read_trust
 
 HOST = "http://127.0.0.1:8080"
 START_MS = 1_780_000_000_000
 FLEET_KEY = fixed_key(3)
+OWNER = fixed_key(4)
 MAC_KEY = bytes(range(32))
 
 
@@ -117,22 +120,35 @@ class Fleet:
         return self.client("publisher").put("/api/v1/bundles", content=path.read_bytes())
 
 
+def make_keys(folder: Path) -> KeysConfig:
+    """The keys of a service in its folder: the owner names one publisher and one fleet key."""
+    publisher = Publisher(key=PUBLISHER.public.pem.decode(), names=["*"])
+    file = make_keyring(
+        OWNER, version=1, epoch=1, publishers=[publisher], fleets=[FLEET_KEY.public]
+    )
+    (folder / "keyring.json").write_bytes(file)
+    if not (folder / "fleet.key").exists():
+        write_private_key(folder / "fleet.key", FLEET_KEY)
+    return KeysConfig(
+        fleet=str(folder / "fleet.key"),
+        keyring=str(folder / "keyring.json"),
+        owner=OWNER.public.fingerprint,
+    )
+
+
 @contextmanager
 def open_fleet(folder: Path, *, now_ms: int = START_MS) -> Iterator[Fleet]:
     """A fleet API on ``folder`` whose clock stands at ``now_ms``."""
-    config = FleetConfig(
-        data_dir=folder,
-        keys=KeysConfig(fleet=folder / "f", keyring=folder / "k", owner="0" * 64),
-    )
+    config = FleetConfig(data_dir=str(folder), keys=make_keys(folder))
     clock, stopping = Clock(now_ms), threading.Event()
     database = Database(config.database_url)
     try:
-        store = BundleStore(folder, database, keyring)
+        keeper = KeyringKeeper(config, database, read_trust(config.keys), refuse=lambda _: None)
+        store = BundleStore(folder, database, lambda: keeper.trust.keyring)
         store.prepare()
         writer = DesiredWriter(
             tenant=config.tenant,
-            key=FLEET_KEY,
-            epoch=0,
+            trusted=lambda: keeper.trust,
             base_url=HOST,
             ttl_ms=7 * 86_400_000,
             refresh_ms=86_400_000,
@@ -142,6 +158,7 @@ def open_fleet(folder: Path, *, now_ms: int = START_MS) -> Iterator[Fleet]:
             database=database,
             bundles=store,
             writer=writer,
+            keeper=keeper,
             wake=lambda: None,
             now_ms=clock,
             is_stopping=stopping.is_set,

@@ -31,6 +31,7 @@ from edgepack_fleet.ingest import Ingest
 from edgepack_fleet.outbox import publish_pending
 from edgepack_fleet.rollout.model import RolloutOptions
 from edgepack_fleet.rollouts import Request, load_rollout, start_rollout
+from edgepack_fleet.trust import Trust
 
 SLOT = "digits"
 PROBATION_STEPS = 4
@@ -125,6 +126,7 @@ class World:
         self.folder = folder
         self.now_ms = NOW
         self.publisher = RecordingPublisher()
+        self.trust = Trust(b"", keyring(), FLEET_KEY)
         self.devices = [ObedientDevice(f"pi-{number}") for number in range(1, devices + 1)]
         self.open()
         with self.database.write() as session:
@@ -135,10 +137,10 @@ class World:
 
     def open(self, holder: str = "first") -> None:
         self.database = Database(f"sqlite:///{self.folder / 'fleet.db'}")
-        self.store = BundleStore(self.folder, self.database, keyring)
+        self.store = BundleStore(self.folder, self.database, lambda: self.trust.keyring)
         self.store.prepare()
         self.writer = DesiredWriter(
-            tenant="default", key=FLEET_KEY, epoch=1, base_url="http://127.0.0.1:8080",
+            tenant="default", trusted=lambda: self.trust, base_url="http://127.0.0.1:8080",
             ttl_ms=7 * 86_400_000, refresh_ms=86_400_000,
         )  # fmt: skip
         self.ingest = Ingest(self.database, tenant="default", publish=self.publisher.publish)

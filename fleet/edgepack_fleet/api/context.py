@@ -13,6 +13,7 @@ from edgepack_fleet.bundles import BundleStore
 from edgepack_fleet.config import FleetConfig
 from edgepack_fleet.db.database import Database
 from edgepack_fleet.desired import DesiredWriter
+from edgepack_fleet.trust import KeyringKeeper
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class Context:
         database: The open database.
         bundles: The bundle store.
         writer: What turns decisions into signed desired documents.
+        keeper: The keyring in force, and what puts a newer one in force.
         wake: Says that there may be something to publish.
         now_ms: The time, milliseconds since 1970 UTC.
         is_stopping: Whether the service is shutting down, which ends the endless streams.
@@ -34,6 +36,7 @@ class Context:
     database: Database
     bundles: BundleStore
     writer: DesiredWriter
+    keeper: KeyringKeeper
     wake: Callable[[], None]
     now_ms: Callable[[], int]
     is_stopping: Callable[[], bool]

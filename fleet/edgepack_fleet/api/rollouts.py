@@ -57,7 +57,7 @@ def plan(who: AsViewer, here: Here, body: NewBody) -> Response:
     now_ms = here.now_ms()
     with here.database.read() as session:
         planned = rollouts.plan_rollout(
-            session, _request(body, who.name), tenant=here.config.tenant, now_ms=now_ms
+            session, here.writer, _request(body, who.name), now_ms=now_ms
         )
     view = PlanView(
         rollout=planned.rollout, incompatible=planned.incompatible, unheard=planned.unheard

@@ -439,7 +439,7 @@ def fuzzed(tmp_path_factory):
 
 TEXT = st.text(max_size=30) | st.sampled_from(["pi-1", "digits", "1.0.0", "all", "'; --", "%00"])
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=8,
 )
