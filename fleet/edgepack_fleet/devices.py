@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -17,13 +17,14 @@ from edgepack_contract.messages import Birth, Reported, SlotReported
 from edgepack_contract.names import is_id
 from edgepack_contract.sealing import MAC_KEY_BYTES
 from edgepack_contract.states import Presence
-from edgepack_contract.topics import RETAINED, device_topic
-from edgepack_fleet.db.schema import DesiredDocument, DesiredSlot, Device
+from edgepack_contract.topics import RETAINED, Kind, device_topic
+from edgepack_fleet.authority import revoke_certificates
+from edgepack_fleet.db.schema import DesiredDocument, DesiredSlot, Device, EnrolmentRow
 from edgepack_fleet.errors import ConflictError, InvalidRequestError, NotFoundError
+from edgepack_fleet.membership import Status, Step, next_status, standing
 from edgepack_fleet.outbox import Message, put
 
-ACCEPTED = "accepted"
-DECOMMISSIONED = "decommissioned"
+ACCEPTED = Status.ACCEPTED.value
 MAX_LABELS = 64
 
 _HEX_KEY = re.compile(rf"\A[0-9a-f]{{{2 * MAC_KEY_BYTES}}}\Z")
@@ -34,6 +35,8 @@ _LABEL_VALUE = re.compile(r"\A[\w .:/@+-]{0,63}\Z", re.ASCII)
 class DeviceView:
     """A device for people. Times are milliseconds since 1970 UTC.
 
+    ``enrolment`` is the fingerprint of its key. ``clone_seen_ms`` is when a second holder of its
+    identity was heard last. ``keyring_seen`` is the version of the keyring that it goes by.
     ``presence`` is ``online``, ``stale`` (it said online, but its lease ran out), ``offline``,
     ``lost`` or ``unknown`` (never heard of). ``generation_desired`` is what it was told last,
     ``generation_seen`` what it says it obeys.
@@ -54,6 +57,10 @@ class DeviceView:
     desired: dict[str, str]
     slots: dict[str, SlotReported]
     created_ms: int
+    enrolment: str
+    certificate_expires_ms: int | None
+    clone_seen_ms: int | None
+    keyring_seen: int
 
 
 def add_device(
@@ -125,20 +132,56 @@ def label_device(session: Session, device: str, labels: Mapping[str, str]) -> De
     return row
 
 
-def decommission_device(session: Session, device: str, *, now_ms: int) -> Device:
-    """Stop listening to a device and clear what the broker keeps of it. Its record stays.
+def revoke_device(session: Session, device: str, *, now_ms: int) -> Device:
+    """End a device's membership at once: it is signed nothing more, heard no more, let in no more.
+
+    What is known of it stays, and with a new key it can enrol again under its id.
 
     Raises:
         NotFoundError: There is no such device.
+        ConflictError: It waits to join.
     """
+    row = _expelled(session, device, Step.REVOKE, now_ms)
+    _clear(session, row, [Kind.DESIRED], now_ms)
+    return row
+
+
+def decommission_device(session: Session, device: str, *, now_ms: int) -> Device:
+    """End a device's membership for good, and clear what the broker keeps of it.
+
+    Its record and its telemetry stay. A machine that later enrols under its id begins with nothing
+    of what this one was told.
+
+    Raises:
+        NotFoundError: There is no such device.
+        ConflictError: It waits to join.
+    """
+    row = _expelled(session, device, Step.DECOMMISSION, now_ms)
+    _clear(session, row, sorted(RETAINED), now_ms)
+    return row
+
+
+def standing_of(session: Session, device: str) -> Status:
+    """What an id is to the fleet."""
+    row, wish = session.get(Device, device), session.get(EnrolmentRow, device)
+    return standing(None if row is None else row.status, None if wish is None else wish.status)
+
+
+def _expelled(session: Session, device: str, step: Step, now_ms: int) -> Device:
+    after = next_status(standing_of(session, device), step, device)
     row = get_device(session, device)
-    row.status = DECOMMISSIONED
-    for kind in sorted(RETAINED):
+    row.status = after.value
+    revoke_certificates(session, device, now_ms=now_ms)
+    session.flush()
+    return row
+
+
+def _clear(session: Session, row: Device, kinds: Sequence[Kind], now_ms: int) -> None:
+    for kind in kinds:
         topic = device_topic(row.tenant, row.id, kind)
         # an empty retained message removes the one that the broker has
         put(session, Message(topic, b"", retained=True), now_ms=now_ms)
     session.flush()
-    return row
 
 
 def list_devices(
@@ -172,6 +215,10 @@ def view_device(session: Session, row: Device, *, now_ms: int, lease_ms: int) ->
         desired={slot.slot: slot.digest for slot in wanted},
         slots={} if reported is None else reported.slots,
         created_ms=row.created_ms,
+        enrolment=row.enrolment,
+        certificate_expires_ms=row.certificate_expires_ms,
+        clone_seen_ms=row.clone_seen_ms,
+        keyring_seen=0 if reported is None else reported.keyring,
     )
 
 

@@ -146,6 +146,16 @@ def next_status(status: Status, step: Step, device: str) -> Status:
     raise outcome.kind(outcome.words.format(id=device, status=status), code=outcome.code)
 
 
+def standing(device: str | None, wish: str | None) -> Status:
+    """What an id is, by what is stored of the device and of the last wish to join, if anything.
+
+    A wish that is not settled stands before what the device once was.
+    """
+    if device is not None and (device == Status.ACCEPTED or wish in (None, Status.ACCEPTED)):
+        return Status(device)
+    return Status.UNKNOWN if wish is None else Status(wish)
+
+
 def asking(*, admitted: bool, again: bool) -> Step:
     """The step that a wish to join is."""
     if again:
