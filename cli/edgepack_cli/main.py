@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bundle": ("edgepack_cli.commands.bundle", "Push bundles to the fleet and list them."),
     "demo": ("edgepack_cli.commands.demo", "The whole loop on this machine, on real data."),
     "device": ("edgepack_cli.commands.device", "Add and look at devices."),
+    "enrol": ("edgepack_cli.commands.enrol", "Join a fleet, as a device of it."),
     "fleet": ("edgepack_cli.commands.fleet", "Run the fleet service."),
     "group": ("edgepack_cli.commands.group", "Create and list groups of devices."),
     "healthcheck": ("edgepack_cli.commands.healthcheck", "Ask a daemon whether it is well."),

@@ -10,7 +10,7 @@ itself against the owner that the join string pins, and names the authorities th
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -44,10 +44,15 @@ class JoinString:
 
     url: str
     owner: str
-    token: str
+    token: str = field(repr=False)
 
     def __str__(self) -> str:
         return f"{self.url}#{self.owner}:{self.token}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the fleet is on this machine."""
+        return is_loopback(urlsplit(self.url).hostname or "")
 
 
 def parse_join_string(text: str) -> JoinString:

@@ -28,6 +28,8 @@ class Limits:
     desired_bytes: int = 64 * KIB
     keyring_bytes: int = 256 * KIB
     message_bytes: int = 256 * KIB
+    enrol_answer_bytes: int = 1 * MIB
+    join_string_bytes: int = 4 * KIB
     json_depth: int = 32
 
     request_body_bytes: int = 64 * MIB

@@ -23,6 +23,8 @@ from edgepack_contract.keyring import open_keyring
 from edgepack_contract.limits import LIMITS
 from edgepack_runtime.admission import REASON_VARIABLE
 from edgepack_runtime.config import OpsConfig, ServeConfig, load_config
+from edgepack_runtime.enrol_command import enrol
+from edgepack_runtime.errors import FleetError, FleetUntrustedError, StillPendingError
 from edgepack_runtime.inference.errors import ModelError
 from edgepack_runtime.process import run_device
 from edgepack_runtime.standalone import run_bundle
@@ -31,7 +33,9 @@ EXIT_INTERNAL = 1
 EXIT_BAD_INPUT = 3
 EXIT_VERIFICATION = 6
 EXIT_INCOMPATIBLE = 7
+EXIT_TIMED_OUT = 12
 EXIT_CONFIG = 78
+EXIT_INTERRUPTED = 130
 
 _PLAIN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
@@ -55,6 +59,8 @@ class JsonFormatter(logging.Formatter):
 
 def main() -> int:
     """Run the daemon, or serve one bundle."""
+    if sys.argv[1:2] == ["enrol"]:
+        return _enrol(sys.argv[2:])
     arguments = _arguments()
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if not sys.stderr.isatty() else logging.Formatter())
@@ -67,20 +73,35 @@ def main() -> int:
     return 0
 
 
+def _enrol(arguments: list[str]) -> int:
+    try:
+        return enrol(arguments)
+    except EdgepackError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the outermost boundary
+        return exit_code(error)
+    except KeyboardInterrupt:
+        words = "interrupted; the same command goes on where it ended"
+        print(words, file=sys.stderr)  # noqa: T201 - the outermost boundary
+        return EXIT_INTERRUPTED
+
+
 def exit_code(error: EdgepackError) -> int:
     """What a service manager and a script go by.
 
     78: a restart is no use, configuration or keys must change. 6: not genuine, or not whole.
-    7: not for this machine. 3: it cannot be read, or does not work. 1: the device failed.
+    7: not for this machine. 3: it cannot be read, or does not work. 12: it took too long. 1: the
+    device failed.
     """
     match error:
         case ConfigError() | SigningKeyError():
             return EXIT_CONFIG
         case UnsupportedBundleError():
             return EXIT_INCOMPATIBLE
-        case BundleError() | DocumentError():
+        case BundleError() | DocumentError() | FleetUntrustedError():
             return EXIT_VERIFICATION
-        case SourceError() | ModelError():
+        case StillPendingError():
+            return EXIT_TIMED_OUT
+        case SourceError() | ModelError() | FleetError():
             return EXIT_BAD_INPUT
         case _:
             return EXIT_INTERNAL

@@ -1,4 +1,4 @@
-"""Errors of the device that are nobody's bytes: its disk, its record of itself, its downloads."""
+"""Errors of the device that are nobody's bytes: its disk, its record of itself, its fleet."""
 
 from __future__ import annotations
 
@@ -39,3 +39,43 @@ class InterruptedInstallError(DeviceError):
     """A newer wish or the end of the daemon asked a download to stop. Not a failure."""
 
     default_code = "interrupted"
+
+
+class FleetError(EdgepackError):
+    """The fleet service does not do what this device needs of it."""
+
+    default_code = "fleet"
+
+
+class FleetUnavailableError(FleetError):
+    """The fleet service does not answer now; asking again later may help."""
+
+    default_code = "fleet-unavailable"
+
+
+class FleetUntrustedError(FleetError):
+    """What answers does not prove in TLS that it is the fleet service."""
+
+    default_code = "fleet-untrusted"
+
+
+class FleetRefusedError(FleetError):
+    """The fleet service understood, and says no; the code is its own.
+
+    Args:
+        message: Its words.
+        code: Its code.
+        status: The HTTP status.
+    """
+
+    default_code = "fleet-refused"
+
+    def __init__(self, message: str, *, code: str | None = None, status: int) -> None:
+        super().__init__(message, code=code)
+        self.status = status
+
+
+class StillPendingError(FleetError):
+    """Nobody has approved this device yet; asking again later may help."""
+
+    default_code = "still-pending"
