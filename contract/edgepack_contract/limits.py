@@ -36,6 +36,7 @@ class Limits:
     request_header_bytes: int = 16 * KIB
     config_bytes: int = 256 * KIB
     key_file_bytes: int = 64 * KIB
+    revocation_list_bytes: int = 16 * MIB
 
 
 LIMITS = Limits()
