@@ -26,11 +26,15 @@ class TrustedClock:
     Args:
         system_ms: The system's clock, milliseconds since 1970 UTC.
         floor_ms: What was learnt in earlier runs.
+        owner_ms: The newest date that the owners have signed.
     """
 
-    def __init__(self, system_ms: Callable[[], int], *, floor_ms: int = 0) -> None:
+    def __init__(
+        self, system_ms: Callable[[], int], *, floor_ms: int = 0, owner_ms: int = 0
+    ) -> None:
         self._system_ms = system_ms
-        self._floor_ms = max(BUILT_MS, floor_ms)
+        self._owner_ms = max(BUILT_MS, owner_ms)
+        self._floor_ms = max(self._owner_ms, floor_ms)
         self._lock = threading.Lock()
 
     @property
@@ -47,6 +51,14 @@ class TrustedClock:
         """The time: milliseconds since 1970 UTC, a lower bound while :attr:`is_behind`."""
         return max(self._system_ms(), self._floor_ms)
 
+    def sure_ms(self) -> int:
+        """As :meth:`now_ms`, but by what the owners dated and the release, for judging TLS.
+
+        A stolen fleet key can date a document in 2090 and make a device without a clock believe it.
+        That must not keep the device from hearing the keyring which is the way out.
+        """
+        return max(self._system_ms(), self._owner_ms)
+
     def learn(self, dated_ms: int) -> bool:
         """Take note of the date of a document whose signature was verified.
 
@@ -58,7 +70,13 @@ class TrustedClock:
             self._floor_ms = max(self._floor_ms, dated_ms)
         return risen
 
-    def forget(self, dated_ms: int) -> None:
-        """Begin anew from one verified date: a new epoch undoes what a stolen fleet key dated."""
+    def learn_of_owner(self, dated_ms: int) -> bool:
+        """As :meth:`learn`, of a keyring, whose date only the owners can have written."""
         with self._lock:
-            self._floor_ms = max(BUILT_MS, dated_ms)
+            self._owner_ms = max(self._owner_ms, dated_ms)
+        return self.learn(dated_ms)
+
+    def forget(self, dated_ms: int) -> None:
+        """Begin anew from a keyring's date: a new epoch undoes what a stolen fleet key dated."""
+        with self._lock:
+            self._owner_ms = self._floor_ms = max(BUILT_MS, dated_ms)

@@ -1,8 +1,8 @@
 """How edgepack's clients check who they are talking to: devices, the command, and the service.
 
 A clock that is wrong for certain (see :mod:`.clock`) cannot say that a certificate is not valid
-*yet*, so a board that wakes up in 1970 can still connect; that one *has ended* is judged by the
-trusted time, which is a lower bound.
+*yet*, so a board that wakes up in 1970 can still connect; that one *has ended* is judged by a lower
+bound of the time that no online key can move.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class _ClientSocket(ssl.SSLSocket):
         super().do_handshake(block)
         clock = self.context.clock if isinstance(self.context, _ClientContext) else None
         if clock is not None:
-            _refuse_ended(self.getpeercert() or {}, clock.now_ms())
+            _refuse_ended(self.getpeercert() or {}, clock.sure_ms())
 
 
 class _ClientContext(ssl.SSLContext):
@@ -183,9 +183,9 @@ def _shake_hands(wrapped: ssl.SSLSocket) -> None:
         raise
 
 
-def _refuse_ended(peer: dict[str, Any], now_ms: int) -> None:
+def _refuse_ended(peer: dict[str, Any], sure_ms: int) -> None:
     ended = ssl.cert_time_to_seconds(peer["notAfter"])
-    if ended * 1000 >= now_ms:
+    if ended * 1000 >= sure_ms:
         return
     error = ssl.SSLCertVerificationError(
         1, f"certificate verify failed: the certificate ended {peer['notAfter']}"

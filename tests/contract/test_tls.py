@@ -100,8 +100,8 @@ def save(folder, name, pem, key):
     return certificate, path
 
 
-def clock(system_ms, floor_ms=0):
-    return TrustedClock(lambda: system_ms, floor_ms=floor_ms)
+def clock(system_ms, owner_ms=0):
+    return TrustedClock(lambda: system_ms, owner_ms=owner_ms)
 
 
 def seen_by(server, context, host="localhost"):
@@ -164,13 +164,22 @@ def test_a_certificate_that_has_ended(tmp_path):
 
 def test_a_lower_bound_proves_only_what_has_ended_before_it(tmp_path):
     """At 1970 with the release's date, one that ended later may still be valid for all we know."""
-    ended = {"begins_ms": NOW - 30 * DAY_MS, "days": 10}
-    told = TrustedClock(lambda: BEHIND, floor_ms=0)
-    with Server(tmp_path, **ended) as server:
-        told._floor_ms = NOW - 25 * DAY_MS
+    with Server(tmp_path, begins_ms=BUILT_MS, days=20) as server:
+        told = clock(BEHIND)
+        context = client_context(GOOD, clock=told)
+        assert seen_by(server, context) == "nobody"
+        told.learn_of_owner(BUILT_MS + 19 * DAY_MS)
+        assert seen_by(server, context) == "nobody"
+        told.learn_of_owner(BUILT_MS + 21 * DAY_MS)
+        assert "has expired" in trouble(server, context)
+
+
+def test_what_a_fleet_key_dated_ends_no_certificate(tmp_path):
+    """Else a stolen one could keep a device without a clock from its way out."""
+    told = clock(BEHIND)
+    told.learn(AHEAD)
+    with Server(tmp_path) as server:
         assert seen_by(server, client_context(GOOD, clock=told)) == "nobody"
-        told.learn(NOW - 19 * DAY_MS)
-        assert "has expired" in trouble(server, client_context(GOOD, clock=told))
 
 
 def test_a_certificate_that_is_not_valid_yet(tmp_path):
