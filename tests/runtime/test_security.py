@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import http.client
+import json
 import logging
 import os
+import signal
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
@@ -15,7 +19,7 @@ from certificate_files import make_tls, make_token
 from hypothesis import given
 from hypothesis import strategies as st
 from world_device import make_home
-from world_process import run_to_end
+from world_process import ask, run_to_end, running
 
 from edgepack_contract.errors import ConfigError
 from edgepack_contract.keyring import Publisher, make_keyring
@@ -451,3 +455,32 @@ def test_secrets_that_others_read_end_it_with_78(home):
     ended = run_to_end("edgepack_runtime", "--config", home / "device.toml", **PORTS)
     assert ended.returncode == 78, ended.stderr
     assert f"run: chmod 600 {home / 'mac.key'}" in ended.stderr
+
+
+def test_a_daemon_serves_off_loopback_by_tls_and_tells_its_health_in_the_clear(home, tmp_path):
+    tls, token = make_tls(tmp_path / "tls"), make_token(home / "token")
+    environ = {
+        "SERVE_HOST": "0.0.0.0", "SERVE_PORT": "0", "SERVE_TLS_CERTIFICATE": str(tls.certificate),
+        "SERVE_TLS_KEY": str(tls.key), "SERVE_TOKEN_FILE": "token", "OPS_HOST": "0.0.0.0",
+        "OPS_PORT": "0", "MQTT_PORT": "9",
+    }  # fmt: skip
+    environ = {f"EDGEPACK_{name}": value for name, value in environ.items()}
+    log, config = tmp_path / "log", home / "device.toml"
+    with running(log, "edgepack_runtime", "--config", config, **environ) as process:
+        process.wait_said('"event": "serving"')
+        told = next(line for line in process.said.splitlines() if '"serving"' in line)
+        where = json.loads(told)
+        assert ask(where["ops_port"], "GET", "/health").json["status"] == "no models"
+        connection = http.client.HTTPSConnection(
+            "127.0.0.1", where["port"], timeout=60, context=tls.trusting()
+        )
+        with contextlib.closing(connection):
+            connection.request("GET", "/v2", headers={"authorization": f"Bearer {token}"})
+            assert connection.getresponse().read()
+            connection.request("GET", "/v2")
+            assert connection.getresponse().status == 401
+        # the Unix socket has its mode instead of a token
+        assert ask(home / "serve.sock", "GET", "/v2").status == 200
+        process.process.send_signal(signal.SIGHUP)
+        process.wait_said('"event": "reloaded"')
+        assert process.end(signal.SIGTERM) == 0

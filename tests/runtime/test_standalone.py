@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import signal
 import tempfile
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from bundle_samples import PUBLISHER, STRANGER, fixed_key
+from certificate_files import make_tls, make_token
 from world_bundles import MODEL, ROW, tiny_bundle
 from world_process import ask, run_to_end, running
 
@@ -105,11 +108,108 @@ def test_a_keyring_that_is_not_there_is_a_bad_configuration(files):
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])
-def test_it_serves_this_machine_only(files, host):
-    code, said = refused("--bundle", files / "signed.edgepack", "--host", host)
+def test_off_loopback_it_takes_tls_a_token_and_a_signature(files, host):
+    code, said = refused("--bundle", files / "unsigned.edgepack", "--host", host)
     assert code == 78
-    assert f"refusing to serve predictions on {host}" in said
-    assert 'use "127.0.0.1"' in said
+    first, *lines = said.splitlines()
+    assert first == "error: refusing to start, 3 settings are insecure:"
+    assert [line.split(":")[0].strip() for line in lines] == [
+        "--tls-certificate", "--token-file", "--keyring",
+    ]  # fmt: skip
+    assert "--host 127.0.0.1" in said
+
+
+@pytest.fixture
+def tls(tmp_path):
+    return make_tls(tmp_path / "tls")
+
+
+@pytest.fixture
+def guarded(tls, tmp_path):
+    """The options of a listener that may be off loopback."""
+    make_token(tmp_path / "token")
+    return (
+        "--host", "0.0.0.0", "--tls-certificate", tls.certificate, "--tls-key", tls.key,
+        "--token-file", tmp_path / "token",
+    )  # fmt: skip
+
+
+def ports(process):
+    """The ports that its log tells."""
+    process.wait_said('"event": "serving"')
+    lines = map(json.loads, process.said.splitlines())
+    told = next(line for line in lines if line["event"] == "serving")
+    return told["port"], told["ops_port"]
+
+
+def ask_tls(port, tls, method, path, body=None, **headers):
+    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=60, context=tls.trusting())
+    with contextlib.closing(connection):
+        connection.request(method, path, body and json.dumps(body), headers)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+
+
+def test_a_secure_listener_off_loopback(files, tmp_path, tls, guarded):
+    arguments = ("run", "--bundle", files / "signed.edgepack", "--port", 0, *trust(files))
+    ops = ("--ops-host", "0.0.0.0", "--ops-port", 0)
+    with running(tmp_path / "log", "edgepack_cli", *arguments, *guarded, *ops) as process:
+        port, ops_port = ports(process)
+        body, bearer = {"instances": [ROW]}, {"authorization": f"Bearer {'0123456789abcdef' * 4}"}
+        status, answer = ask_tls(port, tls, "POST", PREDICT, body, **bearer)
+        assert (status, answer["model_version"]) == (200, "1.0.0")
+        assert ask_tls(port, tls, "POST", PREDICT, body)[0] == 401
+        assert ask_tls(port, tls, "POST", PREDICT, body, authorization="Bearer no")[0] == 401
+        assert ask_tls(port, tls, "GET", "/v2/health/ready")[0] == 200
+        assert ask(ops_port, "GET", "/health").json["insecure"] is None
+        assert ask(ops_port, "POST", PREDICT, body).status == 404
+        assert process.end(signal.SIGTERM) == 0
+    assert '"event": "insecure"' not in process.said
+
+
+def test_hangup_takes_up_a_new_certificate_and_refuses_a_bad_one(files, tmp_path, tls, guarded):
+    arguments = ("--bundle", files / "signed.edgepack", "--port", 0, *trust(files), *guarded)
+    with running(tmp_path / "log", RUNTIME, *arguments) as process:
+        port, _ = ports(process)
+        renewed = make_tls(tmp_path / "tls")
+        process.process.send_signal(signal.SIGHUP)
+        process.wait_said('"event": "reloaded"')
+        assert ask_tls(port, renewed, "GET", "/v2/health/live")[0] == 200
+        (tmp_path / "token").chmod(0o644)
+        process.process.send_signal(signal.SIGHUP)
+        process.wait_said('"event": "reload_refused"')
+        assert "can be read or written by others (mode 0644)" in process.said
+        assert ask_tls(port, renewed, "GET", "/v2/health/live")[0] == 200
+        assert process.end(signal.SIGTERM) == 0
+
+
+def test_a_reason_lets_it_start_and_is_told(files, tmp_path):
+    arguments = ("--bundle", files / "unsigned.edgepack", "--port", 0, "--host", "0.0.0.0")
+    reason = {"EDGEPACK_ALLOW_INSECURE": "bench without a network"}
+    with running(tmp_path / "log", RUNTIME, *arguments, **reason) as process:
+        port, _ = ports(process)
+        process.wait_said('"event": "insecure"', times=3)
+        assert ask(port, "POST", PREDICT, {"instances": [ROW]}).status == 200
+        assert ask(port, "GET", "/health").json["insecure"] == {
+            "reason": "bench without a network",
+            "settings": ["--keyring", "--tls-certificate", "--token-file"],
+        }
+        assert process.end(signal.SIGTERM) == 0
+    assert "insecure (bench without a network): --token-file: everybody who" in process.said
+
+
+def test_a_demo_keyring_stays_on_loopback(files, tmp_path, guarded):
+    publisher = Publisher(key=PUBLISHER.public.pem.decode(), names=["*"])
+    keyring = make_keyring(OWNER, version=1, epoch=1, publishers=[publisher], fleets=[], demo=True)
+    (tmp_path / "keyring.json").write_bytes(keyring)
+    demo = ("--keyring", tmp_path / "keyring.json", "--owner", OWNER.public.fingerprint)
+    arguments = (RUNTIME, "--bundle", files / "signed.edgepack", "--port", 0, *demo)
+    reason = {"EDGEPACK_ALLOW_INSECURE": "a demo for the board"}
+    ended = run_to_end(*arguments, *guarded, **reason)
+    assert ended.returncode == 78
+    assert "--keyring: the keyring is a demo's" in ended.stderr
+    with running(tmp_path / "log", *arguments) as process:
+        assert ask(process.port(), "GET", "/v2/health/live").status == 200
 
 
 @pytest.mark.parametrize(
