@@ -17,11 +17,12 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from edgepack_contract.sealing import derived_secret
+from edgepack_fleet.api.clients import rate_key
 from edgepack_fleet.api.context import Context, context_of
 from edgepack_fleet.api.cookies import cookie_name
 from edgepack_fleet.api.limits import limiter_of
 from edgepack_fleet.api.origin import not_the_own_page
-from edgepack_fleet.api.problems import ForbiddenError, UnauthenticatedError
+from edgepack_fleet.api.problems import ForbiddenError, NoCredentialsError, UnauthenticatedError
 from edgepack_fleet.db.schema import Device
 from edgepack_fleet.grants import EVERYTHING, Role, Scope, allows, covers
 from edgepack_fleet.logins import find_login, touch_login
@@ -80,14 +81,19 @@ class Requires:
         """
         limiter, context = limiter_of(request), context_of(request)
         now_ms = context.now_ms()
+        address = limiter.address(request)
         if self.role is Role.PUBLIC:
-            address = limiter.address(request)
-            limiter.request(f"address {address}", now_ms)
+            limiter.request(f"address {rate_key(address)}", now_ms)
             return Caller("anonymous", Role.PUBLIC, "", address=address)
         try:
             caller = authenticate(request)
+        except NoCredentialsError:
+            # clients of registries always ask without first
+            limiter.request(f"address {rate_key(address)}", now_ms)
+            raise
         except UnauthenticatedError:
-            limiter.failed(limiter.address(request), now_ms)
+            # whoever has valid credentials is let in however often a neighbour fails
+            limiter.failed(address, now_ms)
             raise
         limiter.request(caller.key, now_ms)
         self._check(caller, request)
@@ -170,7 +176,8 @@ def authenticate(request: Request) -> Caller:
     ``Authorization`` header, the cookie of a browser that has logged in.
 
     Raises:
-        UnauthenticatedError: Missing, malformed, unknown, expired or revoked.
+        NoCredentialsError: There are none.
+        UnauthenticatedError: Malformed, unknown, expired or revoked.
     """
     context, address = context_of(request), limiter_of(request).address(request)
     header = request.headers.get("authorization")
@@ -178,7 +185,7 @@ def authenticate(request: Request) -> Caller:
         cookie = request.cookies.get(cookie_name(context.config.http))
         if cookie is not None:
             return _person(cookie, context, address)
-        raise UnauthenticatedError(
+        raise NoCredentialsError(
             "this needs credentials: send 'Authorization: Bearer TOKEN' with a token of "
             "'edgepack token create', or log in to the page"
         )

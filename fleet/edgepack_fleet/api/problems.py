@@ -45,6 +45,10 @@ class UnauthenticatedError(EdgepackError):
     default_code = "unauthenticated"
 
 
+class NoCredentialsError(UnauthenticatedError):
+    """No credentials at all, which is how clients ask what kind is wanted."""
+
+
 class ForbiddenError(EdgepackError):
     """The credentials are valid, but not for this."""
 

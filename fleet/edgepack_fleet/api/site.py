@@ -1,6 +1,6 @@
-"""The web page: three static files of the package, served without a token.
+"""The web page: a few static files of the package, served without credentials.
 
-The page holds no data; it asks the API for it with the token of whoever looks.
+The page holds no data; it asks the API for it with the credentials of whoever looks.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ router = APIRouter(include_in_schema=False)
 TYPES = {
     "index.html": "text/html; charset=utf-8",
     "app.js": "text/javascript; charset=utf-8",
+    "login.js": "text/javascript; charset=utf-8",
     "style.css": "text/css; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
@@ -35,6 +36,12 @@ def index(_: Public, request: Request) -> Response:
 def script(_: Public, request: Request) -> Response:
     """Its script."""
     return _file("app.js", request)
+
+
+@router.get("/login.js")
+def login_script(_: Public, request: Request) -> Response:
+    """The part of its script that finds out who looks."""
+    return _file("login.js", request)
 
 
 @router.get("/style.css")

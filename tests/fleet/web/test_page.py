@@ -1,4 +1,4 @@
-"""The page: three plain files that need no internet and show text as text."""
+"""The page: a few plain files that need no internet and show text as text."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fleet_http import open_fleet, served
 from fleet_scene import AGREEMENT, canary_failed, change_rollout, load, report
 
 from edgepack_contract.states import Phase, RolloutState
+from edgepack_fleet.tokens import new_secret
 
 STATIC = files("edgepack_fleet") / "web" / "static"
 HOSTILE = '"><svg onload=document.title="owned"><script>document.title="owned"</script>'
@@ -28,7 +29,8 @@ def text_of(name):
 
 @pytest.mark.parametrize(
     ("path", "kind"),
-    [("/", "text/html"), ("/app.js", "text/javascript"), ("/style.css", "text/css"),
+    [("/", "text/html"), ("/app.js", "text/javascript"),
+     ("/login.js", "text/javascript"), ("/style.css", "text/css"),
      ("/icon.svg", "image/svg+xml")],
 )  # fmt: skip
 def test_the_files_are_served_to_anyone_under_a_strict_policy(fleet, path, kind):
@@ -48,12 +50,12 @@ def test_nothing_is_inline_and_nothing_comes_from_elsewhere():
     assert re.findall(r"<script(?![^>]*src=)", page) == []
     assert "<style" not in page
     assert re.findall(r"\son\w+=|\sstyle=", page) == []
-    for name in ("index.html", "app.js", "style.css"):
+    for name in ("index.html", "app.js", "login.js", "style.css"):
         assert re.findall(r"https?://|//[a-z]", text_of(name)) == []
 
 
 def test_nothing_is_set_as_markup():
-    script = text_of("app.js")
+    script = text_of("app.js") + text_of("login.js")
     for dangerous in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
         assert dangerous not in script
 
@@ -117,9 +119,11 @@ def test_a_browser_asks_for_the_token_and_says_when_it_is_wrong(fleet):
         browser.wait_for("document.getElementById('login')?.hidden === false")
         enter = (
             "document.getElementById('token').value = '{}';"
-            "document.getElementById('login').requestSubmit()"
+            "document.getElementById('token-form').requestSubmit()"
         )
         browser.evaluate(enter.format("epa_wrong"))
+        browser.wait_for("document.body.innerText.includes('not a whole token')")
+        browser.evaluate(enter.format(new_secret("epa_")))
         browser.wait_for("document.body.innerText.includes('unknown, revoked or expired')")
         browser.evaluate(enter.format(fleet.tokens["viewer"]))
         browser.wait_for("document.getElementById('link').textContent === 'live'")

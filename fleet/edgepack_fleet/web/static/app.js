@@ -1,9 +1,8 @@
-"use strict";
+import { askAgain, byId, call, logOut, show, start } from "./login.js";
 
 /* Shows what the fleet service knows, as it changes. Everything that is shown is set as text, never
    as markup: names, reasons and labels come from devices and people. */
 
-const KEY = "edgepack-token";
 const RETRY_MS = 2000;
 const EVENTS_SHOWN = 200;
 const BACKABLE = new Set(["running", "paused", "completed", "completed_with_failures", "aborted"]);
@@ -29,8 +28,6 @@ const RENDER_LATER_MS = 200;
 const state = { devices: [], rollouts: [], events: new Map(), skew: 0, role: "viewer" };
 let lastId = "";
 let stream = null;
-
-const byId = (id) => document.getElementById(id);
 
 function node(name, options = {}, ...children) {
   const element = document.createElement(name);
@@ -229,16 +226,6 @@ async function act(rollout, verb) {
 
 /* ---- the connection ------------------------------------------------------------------------ */
 
-function call(method, path, body, more = {}) {
-  const headers = { Authorization: `Bearer ${sessionStorage.getItem(KEY)}` };
-  if (body !== undefined) headers["Content-Type"] = "application/json";
-  if (lastId && more.resume) headers["Last-Event-ID"] = lastId;
-  return fetch(path, {
-    method, headers, signal: more.signal, cache: "no-store",
-    body: body === undefined ? undefined : JSON.stringify(body),
-  });
-}
-
 function link(live, text) {
   byId("link").className = `link ${live ? "live" : "lost"}`;
   byId("link").textContent = text;
@@ -271,13 +258,14 @@ function apply(kind, document_) {
   }
 }
 
-async function follow() {
-  const answer = await call("GET", "/api/v1/stream", undefined,
-    { resume: true, signal: stream.signal });
+async function follow(signal) {
+  const headers = lastId ? { "Last-Event-ID": lastId } : {};
+  const answer = await call("GET", "/api/v1/stream", undefined, { headers, signal });
   if (answer.status === 401 || answer.status === 403) {
-    sessionStorage.removeItem(KEY);
-    askToken((await answer.json()).detail);
-    return false;
+    const { detail } = await answer.json();
+    disconnect();
+    askAgain(detail);
+    return;
   }
   if (!answer.ok) throw new Error(`the fleet service answers ${answer.status}`);
   link(true, "live");
@@ -293,45 +281,48 @@ async function follow() {
 }
 
 async function connect() {
-  byId("login").hidden = true;
-  byId("view").hidden = false;
-  stream = new AbortController();
-  const me = await call("GET", "/api/v1/me").catch(() => null);
-  if (me && me.ok) state.role = (await me.json()).role;
-  for (;;) {
+  disconnect();
+  const { signal } = stream = new AbortController();
+  show("view");
+  await greet();
+  while (!signal.aborted) {
     try {
-      if (!(await follow())) return;
+      await follow(signal);
     } catch (error) {
-      link(false, `${error.message}; trying again`);
+      if (!signal.aborted) link(false, `${error.message}; trying again`);
     }
-    await new Promise((done) => setTimeout(done, RETRY_MS));
+    if (!signal.aborted) await new Promise((done) => setTimeout(done, RETRY_MS));
   }
 }
 
-function askToken(text) {
-  byId("view").hidden = true;
-  byId("login").hidden = false;
-  if (text) byId("login-words").textContent = text;
-  link(false, "not connected");
-  byId("token").focus();
+/* Nothing of what one person saw is left for the next one at this browser. */
+function disconnect() {
+  if (stream) stream.abort();
+  stream = null;
+  lastId = "";
+  Object.assign(state, { devices: [], rollouts: [], events: new Map(), role: "viewer" });
+  showDevices();
+  byId("rollouts").replaceChildren();
+  byId("person").hidden = true;
+  byId("link").className = "link";
+  byId("link").textContent = "not connected";
 }
 
-function start() {
-  const given = new URLSearchParams(location.hash.slice(1)).get("token");
-  if (given) {
-    sessionStorage.setItem(KEY, given);
-    // the address bar, the history and a copied link must not hold the token
-    history.replaceState(null, "", location.pathname + location.search);
-  }
-  byId("login").addEventListener("submit", (event) => {
-    event.preventDefault();
-    sessionStorage.setItem(KEY, byId("token").value.trim());
-    byId("token").value = "";
-    connect();
-  });
-  setInterval(showDevices, 1000);
-  if (sessionStorage.getItem(KEY)) connect();
-  else askToken("");
+async function greet() {
+  const answer = await call("GET", "/api/v1/me").catch(() => null);
+  if (!answer || !answer.ok) return;
+  const me = await answer.json();
+  state.role = me.role;
+  const limits = [...me.bundles, ...me.groups].every((one) => one === "*")
+    ? "" : `bundles ${me.bundles.join(", ")}; groups ${me.groups.join(", ")}`;
+  byId("who").textContent = `${me.name}, ${me.role}${me.login ? "" : " (token)"}`;
+  byId("who").title = limits && `limited to ${limits}`;
+  byId("person").hidden = false;
 }
 
-start();
+byId("logout").addEventListener("click", () => {
+  disconnect();
+  logOut();
+});
+setInterval(showDevices, 1000);
+start(connect);
