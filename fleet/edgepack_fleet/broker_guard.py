@@ -1,0 +1,286 @@
+"""Keeps revoked devices out of the broker: the list of their certificates, and their sessions.
+
+Every few seconds what is to be done is derived from the database and from the files, so that a
+crash at any moment leaves nothing undone. It has a thread of its own, because the broker may be
+slow or away; messages from devices never wait for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from sqlalchemy import func, or_, select, update
+from sqlalchemy.orm import Session
+
+from edgepack_contract.certificates import Authority, certificate_key, read_certificate
+from edgepack_contract.errors import ConfigError, EdgepackError
+from edgepack_contract.topics import FLEET_NODE, RETAINED, device_topic
+from edgepack_fleet.authority import open_authority, revocation_list
+from edgepack_fleet.broker_files import is_due, issue_service, put_file, read_bounded
+from edgepack_fleet.config import FleetConfig
+from edgepack_fleet.db.database import Database
+from edgepack_fleet.db.schema import CertificateRow, Device
+from edgepack_fleet.errors import BrokerError
+from edgepack_fleet.eviction import INSIST_MS, REPEAT_MS, Revocation, due, evict
+from edgepack_fleet.membership import Status
+from edgepack_fleet.outbox import Message, put
+from edgepack_fleet.revoked_list import merge_lists
+
+logger = logging.getLogger(__name__)
+
+ROUND_SECONDS = 5.0
+THOROUGH_MS = 60_000
+"""How often the list and the service's certificate are looked at even if nothing seems new."""
+
+RELOAD_SECONDS = 1.0
+"""How long the broker is given to read the list before devices are evicted."""
+
+EVICTIONS = 100
+"""At most so many in a round: an eviction takes the time of a TLS handshake."""
+
+STRANGERS = 1000
+"""At most so many devices that speak without being members are remembered for the next round."""
+
+PID_BYTES = 32
+BROKER_PROGRAM = "mosquitto"
+
+
+class BrokerGuard:
+    """Writes the list of revoked certificates, has the broker read it, and evicts.
+
+    Args:
+        config: Where the broker, the list and the authority are.
+        database: What was revoked, and who was evicted.
+        now_ms: Wall clock, milliseconds since 1970 UTC.
+    """
+
+    def __init__(
+        self, config: FleetConfig, database: Database, *, now_ms: Callable[[], int]
+    ) -> None:
+        self._config = config
+        self._database = database
+        self._now_ms = now_ms
+        self._strangers: dict[str, None] = {}
+        self._tried_ms: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._listed: tuple[int, int] | None = None
+        self._thorough_ms = 0
+        # a former run may have written the list and not come to telling the broker
+        self._must_reload = True
+        self._complained = ""
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="broker-guard", daemon=True)
+        self.counts: Counter[str] = Counter()
+
+    def start(self) -> None:
+        """Begin with what an earlier run left undone."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish the eviction under way and stop."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def heard_stranger(self, device: str) -> None:
+        """Note that a device which is not a member still speaks: the broker has let it in."""
+        with self._lock:
+            if len(self._strangers) < STRANGERS:
+                self._strangers[device] = None
+
+    def round(self) -> None:
+        """Do what is to be done now.
+
+        Raises:
+            AuthorityError: The authority's files cannot be used.
+        """
+        authority = open_authority(self._config.keys)
+        if authority is None or self._config.mqtt.tls_ca is None:
+            return
+        self._keep_list(authority)
+        for device in self._whom()[:EVICTIONS]:
+            if self._stopping.is_set() or not self._evict(device, authority):
+                return
+
+    def _run(self) -> None:
+        while not self._stopping.wait(ROUND_SECONDS):
+            try:
+                self.round()
+            except EdgepackError as error:
+                self._complain(str(error))
+            except Exception:
+                # the outer boundary of the thread: without it revoked devices would stay
+                logger.exception("cannot guard the broker", extra={"event": "guard_failed"})
+
+    def _keep_list(self, authority: Authority) -> None:
+        now_ms = self._now_ms()
+        with self._database.read() as session:
+            listed = _how_much(session)
+            thorough = now_ms - self._thorough_ms >= THOROUGH_MS
+            if listed == self._listed and not thorough and not self._must_reload:
+                return
+            fresh = revocation_list(session, authority, now_ms)
+        self._must_reload |= self._write(fresh)
+        self._must_reload = self._must_reload and not self._reload()
+        if thorough:
+            self._renew_own(authority)
+            self._thorough_ms = now_ms
+        self._listed = listed
+
+    def _write(self, fresh: bytes) -> bool:
+        """Replace the list if it does not say the same; whether it was replaced."""
+        if self._config.mqtt.crl_file is None:
+            return False
+        path = Path(self._config.mqtt.crl_file)
+        old = read_bounded(path) if path.exists() else b""
+        merged = merge_lists(old, fresh)
+        if merged is None:
+            return False
+        try:
+            put_file(path, merged)
+        except OSError as error:
+            raise ConfigError(f"cannot write mqtt.crl_file {path}: {error.strerror}") from error
+        logger.info("wrote the list of revoked certificates", extra={"event": "crl_written"})
+        return True
+
+    def _reload(self) -> bool:
+        """Have the broker read the list; False to try again in the next round."""
+        mqtt = self._config.mqtt
+        if mqtt.crl_file is None:
+            return True
+        if mqtt.broker_pid_file is None:
+            logger.info(
+                "if nothing else does so, have the broker read %s: systemctl reload mosquitto",
+                mqtt.crl_file,
+                extra={"event": "crl_not_announced"},
+            )
+            return True
+        try:
+            tell_broker(Path(mqtt.broker_pid_file))
+        except BrokerError as error:
+            self._complain(str(error))
+            return False
+        self._stopping.wait(RELOAD_SECONDS)
+        return True
+
+    def _renew_own(self, authority: Authority) -> None:
+        """Issue the service's own certificate again before it ends; the link then takes it."""
+        mqtt, now_ms = self._config.mqtt, self._now_ms()
+        if mqtt.client_certificate is None:
+            return
+        path = Path(mqtt.client_certificate)
+        old = read_certificate(read_bounded(path))
+        ours = old.issuer == authority.certificate.subject
+        if not ours or not is_due(old, authority, [FLEET_NODE], now_ms=now_ms):
+            return
+        issued = issue_service(certificate_key(old), authority, now_ms=now_ms)
+        try:
+            put_file(path, issued.pem)
+        except OSError as error:
+            raise ConfigError(
+                f"mqtt.client_certificate {path} ends on {old.not_valid_after_utc:%Y-%m-%d} and "
+                f"cannot be renewed: {error.strerror}; let the service write there, or run: "
+                "edgepack fleet mqtt-config"
+            ) from error
+        logger.info("renewed the service's own certificate", extra={"event": "client_renewed"})
+
+    def _whom(self) -> list[str]:
+        now_ms = self._now_ms()
+        with self._lock:
+            strangers, self._strangers = list(self._strangers), {}
+        with self._database.read() as session:
+            revoked = due(_revocations(session, now_ms), now_ms=now_ms)
+            spoke = [one for one in strangers if _is_out(session, one)]
+        recent = self._tried_ms.items()
+        self._tried_ms = {one: at for one, at in recent if now_ms - at < REPEAT_MS}
+        return [one for one in dict.fromkeys([*spoke, *revoked]) if one not in self._tried_ms]
+
+    def _evict(self, device: str, authority: Authority) -> bool:
+        now_ms = self._now_ms()
+        self._tried_ms[device] = now_ms
+        try:
+            evict(device, self._config.mqtt, authority, now_ms=now_ms)
+        except (BrokerError, ConfigError) as error:
+            self.counts["failed"] += 1
+            self._complain(f"cannot end the session of {device} at the broker: {error}")
+            return False
+        self.counts["evicted"] += 1
+        self._complained = ""
+        logger.info("ended the session of %s at the broker", device, extra={"event": "evicted"})
+        with self._database.write() as session:
+            note_evicted(session, device, now_ms=now_ms)
+        return True
+
+    def _complain(self, words: str) -> None:
+        if words != self._complained:
+            self._complained = words
+            logger.error("%s", words, extra={"event": "guard_failed"})
+
+
+def _how_much(session: Session) -> tuple[int, int]:
+    """How many certificates are revoked, and when the last one was: changes with the list."""
+    count, last = session.execute(
+        select(func.count(CertificateRow.revoked_ms), func.max(CertificateRow.revoked_ms))
+    ).one()
+    return int(count), int(last or 0)
+
+
+def _revocations(session: Session, now_ms: int) -> list[Revocation]:
+    row = CertificateRow
+    found = session.execute(
+        select(row.device, row.revoked_ms, row.evicted_ms, Device.status)
+        .outerjoin(Device, Device.id == row.device)
+        .where(row.revoked_ms.is_not(None))
+        .where(or_(row.evicted_ms.is_(None), row.revoked_ms > now_ms - INSIST_MS - REPEAT_MS))
+    ).all()
+    return [
+        Revocation(device, revoked_ms or 0, evicted_ms, is_member=status == Status.ACCEPTED)
+        for device, revoked_ms, evicted_ms, status in found
+    ]
+
+
+def _is_out(session: Session, device: str) -> bool:
+    row = session.get(Device, device)
+    return row is not None and row.status in (Status.REVOKED, Status.DECOMMISSIONED)
+
+
+def note_evicted(session: Session, device: str, *, now_ms: int) -> None:
+    """Remember an eviction; what the device's last will left at the broker is cleared again."""
+    session.execute(
+        update(CertificateRow)
+        .where(CertificateRow.device == device, CertificateRow.revoked_ms.is_not(None))
+        .values(evicted_ms=now_ms)
+    )
+    row = session.get(Device, device)
+    if row is not None and row.status == Status.DECOMMISSIONED:
+        for kind in sorted(RETAINED):
+            topic = device_topic(row.tenant, row.id, kind)
+            put(session, Message(topic, b"", retained=True), now_ms=now_ms)
+
+
+def tell_broker(pid_file: Path) -> None:
+    """Send the broker SIGHUP.
+
+    Raises:
+        BrokerError: There is no such broker, or it is not ours to tell.
+    """
+    hint = "reload the broker by other means (docs/broker.md) and leave mqtt.broker_pid_file out"
+    try:
+        with pid_file.open("rb") as stream:
+            pid = int(stream.read(PID_BYTES))
+        # a file that outlived its process may name another one, which SIGHUP would end
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+        if pid <= 1 or name != BROKER_PROGRAM:
+            raise BrokerError(f"{pid_file} names process {pid} ({name}), which is no broker")
+        os.kill(pid, signal.SIGHUP)
+    except (OSError, ValueError) as error:
+        raise BrokerError(
+            f"cannot have the broker of mqtt.broker_pid_file {pid_file} read the list of revoked "
+            f"certificates: {error}; {hint}"
+        ) from error
