@@ -85,14 +85,22 @@ class Ingest:
         database: Where they go.
         tenant: Topics of another tenant are refused.
         publish: Hands acknowledgements to the link; it must not wait.
+        on_stranger: Called with the id of a device that speaks without being a member; it must not
+            wait.
     """
 
     def __init__(
-        self, database: Database, *, tenant: str, publish: Callable[[Message], object]
+        self,
+        database: Database,
+        *,
+        tenant: str,
+        publish: Callable[[Message], object],
+        on_stranger: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._database = database
         self._tenant = tenant
         self._publish = publish
+        self._on_stranger = on_stranger
         self._queue: queue.Queue[Incoming | None] = queue.Queue(QUEUE_ITEMS)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -206,6 +214,7 @@ class Ingest:
         if device is None:
             raise Refused("unknown-device")
         if device.status != ACCEPTED:
+            self._on_stranger(device.id)
             raise Refused("not-accepted")
         body = unseal(
             message.payload,
