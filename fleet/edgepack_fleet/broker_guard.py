@@ -58,14 +58,21 @@ class BrokerGuard:
         config: Where the broker, the list and the authority are.
         database: What was revoked, and who was evicted.
         now_ms: Wall clock, milliseconds since 1970 UTC.
+        on_commit: Called when there may be something to publish.
     """
 
     def __init__(
-        self, config: FleetConfig, database: Database, *, now_ms: Callable[[], int]
+        self,
+        config: FleetConfig,
+        database: Database,
+        *,
+        now_ms: Callable[[], int],
+        on_commit: Callable[[], None],
     ) -> None:
         self._config = config
         self._database = database
         self._now_ms = now_ms
+        self._on_commit = on_commit
         self._strangers: dict[str, None] = {}
         self._tried_ms: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -215,6 +222,7 @@ class BrokerGuard:
         logger.info("ended the session of %s at the broker", device, extra={"event": "evicted"})
         with self._database.write() as session:
             note_evicted(session, device, now_ms=now_ms)
+        self._on_commit()
         return True
 
     def _complain(self, words: str) -> None:

@@ -18,7 +18,8 @@ from collections.abc import Callable
 
 from sqlalchemy.exc import OperationalError
 
-from edgepack_contract.errors import ConfigError
+from edgepack_contract.errors import ConfigError, EdgepackError
+from edgepack_fleet.broker_guard import BrokerGuard
 from edgepack_fleet.bundles import BundleStore
 from edgepack_fleet.config import FleetConfig, security_gate
 from edgepack_fleet.controller import Controller
@@ -80,7 +81,13 @@ class FleetService:
             ttl_ms=int(timings.desired_ttl * 1000),
             refresh_ms=int(timings.desired_refresh * 1000),
         )
-        self.ingest = Ingest(self.database, tenant=config.tenant, publish=self._acknowledge)
+        self.guard = BrokerGuard(config, self.database, now_ms=self.now_ms, on_commit=self.wake)
+        self.ingest = Ingest(
+            self.database,
+            tenant=config.tenant,
+            publish=self._acknowledge,
+            on_stranger=self.guard.heard_stranger,
+        )
         self.controller = Controller(
             self.database,
             self.writer,
@@ -102,6 +109,7 @@ class FleetService:
         self.ingest.start()
         self._publisher.start()
         self._link.start()
+        self.guard.start()
         self.controller.start()
 
     def stop(self) -> None:
@@ -111,9 +119,24 @@ class FleetService:
         self.wake()
         if self._publisher.is_alive():
             self._publisher.join()
+        self.guard.stop()
         self._link.stop()
         self.ingest.stop()
         self.database.close()
+
+    def reload(self) -> None:
+        """Read the keyring and the fleet keys anew; what does not hold is logged, not used."""
+        try:
+            trust = self.keeper.reload(now_ms=self.now_ms())
+        except EdgepackError as error:
+            logger.error("keyring not taken: %s", error, extra={"event": "keyring_refused"})
+            return
+        version, epoch = trust.keyring.version, trust.keyring.epoch
+        logger.info(
+            "keyring version %d of epoch %d is in force", version, epoch,
+            extra={"event": "keyring_loaded"},
+        )  # fmt: skip
+        self.wake()
 
     def wake(self) -> None:
         """Say that the outbox may have something to publish."""
@@ -134,6 +157,8 @@ class FleetService:
         return {
             **counts,
             "broker_connected": int(self.connected),
+            "broker_evictions_total": self.guard.counts["evicted"],
+            "broker_evictions_failed_total": self.guard.counts["failed"],
             "driving": int(self.controller.driving),
         }
 

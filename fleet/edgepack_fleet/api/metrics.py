@@ -70,11 +70,15 @@ def _counters(counters: dict[str, int]) -> list[str]:
     words = "Messages from devices by what became of them."
     return [
         _family("messages_total", words, outcomes, kind="counter"),
-        *(
-            _family(name, f"{name.replace('_', ' ').capitalize()}: 1 or 0.", [({}, n)])
-            for name, n in rest
-        ),
+        *(_of_service(name, n) for name, n in rest),
     ]
+
+
+def _of_service(name: str, n: int) -> str:
+    words = name.removesuffix("_total").replace("_", " ").capitalize()
+    if name.endswith("_total"):
+        return _family(name, f"{words} since the start.", [({}, n)], kind="counter")
+    return _family(name, f"{words}: 1 or 0.", [({}, n)])
 
 
 def _presences(session: Session, here: Context) -> list[tuple[dict[str, str], int]]:
