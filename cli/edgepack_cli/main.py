@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "group": ("edgepack_cli.commands.group", "Create and list groups of devices."),
     "healthcheck": ("edgepack_cli.commands.healthcheck", "Ask a daemon whether it is well."),
     "inspect": ("edgepack_cli.commands.inspect", "Show what is in a bundle."),
-    "keys": ("edgepack_cli.commands.keys", "Make and show the owner, publisher and fleet keys."),
+    "keys": ("edgepack_cli.commands.keys", "Make, show and change the keys of a fleet."),
     "rollout": ("edgepack_cli.commands.rollout", "Roll a bundle out in stages, watch, roll back."),
     "run": ("edgepack_cli.commands.run", "Run the device daemon, or serve one bundle."),
     "sign": ("edgepack_cli.commands.sign", "Sign a bundle with a publisher key."),

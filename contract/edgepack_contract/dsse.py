@@ -58,14 +58,22 @@ def seal_envelope(payload_type: PayloadType, body: bytes, *signers: PrivateKey) 
     envelope = Envelope(
         payload_type=payload_type,
         payload=base64.b64encode(body).decode(),
-        signatures=[
-            Signature(
-                keyid=signer.public.fingerprint, sig=base64.b64encode(signer.sign(signed)).decode()
-            )
-            for signer in signers
-        ],
+        signatures=[_signature(signer, signed) for signer in signers],
     )
     return canonical_json(envelope)
+
+
+def countersign_envelope(raw: bytes, signer: PrivateKey, *, what: str, max_bytes: int) -> bytes:
+    """The envelope with one more signature, over its bytes as they are; others' are not checked.
+
+    Raises:
+        MalformedDocumentError: The envelope does not decode.
+    """
+    envelope = decode(raw, Envelope, what=what, max_bytes=max_bytes)
+    body = _unbase64(envelope.payload, what)
+    one = _signature(signer, pae(envelope.payload_type, body))
+    others = [other for other in envelope.signatures if other.keyid != one.keyid]
+    return canonical_json(msgspec.structs.replace(envelope, signatures=[*others, one]))
 
 
 def open_envelope(
@@ -125,6 +133,12 @@ def claimed_signers(raw: bytes, *, what: str, max_bytes: int) -> set[str]:
     """
     envelope = decode(raw, Envelope, what=what, max_bytes=max_bytes)
     return {signature.keyid for signature in envelope.signatures[:MAX_SIGNATURES]}
+
+
+def _signature(signer: PrivateKey, signed: bytes) -> Signature:
+    return Signature(
+        keyid=signer.public.fingerprint, sig=base64.b64encode(signer.sign(signed)).decode()
+    )
 
 
 def _holds(key: PublicKey, signature: Signature, envelope: Envelope, body: bytes) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgepack_cli.commands.keys import read_key_passphrase
+from edgepack_cli.keys.passphrases import read_key_passphrase
 from edgepack_cli.output import emit_json, note, say
 from edgepack_cli.trust import FILE
 from edgepack_packager import Progress, Recipe, build, render_table

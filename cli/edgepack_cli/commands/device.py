@@ -10,7 +10,7 @@ import click
 
 from edgepack_cli.client import from_environment
 from edgepack_cli.commands.group import labels_of
-from edgepack_cli.commands.keys import check_new
+from edgepack_cli.keys.folder import check_new
 from edgepack_cli.output import emit_json, note, say, table
 from edgepack_contract.keyring import open_keyring
 from edgepack_contract.keys import PrivateKey, write_private_key

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgepack_cli.commands.keys import read_key
+from edgepack_cli.keys.passphrases import read_key
 from edgepack_cli.output import say
 from edgepack_cli.trust import FILE
 from edgepack_contract.layout import sign_bundle

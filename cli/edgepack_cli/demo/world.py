@@ -96,7 +96,7 @@ class World:
 
     def make_keys(self) -> None:
         """Owner, publisher and fleet keys, for this demo only."""
-        command("keys", "init", str(self.folder / "keys"), "--no-passphrase", "--names", MODEL)
+        command("keys", "init", str(self.folder / "keys"), "--demo", "--names", MODEL)
 
     def start_services(self) -> None:
         """Start the broker, make one token, and start the fleet service."""
