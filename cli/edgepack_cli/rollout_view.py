@@ -8,6 +8,9 @@ from typing import Any
 
 from edgepack_cli.output import table
 
+NAMED = 8
+"""How many devices are named where there may be thousands."""
+
 MARKS = {
     "passed": "✔", "succeeded": "✔", "pass": "✔", "failed": "✘", "fail": "✘",
     "inconclusive": "?", "not_applicable": "-", "waiting": "·",
@@ -26,6 +29,34 @@ def render_rollout(rollout: Mapping[str, Any]) -> str:
     for stage in rollout["stages"]:
         lines += _stage(stage, rollout["updates"])
     return "\n".join(lines)
+
+
+def render_plan(plan: Mapping[str, Any]) -> str:
+    """A plan as text: who comes when, what is measured, who is left out, what cannot be undone."""
+    rollout = plan["rollout"]
+    stages = rollout["stages"]
+    gates = stages[0]["gates"] if stages else []
+    lines = [
+        f"{rollout['bundle']} {rollout['version']} to {rollout['group']}:",
+        *(
+            f"  stage {one['index'] + 1} ({one['target']}): {_some(one['devices'])}"
+            for one in stages
+        ),
+        *(
+            f"  gate {one['gate']} does not apply: {one['words']}"
+            for one in gates
+            if one["verdict"] == "not_applicable"
+        ),
+        *(f"  left out: {device}: {why}" for device, why in sorted(plan["incompatible"].items())),
+        *([f"  never heard of: {_some(plan['unheard'])}"] if plan["unheard"] else []),
+        *(f"  warning: {words}" for words in plan["warnings"]),
+    ]
+    return "\n".join(lines)
+
+
+def _some(devices: list[str]) -> str:
+    more = f" and {len(devices) - NAMED} more" if len(devices) > NAMED else ""
+    return f"{', '.join(devices[:NAMED])}{more}"
 
 
 def _stage(stage: Mapping[str, Any], updates: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import msgspec
@@ -20,7 +20,12 @@ from edgepack_contract.messages import Probation
 from edgepack_contract.states import RolloutState
 from edgepack_fleet.auditlog import GENESIS, chain_hash
 from edgepack_fleet.bundles import find_bundle
-from edgepack_fleet.compatibility import bundle_facts, incompatible_devices, target_of
+from edgepack_fleet.compatibility import (
+    bundle_facts,
+    incompatible_devices,
+    target_of,
+    ways_back,
+)
 from edgepack_fleet.db.schema import Bundle, RolloutEventRow, RolloutRow
 from edgepack_fleet.desired import DesiredWriter, SlotWish
 from edgepack_fleet.errors import (
@@ -42,6 +47,7 @@ from edgepack_fleet.rollout.model import (
 )
 from edgepack_fleet.rollout.options import PROBATION_MARGIN_SECONDS
 from edgepack_fleet.rollout.planning import Subject, plan
+from edgepack_fleet.rollout.returning import warnings
 
 HOLDING_STATES = frozenset(RolloutState) - FINAL_STATES - {RolloutState.DRAFT}
 """A rollout in one of these has its devices to itself."""
@@ -90,11 +96,13 @@ class Plan:
     """What a rollout would be. ``incompatible`` says why a device of the group is not in it.
 
     ``unheard`` are in it although they never said what they are: they may refuse the bundle.
+    ``warnings`` say what could not be rolled back.
     """
 
     rollout: Rollout
     incompatible: dict[str, str]
     unheard: list[str]
+    warnings: list[str]
     decision: Decision
 
 
@@ -112,7 +120,8 @@ def plan_rollout(session: Session, writer: DesiredWriter, request: Request, *, n
     members = group_members(session, get_group(session, request.group))
     if not members:
         raise InvalidRequestError(f"group {request.group!r} has no devices", code="empty-group")
-    incompatible = incompatible_devices(bundle, members)
+    ways = ways_back(session, writer.trusted(), members, bundle.name)
+    incompatible = incompatible_devices(bundle, members, ways)
     chosen = [device for device in members if device.id not in incompatible]
     if not chosen:
         reasons = "; ".join(f"{device}: {why}" for device, why in incompatible.items())
@@ -130,7 +139,9 @@ def plan_rollout(session: Session, writer: DesiredWriter, request: Request, *, n
     targets = [target_of(device, subject.slot) for device in chosen]
     decision = plan(subject, targets, request.options, now_ms, actor=request.actor)
     unheard = [device.id for device in chosen if device.birth is None]
-    return Plan(decision.rollout, incompatible, unheard, decision)
+    here = [way for way in ways if way.device not in incompatible]
+    risks = warnings(bundle.security_version, bundle.digest, here)
+    return Plan(decision.rollout, incompatible, unheard, risks, decision)
 
 
 def start_rollout(
@@ -162,7 +173,7 @@ def start_rollout(
     commit_decision(session, writer, planned.decision, now_ms=now_ms)
     started = actions.start(draft, now_ms, actor=request.actor)
     commit_decision(session, writer, started, now_ms=now_ms)
-    return Plan(started.rollout, planned.incompatible, planned.unheard, started)
+    return replace(planned, rollout=started.rollout, decision=started)
 
 
 def act_on_rollout(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from edgepack_cli.rollout_view import MARKS, render_rollout
+from edgepack_cli.rollout_view import MARKS, render_plan, render_rollout
 from edgepack_contract.states import StageState, UpdateState, Verdict
 from edgepack_fleet.rollout.model import (
     DeviceUpdate,
@@ -78,3 +78,18 @@ def test_gates_are_shown_from_when_a_stage_opens(state):
 
 def test_every_verdict_has_a_mark():
     assert set(Verdict) <= set(MARKS)
+
+
+def test_a_plan_names_who_is_left_out_and_what_cannot_be_undone():
+    plan = {
+        "rollout": msgspec.to_builtins(ROLLOUT),
+        "incompatible": {"pi-9": "built for arm64"},
+        "unheard": [f"pi-{number}" for number in range(10)],
+        "warnings": ["1 device (pi-1) cannot be rolled back"],
+    }
+    lines = render_plan(plan).splitlines()
+    assert "  stage 2 (100%): pi-2, pi-3, pi-4" in lines
+    assert "  gate accuracy does not apply: no ground truth is posted" in lines
+    assert "  left out: pi-9: built for arm64" in lines
+    assert lines[-2].endswith("pi-7 and 2 more")
+    assert lines[-1] == "  warning: 1 device (pi-1) cannot be rolled back"

@@ -9,7 +9,8 @@ from fleet_world import AT_ONCE, OPTIONS, World
 from sqlalchemy import func, select
 
 from edgepack_contract.description import Platform
-from edgepack_contract.states import RolloutState, UpdateState, Verdict
+from edgepack_contract.messages import Reported, SlotReported
+from edgepack_contract.states import Phase, RolloutState, UpdateState, Verdict
 from edgepack_fleet.db.schema import DesiredSlot, Device, RolloutRow
 from edgepack_fleet.errors import (
     ConflictError,
@@ -89,6 +90,36 @@ def test_a_device_that_cannot_run_it_is_left_out_with_the_reason(world):
     assert set(planned.rollout.updates) == {"pi-1", "pi-3"}
     assert "built for linux/amd64, this is linux/arm64" in planned.incompatible["pi-2"]
     assert planned.unheard == ["pi-3"]
+
+
+def report(world, device, *, running, floor=0):
+    """Write down that a device runs a bundle."""
+    slot = SlotReported(
+        phase=Phase.SUCCEEDED, running=running, version="1.0.0", previous=None, wanted=running,
+        floor=floor,
+    )  # fmt: skip
+    reported = Reported(session=1, sequence=1, at=0, epoch=1, generation=1, slots={"digits": slot})
+    with world.database.write() as session:
+        session.get_one(Device, device).reported = msgspec.to_builtins(reported)
+
+
+def test_what_could_not_be_rolled_back_is_said_beforehand(world):
+    newer = world.push("2.0.0", security_version=9)
+    report(world, "pi-1", running=world.digest)
+    report(world, "pi-2", running=f"sha256:{'0' * 64}")
+    report(world, "pi-3", running=newer)
+    first, second = plan(world, version="2.0.0").warnings
+    assert first.startswith("1 device (pi-2) can be rolled back only from what is on their own")
+    assert second.startswith("1 device (pi-1) can be rolled back only to what they run now")
+    assert second.endswith("security version 9")
+
+
+def test_a_device_that_would_refuse_it_for_its_floor_is_left_out(world):
+    newer = world.push("2.0.0", security_version=9)
+    report(world, "pi-1", running=newer, floor=9)
+    planned = plan(world)
+    assert "below it; this bundle has 3" in planned.incompatible["pi-1"]
+    assert set(planned.rollout.updates) == {"pi-2", "pi-3"}
 
 
 def test_a_bundle_that_nobody_can_run_is_refused(world):

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from edgepack_cli.client import FleetClient, from_environment
 from edgepack_cli.errors import Exit, FleetUnreachableError
 from edgepack_cli.output import emit_json, note, say, table
-from edgepack_cli.rollout_view import render_rollout
+from edgepack_cli.rollout_view import render_plan, render_rollout
 from edgepack_contract.settings import read_toml
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 POLL_SECONDS = 0.5
 AWAY_SECONDS = 120.0
@@ -34,13 +37,40 @@ def command() -> None:
     """Roll a bundle out in stages, watch, roll back."""
 
 
+def _what_and_where(function: F) -> F:
+    """The parameters that a rollout and its plan share."""
+    function = click.option(
+        "--options", "options_file", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help="A TOML file with rollout options; without it every default is safe.",
+    )(function)  # fmt: skip
+    function = click.option("--to", "group", required=True, help="The group of devices.")(function)
+    return click.argument("bundle", metavar="NAME:VERSION")(function)
+
+
+def _body(bundle: str, group: str, options_file: Path | None) -> dict[str, object]:
+    name, _, version = bundle.partition(":")
+    if not version:
+        raise click.UsageError(f"{bundle!r} is not of the form NAME:VERSION")
+    options = read_toml(options_file) if options_file else {}
+    return {"bundle": name, "version": version, "group": group, "options": options}
+
+
 @command.command()
-@click.argument("bundle", metavar="NAME:VERSION")
-@click.option("--to", "group", required=True, help="The group of devices.")
-@click.option(
-    "--options", "options_file", type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="A TOML file with rollout options; without it every default is safe.",
-)  # fmt: skip
+@_what_and_where
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def plan(bundle: str, *, group: str, options_file: Path | None, as_json: bool) -> None:
+    """Say what a rollout of NAME:VERSION would be, and what of it could not be rolled back.
+
+    Example: edgepack rollout plan churn:1.4.0 --to gateways
+    """
+    document = from_environment(os.environ).post(
+        "/rollouts:plan", _body(bundle, group, options_file)
+    )
+    emit_json(document) if as_json else say(render_plan(document))
+
+
+@command.command()
+@_what_and_where
 @click.option("--wait", is_flag=True, help="Watch it until it ends.")
 @click.option("--timeout", default=86_400.0, show_default=True, help="Seconds to --wait at most.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -51,16 +81,10 @@ def start(
 
     Example: edgepack rollout start churn:1.4.0 --to gateways --wait
     """
-    name, _, version = bundle.partition(":")
-    if not version:
-        raise click.UsageError(f"{bundle!r} is not of the form NAME:VERSION")
     client = from_environment(os.environ)
-    body = {
-        "bundle": name,
-        "version": version,
-        "group": group,
-        "options": read_toml(options_file) if options_file else {},
-    }
+    body = _body(bundle, group, options_file)
+    for warning in client.post("/rollouts:plan", body)["warnings"]:
+        note(f"warning: {warning}")
     rollout = client.post("/rollouts", body, headers={"Idempotency-Key": str(uuid.uuid4())})
     if wait:
         note(f"rollout {rollout['id']} started")

@@ -60,7 +60,10 @@ def plan(who: AsViewer, here: Here, body: NewBody) -> Response:
             session, here.writer, _request(body, who.name), now_ms=now_ms
         )
     view = PlanView(
-        rollout=planned.rollout, incompatible=planned.incompatible, unheard=planned.unheard
+        rollout=planned.rollout,
+        incompatible=planned.incompatible,
+        unheard=planned.unheard,
+        warnings=planned.warnings,
     )
     return answer(view)
 

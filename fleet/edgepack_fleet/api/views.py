@@ -115,12 +115,13 @@ class PlanView(msgspec.Struct, frozen=True, kw_only=True):
     """What a rollout would be.
 
     ``incompatible`` says why a device of the group is left out; ``unheard`` devices are in it
-    although they never said what they are.
+    although they never said what they are. ``warnings`` say what could not be rolled back.
     """
 
     rollout: Rollout
     incompatible: dict[str, str]
     unheard: list[str]
+    warnings: list[str] = []
 
 
 class StatsRow(msgspec.Struct, frozen=True, kw_only=True):
