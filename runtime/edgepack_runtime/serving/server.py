@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -35,6 +36,9 @@ IDLE_SECONDS = 75
 GRACE_SECONDS = 10
 MOST_CONNECTIONS = 512
 OPS_CONNECTIONS = 64
+REFUSED_WITH_WORDS = 64
+"""So many callers more are told 503; those beyond are hung up on."""
+
 BACKLOG = 128
 MOST_PORT = 65_535
 SOCKET_MODE = 0o660
@@ -155,11 +159,12 @@ class _Listener:
 
     def __init__(self, wanted: _Wanted) -> None:
         where = wanted.where
+        most = OPS_CONNECTIONS if wanted.kind is Kind.OPS else MOST_CONNECTIONS
         self.kind = wanted.kind
         self.path = where if isinstance(where, Path) else None
         self.socket = _bind_unix(where) if isinstance(where, Path) else _bind_tcp(*where)
+        self.socket.most = most + REFUSED_WITH_WORDS
         self.port = None if self.path is not None else int(self.socket.getsockname()[1])
-        most = OPS_CONNECTIONS if wanted.kind is Kind.OPS else MOST_CONNECTIONS
         self.server = _Server(_config(wanted.app, most), wanted.tls)
 
     async def serve(self) -> None:
@@ -304,12 +309,33 @@ def _place(where: Path | tuple[str, int]) -> str:
     return str(where) if isinstance(where, Path) else f"{where[0]}:{where[1]}"
 
 
-def _bind_tcp(host: str, port: int) -> socket.socket:
+class _BoundedSocket(socket.socket):
+    """A listening socket that hangs up on callers when ``most`` connections are open.
+
+    asyncio takes every caller, also those that never finish a handshake; file descriptors end, and
+    installing and telemetry need some too.
+    """
+
+    most = MOST_CONNECTIONS
+    _open: frozenset[socket.socket] = frozenset()
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        connection, address = super().accept()
+        self._open = frozenset(one for one in self._open if one.fileno() != -1)
+        if len(self._open) >= self.most:
+            connection.close()
+            # asyncio goes on with the next caller
+            raise ConnectionAbortedError
+        self._open |= {connection}
+        return connection, address
+
+
+def _bind_tcp(host: str, port: int) -> _BoundedSocket:
     if not 0 <= port <= MOST_PORT:
         # getaddrinfo would take the lower 16 bits of it, and serve where nobody looks
         raise OSError(errno.EINVAL, f"a port is a number from 0 to {MOST_PORT}")
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listener = socket.socket(family, kind, protocol)
+    listener = _BoundedSocket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -319,12 +345,12 @@ def _bind_tcp(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _bind_unix(path: Path) -> socket.socket:
+def _bind_unix(path: Path) -> _BoundedSocket:
     """Bind beside the path and rename: nobody finds the socket before it has its mode."""
     if path.exists() and not stat.S_ISSOCK(path.stat().st_mode):
         raise FileExistsError(f"{path} is there and is not a socket")
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = _BoundedSocket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         aside.unlink(missing_ok=True)
         listener.bind(str(aside))

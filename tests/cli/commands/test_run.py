@@ -49,6 +49,24 @@ def test_one_bundle(cli, became, bundle, trust):
     ]  # fmt: skip
 
 
+def test_one_bundle_off_loopback(cli, became, tmp_path):
+    for name in ("bundle", "pem", "key", "token"):
+        (tmp_path / name).touch()
+    options = [
+        "--tls-certificate", tmp_path / "pem", "--tls-key", tmp_path / "key",
+        "--token-file", tmp_path / "token", "--ops-host", "0.0.0.0", "--ops-port", "0",
+    ]  # fmt: skip
+    rest = becomes(cli, became, ["run", "--bundle", tmp_path / "bundle", *options])
+    assert rest[-10:] == list(map(str, options))
+
+
+def test_a_port_of_operations_needs_a_host(cli, became, tmp_path):
+    (tmp_path / "bundle").touch()
+    ended = cli("run", "--bundle", tmp_path / "bundle", "--ops-port", "0")
+    assert (ended.code, became) == (2, [])
+    assert "--ops-port needs --ops-host" in ended.err
+
+
 @pytest.mark.parametrize("both", [True, False])
 def test_a_config_or_a_bundle(cli, became, bundle, both):
     ended = cli("run", *(["--config", bundle, "--bundle", bundle] if both else []))

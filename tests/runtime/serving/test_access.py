@@ -10,6 +10,7 @@ import ssl
 
 import pytest
 from certificate_files import make_tls, make_token
+from world_waiting import eventually
 
 from edgepack_contract.errors import ConfigError
 from edgepack_runtime.config import OpsConfig, ServeConfig
@@ -285,6 +286,28 @@ def test_who_fills_the_operations_listener_does_not_fill_the_other(world, monkey
             assert caller.ask("/v2/health/live")[0].status == 503
         with calling(running.port) as caller:
             assert caller.ask("/v2/health/live")[0].status == 200
+
+
+def test_handshakes_that_never_end_do_not_take_every_descriptor(world, guard, files, monkeypatch):
+    monkeypatch.setattr(server_module, "MOST_CONNECTIONS", 2)
+    monkeypatch.setattr(server_module, "REFUSED_WITH_WORDS", 3)
+    port = world.start(host="127.0.0.1", guard=guard).port
+    with contextlib.ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+            for _ in range(5)
+        ]
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as one_more:
+            assert one_more.recv(1) == b""
+        silent[0].shutdown(socket.SHUT_RDWR)
+        assert silent[0].recv(1) == b""
+
+        def served():
+            with calling(port, files.trusting()) as caller, contextlib.suppress(OSError):
+                return caller.ask("/v2/health/live")[0].status
+            return None
+
+        eventually(lambda: served() == 200, "a place became free")
 
 
 def test_a_place_that_is_taken_frees_the_others(world, tmp_path):
