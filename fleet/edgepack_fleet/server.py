@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from edgepack_fleet.api.context import Context
 from edgepack_fleet.config import FleetConfig, HttpConfig
 from edgepack_fleet.service import FleetService, refuse_unsafe
 
+logger = logging.getLogger(__name__)
+
 BACKLOG = 2048
 GRACEFUL_SECONDS = 5
 UNIX_MODE = 0o660
@@ -25,9 +28,16 @@ UNIX_MODE = 0o660
 class _Server(uvicorn.Server):
     """Tells when it listens, and lets the rest of the service stop after it."""
 
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        *,
+        on_ready: Callable[[], None],
+        on_hangup: Callable[[], None],
+    ) -> None:
         super().__init__(config)
         self._on_ready = on_ready
+        self._on_hangup = on_hangup
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then tell."""
@@ -41,11 +51,22 @@ class _Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.handle_exit, number, None)
+        loop.add_signal_handler(signal.SIGHUP, self._reload, loop)
         yield
+
+    def _reload(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Use the certificate as it is now for new connections; let the service read its keys."""
+        config = self.config
+        if config.ssl is not None and config.ssl_certfile is not None:
+            try:
+                config.ssl.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
+            except OSError as error:
+                logger.error("the certificate is not taken: %s", error)
+        loop.run_in_executor(None, self._on_hangup)
 
 
 def serve(config: FleetConfig, announce: Callable[[str], None]) -> None:
-    """Run the service until SIGTERM or SIGINT.
+    """Run the service until SIGTERM or SIGINT; SIGHUP reads keys, keyring and certificate anew.
 
     Args:
         config: What it was told.
@@ -154,5 +175,5 @@ def _make_server(service: FleetService, on_ready: Callable[[], None]) -> _Server
         ssl_keyfile=http.tls_key,
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
     )
-    server = _Server(config, on_ready)
+    server = _Server(config, on_ready=on_ready, on_hangup=service.reload)
     return server

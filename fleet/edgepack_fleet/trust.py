@@ -11,10 +11,9 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -24,6 +23,7 @@ from edgepack_contract.errors import (
     ConfigError,
     DocumentError,
     MalformedDocumentError,
+    SigningKeyError,
     UntrustedBundleError,
 )
 from edgepack_contract.keyring import Keyring, advance_keyring, open_keyring, succeed_keyring
@@ -34,7 +34,7 @@ from edgepack_fleet.auditlog import append_audit
 from edgepack_fleet.config import FleetConfig, KeysConfig
 from edgepack_fleet.db.database import Database
 from edgepack_fleet.db.schema import AuditRow, Bundle
-from edgepack_fleet.errors import ConflictError
+from edgepack_fleet.errors import ConflictError, OperationError
 from edgepack_fleet.outbox import Message, put
 
 PUSHED = "keyring.push"
@@ -44,6 +44,17 @@ LOCAL = "local"
 
 KEYRING_MODE = 0o644
 """It is public: what it says is proven by its signatures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who puts a keyring in force, and what else the audit log says of it."""
+
+    name: str
+    detail: Mapping[str, str]
+
+
+LOCALLY = Actor(LOCAL, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +122,8 @@ def advanced(trust: Trust, raw: bytes, keys: KeysConfig) -> Trust:
 
     Raises:
         UntrustedDocumentError, MalformedDocumentError: See :func:`advance_keyring`.
-        ConflictError: With code ``unknown-fleet-key``: it names none of this service's fleet keys.
-        SigningKeyError: A fleet key cannot be read.
+        ConflictError: With code ``unknown-fleet-key``: it names none of this service's fleet keys
+            that can be read.
     """
     keyring = advance_keyring(trust.keyring, raw)
     if keyring is trust.keyring:
@@ -122,12 +133,12 @@ def advanced(trust: Trust, raw: bytes, keys: KeysConfig) -> Trust:
     open_keyring(file, owner_fingerprint=keys.owner)
     try:
         return Trust(file, keyring, _fleet_key(keyring, keys))
-    except ConfigError as error:
+    except (ConfigError, SigningKeyError) as error:
         raise ConflictError(
-            f"keyring version {keyring.version} names no fleet key of this service, so devices "
-            "would obey nothing more that it says; first put the key file that this keyring names "
-            "at keys.fleet (which may name several files), then push the keyring again",
-            code=error.code,
+            f"with keyring version {keyring.version} devices would obey nothing more that this "
+            f"service says: {error}. First put the key file that this keyring names at keys.fleet "
+            "(which may name several files), then push the keyring again",
+            code="unknown-fleet-key",
         ) from error
 
 
@@ -160,18 +171,20 @@ class KeyringKeeper:
         """What is in force."""
         return self._trust
 
-    def push(self, raw: bytes, *, actor: str, now_ms: int) -> Trust:
+    def push(self, raw: bytes, *, actor: str, address: str, now_ms: int) -> Trust:
         """Put a newer keyring in force, from its file's bytes; the one in force changes nothing.
 
         Raises:
             UntrustedDocumentError, MalformedDocumentError, ConflictError: See :func:`advanced`.
             ConfigError: It must not be used with this configuration.
+            OperationError: It cannot be stored.
         """
         with self._lock:
             trust = advanced(self._trust, raw, self._config.keys)
             if trust is not self._trust:
                 self._refuse(trust.keyring)
-                self._enforce(trust, action=PUSHED, actor=actor, now_ms=now_ms)
+                by = Actor(actor, {"address": address})
+                self._enforce(trust, action=PUSHED, by=by, now_ms=now_ms)
             return trust
 
     def reload(self, *, now_ms: int) -> Trust:
@@ -187,21 +200,21 @@ class KeyringKeeper:
             trust = advanced(self._trust, read_keyring_file(keys), keys)
             trust = Trust(trust.file, trust.keyring, _fleet_key(trust.keyring, keys))
             self._refuse(trust.keyring)
-            self._enforce(trust, action=LOADED, actor=LOCAL, now_ms=now_ms)
+            self._enforce(trust, action=LOADED, by=LOCALLY, now_ms=now_ms)
             return trust
 
     def record(self, *, now_ms: int) -> None:
         """Write down what is in force at the start, unless that was written down already."""
         with self._database.write() as session:
-            _record(session, self._trust, action=LOADED, actor=LOCAL, now_ms=now_ms)
+            _record(session, self._trust, action=LOADED, by=LOCALLY, now_ms=now_ms)
 
     def tell(self, session: Session, *, now_ms: int) -> None:
         """Publish the keyring in the caller's transaction; it is retained."""
         put_keyring(session, self._config.tenant, self._trust, now_ms=now_ms)
 
-    def _enforce(self, trust: Trust, *, action: str, actor: str, now_ms: int) -> None:
+    def _enforce(self, trust: Trust, *, action: str, by: Actor, now_ms: int) -> None:
         with self._database.write() as session:
-            _record(session, trust, action=action, actor=actor, now_ms=now_ms)
+            _record(session, trust, action=action, by=by, now_ms=now_ms)
             put_keyring(session, self._config.tenant, trust, now_ms=now_ms)
             # the last step before the commit: a keyring that is in force is in the log as well
             _store(Path(self._config.keys.keyring), trust.file)
@@ -213,8 +226,8 @@ def put_keyring(session: Session, tenant: str, trust: Trust, *, now_ms: int) -> 
     put(session, Message(keyring_topic(tenant), trust.file, retained=True), now_ms=now_ms)
 
 
-def _record(session: Session, trust: Trust, *, action: str, actor: str, now_ms: int) -> None:
-    detail: dict[str, Any] = {
+def _record(session: Session, trust: Trust, *, action: str, by: Actor, now_ms: int) -> None:
+    facts = {
         "version": trust.keyring.version,
         "epoch": trust.keyring.epoch,
         "fleet_key": trust.key.public.fingerprint,
@@ -226,11 +239,16 @@ def _record(session: Session, trust: Trust, *, action: str, actor: str, now_ms: 
         .order_by(AuditRow.sequence.desc())
         .limit(1)
     ).first()
-    if last != detail:
-        subject = f"version {trust.keyring.version}, epoch {trust.keyring.epoch}"
-        append_audit(
-            session, at_ms=now_ms, actor=actor, action=action, subject=subject, detail=detail
-        )
+    if last is not None and facts.items() <= last.items():
+        return
+    append_audit(
+        session,
+        at_ms=now_ms,
+        actor=by.name,
+        action=action,
+        subject=f"version {trust.keyring.version}, epoch {trust.keyring.epoch}",
+        detail={**facts, **by.detail},
+    )
 
 
 def _fleet_key(keyring: Keyring, keys: KeysConfig) -> PrivateKey:
@@ -268,8 +286,15 @@ def _extended(trust: Trust, raw: bytes) -> bytes:
 
 
 def _store(path: Path, file: bytes) -> None:
-    with replacing(path) as part, part.open("wb") as stream:
-        os.fchmod(stream.fileno(), KEYRING_MODE)
-        stream.write(file)
-        stream.flush()
-        os.fsync(stream.fileno())
+    try:
+        with replacing(path) as part, part.open("wb") as stream:
+            os.fchmod(stream.fileno(), KEYRING_MODE)
+            stream.write(file)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise OperationError(
+            f"cannot write keyring {path}: {error.strerror}; the service must be able to replace "
+            "keys.keyring, so its folder must be writable",
+            code="keyring-file",
+        ) from error

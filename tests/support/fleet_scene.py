@@ -18,12 +18,20 @@ AGREEMENT = (
 OPTIONS = {"stages": ["1", "100%"], "soak_seconds": 8.0, "probation_seconds": 4.0}
 
 
-def report(fleet: Fleet, device: str, digest: str, version: str, **changes: Any) -> None:
+def report(
+    fleet: Fleet, device: str, digest: str, version: str, *, keyring: int = 0, **changes: Any
+) -> None:
     """Make a device say what it runs, as the ingest would store it."""
     fields = {"phase": Phase.SUCCEEDED, "previous": None, "wanted": digest} | changes
     slot = SlotReported(running=digest, version=version, **fields)
     said = Reported(
-        session=1, sequence=1, at=fleet.clock(), epoch=0, generation=1, slots={"digits": slot}
+        session=1,
+        sequence=1,
+        at=fleet.clock(),
+        epoch=0,
+        generation=1,
+        slots={"digits": slot},
+        keyring=keyring,
     )
     with fleet.context.database.write() as session:
         row = session.get_one(Device, device)

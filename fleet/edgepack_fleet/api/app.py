@@ -9,7 +9,10 @@ from edgepack_contract.loopback import is_loopback
 from edgepack_fleet.api import (
     bundles,
     devices,
+    enrol,
     groups,
+    join_tokens,
+    keyring,
     login,
     metrics,
     openapi,
@@ -32,12 +35,15 @@ from edgepack_fleet.config import HttpConfig
 
 ROUTERS = (
     devices.router,
+    enrol.router,
+    join_tokens.router,
     groups.router,
     bundles.router,
     rollouts.router,
     stats.router,
     stream.router,
     tokens.router,
+    keyring.router,
     people.router,
     login.router,
     status.router,

@@ -11,11 +11,13 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 
-from edgepack_fleet import devices
+from edgepack_contract.enrolment import EnrolAnswer, RenewalAnswer
+from edgepack_fleet import devices, enrolment
 from edgepack_fleet.api.access import Public, Requires
 from edgepack_fleet.api.answers import COMPONENTS, answer
 from edgepack_fleet.api.bodies import JsonBody
 from edgepack_fleet.api.cookies import SECURE_NAME
+from edgepack_fleet.api.keyring import KeyringStatus, KeyringView
 from edgepack_fleet.api.problems import PROBLEM_TYPE
 from edgepack_fleet.api.views import (
     BundleDetail,
@@ -35,6 +37,7 @@ from edgepack_fleet.api.views import (
 )
 from edgepack_fleet.bundles import Pushed
 from edgepack_fleet.grants import Role
+from edgepack_fleet.join_tokens import JoinToken
 from edgepack_fleet.rollout.model import RolloutEvent
 
 router = APIRouter()
@@ -44,6 +47,8 @@ ANSWERS: tuple[type[Any], ...] = (
     BundleView,
     CodeView,
     GroupView,
+    KeyringStatus,
+    KeyringView,
     LoggedIn,
     LoginWays,
     Me,
@@ -56,7 +61,11 @@ ANSWERS: tuple[type[Any], ...] = (
     StatsRow,
     TokenView,
     Why,
+    EnrolAnswer,
+    JoinToken,
+    RenewalAnswer,
     devices.DeviceView,
+    enrolment.PendingView,
 )
 """Every type that a route answers with."""
 
