@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import pytest
 from fastapi.routing import APIRoute
 from fleet_http import START_MS, basic, device_header, open_fleet
 
 from edgepack_fleet.api.openapi import role_of
-from edgepack_fleet.db.schema import Device, TokenRow
-from edgepack_fleet.tokens import Role, list_tokens, revoke_token
+from edgepack_fleet.db.schema import Device, TokenRow, UserRow
+from edgepack_fleet.grants import EVERYTHING, Role
+from edgepack_fleet.logins import open_login
+from edgepack_fleet.people import add_user, remove_user
+from edgepack_fleet.tokens import create_token, list_tokens, revoke_token
 
 ROLES = ("viewer", "operator", "publisher", "admin")
-VALUES = {
-    "device": "pi-1",
+VALUES = defaultdict(lambda: "x") | {
+    "device": "pi-2",
     "name": "digits",
     "version": "1.0.0",
     "rollout": "r-1",
@@ -20,6 +25,10 @@ VALUES = {
     "reference": "1.0.0",
     "verb": "pause",
 }
+DOORS = ("/api/v1/login", "/api/v1/enrol")
+"""Where one gets in: public, and limited in how often one may ask."""
+OWN_PAGE = {"Sec-Fetch-Site": "same-origin"}
+HOUR_MS = 3_600_000
 
 
 @pytest.fixture
@@ -39,9 +48,11 @@ def test_every_route_declares_a_role_before_anything_else(fleet):
         assert role_of(route) is not None, f"{route.path} declares no role"
 
 
-def test_only_the_page_and_what_describes_the_service_is_public(fleet):
+def test_only_the_page_the_doors_and_what_describes_the_service_are_public(fleet):
     public = {route.path for route in fleet.app.routes if role_of(route) is Role.PUBLIC}
-    assert public == {"/", "/app.js", "/style.css", "/icon.svg", "/healthz", "/api/v1/openapi.json"}
+    page = {"/", "/app.js", "/login.js", "/style.css", "/icon.svg"}
+    described = {"/healthz", "/api/v1/openapi.json", "/api/v1/keyring", "/api/v1/crl"}
+    assert public - page - described == {path for path in public if path.startswith(DOORS)}
 
 
 def test_devices_reach_nothing_but_the_pull_api(fleet):
@@ -51,32 +62,97 @@ def test_devices_reach_nothing_but_the_pull_api(fleet):
 
 
 def test_what_changes_something_needs_more_than_a_viewer(fleet):
+    # a plan is asked for with a body and changes nothing; logging out changes only who asks
+    own = {"/api/v1/rollouts:plan", "/api/v1/logout"}
     for route, method in routes(fleet):
-        # a plan is asked for with a body, and changes nothing
-        if method not in ("GET", "HEAD") and route.path != "/api/v1/rollouts:plan":
-            assert role_of(route).rank > Role.VIEWER.rank, f"{method} {route.path}"
+        if method not in ("GET", "HEAD") and not route.path.startswith(DOORS):
+            higher = role_of(route).rank > Role.VIEWER.rank
+            assert higher or route.path in own, f"{method} {route.path}"
+
+
+def test_every_door_that_needs_no_credentials_is_limited(fleet):
+    doors = [
+        route
+        for route in fleet.app.routes
+        if role_of(route) is Role.PUBLIC and route.methods - {"GET", "HEAD"}
+    ]
+    assert len(doors) >= 6
+    for route in doors:
+        limits = [getattr(one.call, "__qualname__", "") for one in route.dependant.dependencies]
+        assert any(name.startswith("limited.") for name in limits), route.path
+
+
+def log_in(fleet, name, role):
+    """A person with a browser that is logged in; gives the cookie's header."""
+    with fleet.context.database.write() as session:
+        add_user(session, name=name, role=role, scope=EVERYTHING, now_ms=fleet.clock())
+        return {"Cookie": f"edgepack-session={open_login(session, name, now_ms=fleet.clock())}"}
+
+
+def callers(fleet):
+    """Everybody who may knock: what they send and the role that it should give them."""
+    fleet.add_device("pi-1")
+    fleet.add_device("pi-2")
+    gone = log_in(fleet, "gone", Role.ADMIN)
+    with fleet.context.database.write() as session:
+        remove_user(session, "gone")
+        revoked = create_token(session, name="revoked", role=Role.ADMIN, now_ms=START_MS)
+        revoke_token(session, "revoked")
+        expired = create_token(
+            session, name="expired", role=Role.ADMIN, now_ms=START_MS - 9000, ttl_seconds=9
+        )
+        session.add(UserRow(name="late", role="admin", created_ms=START_MS))
+        session.flush()
+        late = open_login(session, "late", now_ms=START_MS - 12 * HOUR_MS)
+    admin = f"Bearer {fleet.tokens['admin']}"
+    knocking = {
+        "nobody": (Role.PUBLIC, {}),
+        "a device": (Role.DEVICE, {"Authorization": device_header("pi-1")}),
+        "an expired token": (Role.PUBLIC, {"Authorization": f"Bearer {expired}"}),
+        "a revoked token": (Role.PUBLIC, {"Authorization": f"Bearer {revoked}"}),
+        "a mistyped token": (Role.PUBLIC, {"Authorization": admin[:-1] + "!"}),
+        "a person who is gone": (Role.PUBLIC, gone | OWN_PAGE),
+        "a login of yesterday": (Role.PUBLIC, {"Cookie": f"edgepack-session={late}"} | OWN_PAGE),
+        "a cookie of another name": (
+            Role.PUBLIC, {"Cookie": f"__Host-edgepack={fleet.tokens['admin']}"} | OWN_PAGE
+        ),
+    }  # fmt: skip
+    for name in ROLES:
+        cookie = log_in(fleet, f"person-{name}", Role(name)) | OWN_PAGE
+        token = {"Authorization": f"Bearer {fleet.tokens[name]}"}
+        knocking[f"the token of a {name}"] = (Role(name), token)
+        knocking[f"a logged-in {name}"] = (Role(name), cookie)
+        knocking[f"a {name} with the cookie of an admin too"] = (Role(name), cookie | token)
+    return knocking
 
 
 def test_every_route_refuses_everyone_below_its_role(fleet):
-    fleet.add_device("pi-1")
-    callers = {Role.PUBLIC: {}, Role.DEVICE: {"Authorization": device_header("pi-1")}}
-    callers |= {Role(r): {"Authorization": f"Bearer {fleet.tokens[r]}"} for r in ROLES}
-    client = fleet.client()
-    tried = 0
+    client, tried, knocking = fleet.client(), 0, callers(fleet)
     for route, method in routes(fleet):
-        path = route.path.format(**{name: VALUES[name] for name in route.param_convertors})
-        if path.endswith("/stream"):
-            continue  # endless for those it lets in; tested on a real server
-        for role, headers in callers.items():
+        path = route.path.format_map(VALUES)
+        if path.endswith(("/stream", "/logout")):
+            continue  # endless, or the end of the login, for those it lets in; tested elsewhere
+        for name, (role, headers) in knocking.items():
+            fleet.clock.now_ms += 3000
             answer = client.request(method, path, headers=headers)
-            expected = {401} if role is Role.PUBLIC else {403}
+            what = f"{name}: {method} {path}: {answer.status_code} {answer.text}"
             if role.rank >= role_of(route).rank:
-                assert answer.status_code not in (401, 403), f"{role} {method} {path}"
+                assert answer.status_code not in (401, 403), what
             else:
-                assert answer.status_code in expected, f"{role} {method} {path}"
-            assert answer.status_code < 500, f"{role} {method} {path}: {answer.text}"
+                assert answer.status_code == (401 if role is Role.PUBLIC else 403), what
+            assert answer.status_code < 500, what
             tried += 1
-    assert tried > 100
+    assert tried > 700
+
+
+def test_a_cookie_without_proof_of_the_own_page_changes_nothing(fleet):
+    cookie = log_in(fleet, "anna", Role.ADMIN)
+    for route, method in routes(fleet):
+        if role_of(route).rank < Role.VIEWER.rank or method in ("GET", "HEAD"):
+            continue
+        answer = fleet.client().request(method, route.path.format_map(VALUES), headers=cookie)
+        assert (answer.status_code, answer.json()["code"]) == (403, "foreign-origin"), route.path
+    assert fleet.client(**cookie).get("/api/v1/me").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -152,15 +228,16 @@ def test_one_devices_secret_is_no_other_devices(fleet):
     assert fleet.client(Authorization=device_header("pi-2")).get("/v2/").status_code == 200
 
 
-def test_cookies_and_query_strings_are_no_credentials(fleet):
+def test_tokens_in_cookies_and_query_strings_are_no_credentials(fleet):
     token = fleet.tokens["admin"]
-    client = fleet.client(Cookie=f"token={token}; Authorization={token}")
+    client = fleet.client(Cookie=f"token={token}; Authorization={token}; edgepack-session={token}")
     assert client.get("/api/v1/devices").status_code == 401
     assert client.get(f"/api/v1/devices?token={token}&access_token={token}").status_code == 401
 
 
 def test_me_says_who_asks(fleet):
-    assert fleet.client("operator").get("/api/v1/me").json() == {
-        "name": "operator",
-        "role": "operator",
-    }
+    everything = {"bundles": ["*"], "groups": ["*"]}
+    me = {"name": "operator", "role": "operator", **everything, "login": False}
+    assert fleet.client("operator").get("/api/v1/me").json() == me
+    anna = {"name": "anna", "role": "viewer", **everything, "login": True}
+    assert fleet.client(**log_in(fleet, "anna", Role.VIEWER)).get("/api/v1/me").json() == anna
