@@ -10,20 +10,26 @@ from __future__ import annotations
 
 import logging
 import random
+import socket
+import ssl
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edgepack_contract.canonical import canonical_json
+from edgepack_contract.errors import ConfigError
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.messages import FleetState
 from edgepack_contract.states import Presence
+from edgepack_contract.tls import client_context, read_authorities, tls_trouble
 from edgepack_contract.topics import fleet_filters, fleet_state_topic
 from edgepack_fleet.config import MqttConfig
 from edgepack_fleet.errors import BrokerError
@@ -36,6 +42,67 @@ KEEPALIVE_SECONDS = 30
 RECONNECT_MAX_SECONDS = 30
 SESSION_EXPIRY_SECONDS = 86_400
 GOODBYE_SECONDS = 2.0
+
+
+class _FreshContext:
+    """What paho takes for a TLS context: made from the files anew for every connection.
+
+    So a certificate that was renewed, or another authority, needs no restart.
+    """
+
+    check_hostname = True
+
+    def __init__(self, config: MqttConfig) -> None:
+        self._config = config
+
+    def wrap_socket(self, plain: socket.socket, **options: Any) -> ssl.SSLSocket:
+        """See :meth:`ssl.SSLContext.wrap_socket`.
+
+        Raises:
+            OSError: The files cannot be used now; any other error would end paho's thread.
+        """
+        try:
+            return _tls(self._config).wrap_socket(plain, **options)
+        except BrokerError as error:
+            raise OSError(str(error)) from error
+
+
+class _Client(mqtt.Client):
+    """paho's client, which keeps to itself why a connection failed, and forgets no password."""
+
+    def __init__(
+        self, config: MqttConfig, say_trouble: Callable[[OSError], None], **options: Any
+    ) -> None:
+        super().__init__(CallbackAPIVersion.VERSION2, **options)
+        self._config = config
+        self._say_trouble = say_trouble
+        self.on_log = self._remember
+        self._take_password()
+        if config.tls_ca is not None:
+            _tls(config)
+            self.tls_set_context(_FreshContext(config))  # type: ignore[arg-type]
+
+    def reconnect(self) -> MQTTErrorCode:
+        """See :meth:`paho.mqtt.client.Client.reconnect`."""
+        try:
+            self._take_password()
+            return super().reconnect()
+        except BrokerError as error:
+            self._say_trouble(OSError(str(error)))
+            raise OSError(str(error)) from error
+        except OSError as error:
+            self._say_trouble(error)
+            raise
+
+    def _take_password(self) -> None:
+        if self._config.username is not None:
+            self.username_pw_set(self._config.username, _password(self._config.password_file))
+
+    def _remember(self, _client: mqtt.Client, _userdata: object, level: int, _text: str) -> None:
+        # by TLS 1.3 a refusal of our certificate comes after the handshake (RFC 8446, 4.4.2)
+        error = sys.exc_info()[1]
+        if level == mqtt.MQTT_LOG_ERR and isinstance(error, OSError):
+            self._say_trouble(error)
 
 
 class FleetLink:
@@ -51,7 +118,7 @@ class FleetLink:
         now_ms: Wall clock, milliseconds since 1970 UTC.
 
     Raises:
-        BrokerError: The password file or the certificate authority cannot be read.
+        BrokerError: The password, a certificate or its key cannot be read.
     """
 
     def __init__(
@@ -73,6 +140,7 @@ class FleetLink:
         self._now_ms = now_ms
         self._connected = threading.Event()
         self._was_connected = False
+        self._address = f"{config.host}:{config.port}"
         self._client = self._make_client(rng)
 
     @property
@@ -115,8 +183,9 @@ class FleetLink:
 
     def _make_client(self, rng: random.Random) -> mqtt.Client:
         v5 = self._config.protocol == "5"
-        client = mqtt.Client(
-            CallbackAPIVersion.VERSION2,
+        client = _Client(
+            self._config,
+            self._trouble,
             client_id=f"edgepack-fleet-{self._tenant}",
             clean_session=None if v5 else False,
             protocol=mqtt.MQTTv5 if v5 else mqtt.MQTTv311,
@@ -131,18 +200,7 @@ class FleetLink:
         client.will_set(
             fleet_state_topic(self._tenant), self._state(Presence.LOST), qos=1, retain=True
         )
-        self._authenticate(client)
         return client
-
-    def _authenticate(self, client: mqtt.Client) -> None:
-        config = self._config
-        if config.username is not None:
-            client.username_pw_set(config.username, _password(config.password_file))
-        if config.tls_ca is not None:
-            try:
-                client.tls_set(config.tls_ca)
-            except OSError as error:
-                raise BrokerError(f"cannot use mqtt.tls_ca {config.tls_ca}: {error}") from error
 
     def _state(self, presence: Presence) -> bytes:
         return canonical_json(FleetState(session=self._session, at=self._now_ms(), state=presence))
@@ -160,9 +218,12 @@ class FleetLink:
         _properties: Properties | None,
     ) -> None:
         if reason.is_failure:
-            logger.warning(
-                "broker refused the connection: %s", reason, extra={"event": "mqtt_refused"}
-            )
+            logger.error(
+                "the broker %s refused the connection: %s; it must know this service by the name "
+                "in mqtt.client_certificate or by mqtt.username, and its access list must allow "
+                "what `edgepack fleet mqtt-config` writes",
+                self._address, reason, extra={"event": "mqtt_refused"},
+            )  # fmt: skip
             return
         if self._was_connected and not flags.session_present:
             self._session = max(self._now_ms(), self._session + 1)
@@ -185,8 +246,10 @@ class FleetLink:
         refused = [str(reason) for reason in reasons if reason.is_failure]
         if refused:
             logger.error(
-                "broker refused subscriptions: %s", refused, extra={"event": "mqtt_refused"}
-            )
+                "the broker %s refused subscriptions: %s; compare its access list with what "
+                "`edgepack fleet mqtt-config` writes",
+                self._address, refused, extra={"event": "mqtt_refused"},
+            )  # fmt: skip
             return
         self._say(Presence.ONLINE)
         self._connected.set()
@@ -206,6 +269,14 @@ class FleetLink:
             "disconnected from the broker: %s", reason, extra={"event": "mqtt_disconnected"}
         )
 
+    def _trouble(self, error: OSError) -> None:
+        # what is said of certificates is said to devices too, which enrol; the service does not
+        hint = "; `edgepack fleet mqtt-config` issues both sides' certificates"
+        logger.warning(
+            "no connection to the broker %s: %s%s", self._address, tls_trouble(error),
+            hint if isinstance(error, ssl.SSLError) else "", extra={"event": "mqtt_trouble"},
+        )  # fmt: skip
+
     def _message_callback(
         self, _client: mqtt.Client, _userdata: object, message: mqtt.MQTTMessage
     ) -> None:
@@ -216,6 +287,19 @@ class FleetLink:
             self._on_message(message.topic, bytes(message.payload))
         except Exception:
             logger.exception("message handler failed", extra={"event": "mqtt_handler_failed"})
+
+
+def _tls(config: MqttConfig) -> ssl.SSLContext:
+    certificate, key = config.client_certificate, config.client_key
+    try:
+        return client_context(
+            read_authorities(Path(config.tls_ca or "")),
+            certificate=None if certificate is None else Path(certificate),
+            key=None if key is None else Path(key),
+        )
+    except ConfigError as error:
+        files = "mqtt.tls_ca, mqtt.client_certificate, mqtt.client_key"
+        raise BrokerError(f"{files}: {error}") from error
 
 
 def _password(path: str | None) -> str | None:
