@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from edgepack_contract.errors import SigningKeyError
@@ -92,6 +92,7 @@ def add_device(
     if existing is not None:
         _check_same(existing, public_key, mac_key)
         return existing
+    session.execute(delete(EnrolmentRow).where(EnrolmentRow.device == device))
     row = Device(
         id=device,
         tenant=tenant,

@@ -1,21 +1,25 @@
-"""Devices over REST: add, list, show, why."""
+"""Devices over REST: add, list, show, why, label, revoke, decommission."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends
 from fastapi.responses import Response
+from sqlalchemy.orm import Session
 
 from edgepack_fleet import devices
-from edgepack_fleet.api.access import AsAdmin, AsViewer
+from edgepack_fleet.api.access import AsAdmin, AsOperator, AsViewer, Caller, check_every_group
 from edgepack_fleet.api.answers import Cursor, Limit, answer, page, returns
 from edgepack_fleet.api.bodies import JsonBody
 from edgepack_fleet.api.context import Context, Here
 from edgepack_fleet.api.records import record
 from edgepack_fleet.api.views import Why
+from edgepack_fleet.db.schema import Device
 from edgepack_fleet.rollout.explain import why_device
 from edgepack_fleet.rollouts import last_rollout_of
 
@@ -83,6 +87,54 @@ def show(_: AsViewer, here: Here, device: str) -> Response:
     return answer(view)
 
 
+class NewLabels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All labels that a device is to have."""
+
+    labels: dict[str, str]
+
+
+@router.post("/{device}/labels", openapi_extra=returns(devices.DeviceView))
+def label(
+    who: AsOperator,
+    here: Here,
+    device: str,
+    body: Annotated[NewLabels, Depends(JsonBody(NewLabels))],
+) -> Response:
+    """Replace a device's labels."""
+    check_every_group(who)
+    return _change(
+        who,
+        here,
+        "device.label",
+        lambda session, _: devices.label_device(session, device, body.labels),
+        {"labels": body.labels},
+    )
+
+
+@router.post("/{device}/revoke", openapi_extra=returns(devices.DeviceView))
+def revoke(who: AsOperator, here: Here, device: str) -> Response:
+    """End a device's membership at once; with a new key it can enrol again under its id."""
+    check_every_group(who)
+    return _change(
+        who,
+        here,
+        "device.revoke",
+        lambda session, now_ms: devices.revoke_device(session, device, now_ms=now_ms),
+    )
+
+
+@router.post("/{device}/decommission", openapi_extra=returns(devices.DeviceView))
+def decommission(who: AsOperator, here: Here, device: str) -> Response:
+    """End a device's membership for good, and clear what the broker keeps of it."""
+    check_every_group(who)
+    return _change(
+        who,
+        here,
+        "device.decommission",
+        lambda session, now_ms: devices.decommission_device(session, device, now_ms=now_ms),
+    )
+
+
 @router.get("/{device}/why", openapi_extra=returns(Why))
 def why(_: AsViewer, here: Here, device: str) -> Response:
     """What a device runs and why, in words."""
@@ -94,8 +146,32 @@ def why(_: AsViewer, here: Here, device: str) -> Response:
     return answer(Why(why=" ".join(filter(None, sentences))))
 
 
+def _change(
+    who: Caller,
+    here: Context,
+    action: str,
+    change: Callable[[Session, int], Device],
+    detail: dict[str, Any] | None = None,
+) -> Response:
+    """Do something to a device, write it down, and answer with what the device is now."""
+    now_ms = here.now_ms()
+    with here.database.write() as session:
+        row = change(session, now_ms)
+        record(session, who, at_ms=now_ms, action=action, subject=row.id, detail=detail)
+        view = devices.view_device(session, row, now_ms=now_ms, lease_ms=lease_ms(here))
+    here.wake()
+    return answer(view)
+
+
 def _device_words(view: devices.DeviceView) -> list[str]:
+    if view.status != devices.ACCEPTED:
+        return [f"{view.id} was {view.status}: it is told nothing, and not heard."]
     sentences = [f"{view.id} is {view.presence}."]
+    if view.clone_seen_ms is not None:
+        sentences.append(
+            f"A second machine with its identity was heard, last at {_moment(view.clone_seen_ms)}: "
+            f"its folder was copied. Find the copy, or revoke {view.id} and enrol it anew."
+        )
     for name, slot in sorted(view.slots.items()):
         runs = f"{slot.version} ({slot.running[:19]})" if slot.running else "nothing"
         phase = slot.phase.value.replace("_", " ")
@@ -111,6 +187,10 @@ def _device_words(view: devices.DeviceView) -> list[str]:
     if view.refused:
         sentences.append(f"It refused what it was told: {view.refused}.")
     return sentences
+
+
+def _moment(ms: int) -> str:
+    return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def lease_ms(here: Context) -> int:
