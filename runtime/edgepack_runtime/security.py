@@ -326,8 +326,8 @@ RULES: tuple[Rule, ...] = (
         "identity.certificate",
         lambda f: f.broker_elsewhere and f.certificate is None,
         "the broker {broker} is another machine, and cannot know this device without a certificate",
-        "set identity.certificate to the certificate that the fleet issued for identity.key, or "
-        'use a local bridge and mqtt.host = "127.0.0.1"',
+        "have the fleet issue one: edgepack enrol FOLDER; or use a local bridge and mqtt.host = "
+        '"127.0.0.1"',
     ),
     Rule(
         "fleet.url",
