@@ -8,10 +8,12 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from edgepack_contract.errors import ConfigError, DocumentError, EdgepackError, SigningKeyError
 from edgepack_fleet.auditlog import append_audit
+from edgepack_fleet.broker_files import BrokerRequest
+from edgepack_fleet.broker_setup import set_up_broker
 from edgepack_fleet.config import FleetConfig, load_config
 from edgepack_fleet.db.database import Database
 from edgepack_fleet.grants import EVERYTHING, GRANTED_ROLES, Role
@@ -38,6 +40,9 @@ def main(arguments: Sequence[str]) -> int:
             _say(make_token(config, options.name, Role(options.role), options.days))
         elif options.command == "init":
             _say(make_admin(config, options.name))
+        elif options.command == "mqtt-config":
+            request = _broker_request(config, options)
+            _say("\n".join(set_up_broker(config, request, now_ms=wall_ms())))
         else:
             serve(config, lambda url: _say(f"fleet ready {url}"))
     except (ConfigError, DocumentError, SigningKeyError) as error:
@@ -96,13 +101,45 @@ def make_admin(config: FleetConfig, name: str) -> str:
         return code_url(url, code)
 
 
+def _broker_request(config: FleetConfig, options: argparse.Namespace) -> BrokerRequest:
+    """What ``mqtt-config`` was asked for.
+
+    Raises:
+        ConfigError: Something is missing.
+    """
+    own = (options.server_certificate, options.server_key)
+    if not options.host or options.out is None:
+        raise ConfigError("mqtt-config needs --host and --out")
+    if any(own) and not all(own):
+        raise ConfigError("--server-certificate and --server-key belong together: give both")
+    out = options.out.absolute()
+    return BrokerRequest(
+        tenant=config.tenant,
+        hosts=options.host,
+        port=options.port,
+        out=out,
+        on_broker=options.broker_folder or PurePosixPath(out),
+        own=own if all(own) else None,
+        renew=options.renew,
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m edgepack_fleet", description=__doc__)
-    parser.add_argument("command", nargs="?", choices=["serve", "token", "init"], default="serve")
+    parser.add_argument(
+        "command", nargs="?", choices=["serve", "token", "init", "mqtt-config"], default="serve"
+    )
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--name", default="")
     parser.add_argument("--role", choices=[role.value for role in GRANTED_ROLES], default="viewer")
     parser.add_argument("--days", type=int, default=90)
+    parser.add_argument("--host", action="append", default=[])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--port", type=int, default=8883)
+    parser.add_argument("--broker-folder", type=PurePosixPath)
+    parser.add_argument("--server-certificate", type=Path)
+    parser.add_argument("--server-key", type=Path)
+    parser.add_argument("--renew", action="store_true")
     return parser
 
 

@@ -61,6 +61,78 @@ def token(config: Path, name: str, role: str, days: int) -> None:
     _become("token", "--config", str(config), "--name", name, "--role", role, "--days", str(days))
 
 
+@command.command("mqtt-config")
+@CONFIG_OPTION
+@click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    required=True,
+    metavar="HOST",
+    help="A name or address at which the broker is reached; the first goes into the "
+    "configuration. Repeatable.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="The folder to write to; files that are there are kept or renewed.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=8883,
+    show_default=True,
+    help="Where the broker listens.",
+)
+@click.option(
+    "--broker-folder",
+    metavar="FOLDER",
+    help="Where the files will be on the broker's machine.  [default: --out]",
+)
+@click.option(
+    "--server-certificate",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A certificate for the broker that another authority issued, instead of a new one.",
+)
+@click.option(
+    "--server-key",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Its key.",
+)
+@click.option("--renew", is_flag=True, help="Issue certificates again that are good for long yet.")
+def mqtt_config(
+    config: Path,
+    hosts: tuple[str, ...],
+    out: Path,
+    port: int,
+    broker_folder: str | None,
+    server_certificate: Path | None,
+    server_key: Path | None,
+    *,
+    renew: bool,
+) -> None:
+    """Write what Mosquitto needs to let in this fleet's devices only, each to its own topics.
+
+    Configuration, access list, certificates and the list of revoked ones; and the certificate with
+    which the service connects. Run again it keeps keys, and renews what ends soon. It prints what
+    to put where.
+
+    Example: edgepack fleet mqtt-config --config fleet.toml --host broker.example --out mosquitto
+    """
+    given = {
+        "--broker-folder": broker_folder,
+        "--server-certificate": server_certificate,
+        "--server-key": server_key,
+    }
+    _become(
+        "mqtt-config", "--config", str(config), "--out", str(out), "--port", str(port),
+        *(part for host in hosts for part in ("--host", host)),
+        *(part for key, one in given.items() if one is not None for part in (key, str(one))),
+        *(["--renew"] if renew else []),
+    )  # fmt: skip
+
+
 def _become(*arguments: str) -> None:
     # The process becomes the service, so that signals and exit codes are the service's own.
     os.execv(sys.executable, [sys.executable, "-m", "edgepack_fleet", *arguments])  # noqa: S606

@@ -1,0 +1,125 @@
+"""``edgepack fleet mqtt-config``: everything for a Mosquitto of this fleet, and what to do with it.
+
+The service may run meanwhile: its database is not needed where a list of revoked certificates is
+there already, which the service keeps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgepack_contract.certificates import Authority
+from edgepack_contract.errors import ConfigError
+from edgepack_contract.keyring import open_keyring
+from edgepack_fleet.authority import open_authority, revocation_list
+from edgepack_fleet.broker_files import (
+    CLIENT_CERTIFICATE,
+    CLIENT_KEY,
+    BrokerRequest,
+    Trusted,
+    read_bounded,
+    write_broker_files,
+)
+from edgepack_fleet.config import FleetConfig
+from edgepack_fleet.db.database import Database
+from edgepack_fleet.errors import StorageError
+from edgepack_fleet.mqtt_config import AUTHORITIES, CONFIG, REVOKED, SERVER_KEY
+from edgepack_fleet.revoked_list import merge_lists
+from edgepack_fleet.trust import read_keyring_file
+
+
+def set_up_broker(config: FleetConfig, request: BrokerRequest, *, now_ms: int) -> list[str]:
+    """Write the files; say what was done and what is next, line by line.
+
+    Raises:
+        ConfigError: There is no authority, or the keyring does not name it, or the revoked
+            certificates cannot be known, or the folder cannot be written.
+        AuthorityError, SigningKeyError: A key or certificate cannot be used.
+        UntrustedDocumentError, MalformedDocumentError: The keyring does not hold.
+    """
+    authority = open_authority(config.keys)
+    if authority is None:
+        raise ConfigError(
+            "keys.authority and keys.authority_certificate are not set, so there is nobody to "
+            "issue certificates; `edgepack keys init` makes authority.key and authority.pem",
+            code="no-authority",
+        )
+    trusted = Trusted(
+        authority=authority,
+        authorities=_authorities(config, authority),
+        revoked=_revoked(config, authority, request.out / REVOKED, now_ms),
+    )
+    done = write_broker_files(request, trusted, now_ms=now_ms)
+    return [
+        f"{request.out}:",
+        *(f"  {name:<18} {became}" for name, became in done),
+        "",
+        *_next_steps(request),
+    ]
+
+
+def _authorities(config: FleetConfig, authority: Authority) -> list[bytes]:
+    """Every authority of the keyring: devices with a certificate of a former one still connect."""
+    keyring = open_keyring(read_keyring_file(config.keys), owner_fingerprint=config.keys.owner)
+    known = [pem.strip().encode() + b"\n" for pem in keyring.authorities]
+    if authority.pem.strip() + b"\n" not in known:
+        raise ConfigError(
+            f"the keyring {config.keys.keyring} does not name the authority "
+            f"{config.keys.authority_certificate}: devices would not believe the broker; have the "
+            "owner add it: edgepack keys rotate authority FOLDER",
+            code="unknown-authority",
+        )
+    return known
+
+
+def _revoked(config: FleetConfig, authority: Authority, path: Path, now_ms: int) -> bytes:
+    old = read_bounded(path) if path.exists() else b""
+    if not config.database_url.startswith("sqlite:///") or not _database(config).exists():
+        fresh = authority.revocation_list([], now_ms=now_ms)
+        return merge_lists(old, fresh) or old
+    try:
+        database = Database(config.database_url)
+        with contextlib.closing(database), database.read() as session:
+            fresh = revocation_list(session, authority, now_ms)
+    except StorageError as error:
+        if error.code != "in-use" or not old:
+            raise ConfigError(
+                f"cannot tell which certificates are revoked: {error}; or fetch the list from the "
+                f"running service first: curl -o {path} URL/api/v1/crl",
+                code="no-list",
+            ) from error
+        return old
+    return merge_lists(old, fresh) or old
+
+
+def _database(config: FleetConfig) -> Path:
+    return Path(config.database_url.removeprefix("sqlite:///"))
+
+
+def _next_steps(request: BrokerRequest) -> Sequence[str]:
+    out, there = request.out, request.on_broker
+    carried = [] if str(out) == str(there) else [f"  put all but fleet-client.* into {there}"]
+    issuer = AUTHORITIES if request.own is None else "FILE-OF-WHO-SIGNED-IT.pem"
+    return [
+        "On the machine of the broker, as root:",
+        *carried,
+        f"  chown mosquitto {there / SERVER_KEY}",
+        f"  cp {there / CONFIG} /etc/mosquitto/conf.d/",
+        "  systemctl restart mosquitto",
+        "After a change of certificates or of the list, `systemctl reload mosquitto` is enough.",
+        "",
+        "In the configuration of the service:",
+        "  [mqtt]",
+        f'  host = "{request.hosts[0]}"',
+        f"  port = {request.port}",
+        f'  tls_ca = "{out / issuer}"',
+        f'  client_certificate = "{out / CLIENT_CERTIFICATE}"',
+        f'  client_key = "{out / CLIENT_KEY}"',
+        f'  crl_file = "{out / REVOKED}"',
+        '  # broker_pid_file = "/run/mosquitto/mosquitto.pid"  if it may be signalled',
+        "",
+        f"The user of the service must own {out}. docs/broker.md has the rest: who reloads the",
+        "broker, brokers on other machines, what to watch.",
+    ]
