@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cryptography import x509
-
 from edgepack_contract.certificates import certificate_key, read_certificate
 from edgepack_contract.clock import TrustedClock
 from edgepack_contract.enrolment import JoinString, parse_join_string
 from edgepack_contract.errors import ConfigError, EdgepackError
+from edgepack_contract.keyring import Keyring, open_keyring
 from edgepack_contract.keys import read_private_key
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.names import check_id, is_id
@@ -97,14 +96,14 @@ def membership_words(config: RuntimeConfig) -> list[str]:
     Raises:
         EdgepackError: A file is missing, malformed, of another key, or out of date.
     """
-    found = load_identity(config)
+    found, keyring = load_identity(config), _read_keyring(config)
     broker = config.mqtt
     return [
         f"device       {config.device} (tenant {config.tenant})",
         f"owner        {config.identity.owner}",
         f"key          {found.identity.enrolment}",
         f"certificate  {_certificate_words(config)}",
-        f"keyring      version {found.keyring.version}, epoch {found.keyring.epoch}",
+        f"keyring      version {keyring.version}, epoch {keyring.epoch}",
         f"broker       {broker.host}:{broker.port} {'with' if broker.tls else 'without'} TLS",
         f"fleet        {config.fleet.url or '-'}",
     ]
@@ -114,7 +113,7 @@ def _certificate_words(config: RuntimeConfig) -> str:
     if config.identity.certificate is None:
         return "none"
     path = Path(config.identity.certificate)
-    certificate = _read_certificate(path)
+    certificate = read_certificate(_read(path, LIMITS.key_file_bytes))
     key = read_private_key(Path(config.identity.key)).public
     if certificate_key(certificate).fingerprint != key.fingerprint:
         raise ConfigError(
@@ -132,10 +131,15 @@ def _certificate_words(config: RuntimeConfig) -> str:
     return f"until {ends:%Y-%m-%dT%H:%M:%SZ} ({(ends - now).days} days left)"
 
 
-def _read_certificate(path: Path) -> x509.Certificate:
+def _read_keyring(config: RuntimeConfig) -> Keyring:
+    raw = _read(Path(config.identity.keyring), LIMITS.keyring_bytes + 1)
+    return open_keyring(raw, owner_fingerprint=config.identity.owner)
+
+
+def _read(path: Path, most: int) -> bytes:
     try:
         with path.open("rb") as stream:
-            return read_certificate(stream.read(LIMITS.key_file_bytes))
+            return stream.read(most)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", code="no-identity") from error
 

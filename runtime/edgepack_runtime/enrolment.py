@@ -128,7 +128,7 @@ def first_contact(
             "machine; make keys with: edgepack keys init FOLDER",
             code="demo-keyring",
         )
-    clock.learn(keyring.issued)
+    clock.learn_of_owner(keyring.issued)
     return keyring
 
 
@@ -259,12 +259,11 @@ def _ask(client: FleetClient, join: JoinString, key: PrivateKey, wish: Wish) -> 
 
 
 def _pending_words(answer: EnrolAnswer, key: PrivateKey, wish: Wish) -> str:
-    words = (
-        f"waiting: an operator must approve this device: edgepack device approve {wish.device}\n"
-        f"its key is {key.public.fingerprint}; compare that before"
+    usual = f"an operator must approve this device: edgepack device approve {wish.device}"
+    return (
+        f"waiting: {printable(answer.words) or usual}\n"
+        f"the key of this device is {key.public.fingerprint}; compare it before approving"
     )
-    said = printable(answer.words)
-    return f"{words}\nthe fleet says: {said}" if said else words
 
 
 def _check_broker(broker: BrokerAddress, *, certified: bool) -> None:

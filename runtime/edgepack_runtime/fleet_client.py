@@ -61,6 +61,12 @@ class FleetClient:
         self._url = _checked_url(url)
         self._tls = tls if self._url.scheme == "https" else None
         self._patience = patience or Patience()
+        self._under_way: _Connection | None = None
+
+    def cancel(self) -> None:
+        """Let what another thread is asking fail soon."""
+        if self._under_way is not None:
+            self._under_way.cut()
 
     def get(self, path: str, *, max_bytes: int) -> bytes:
         """What is at ``path``.
@@ -82,7 +88,7 @@ class FleetClient:
         return self._ask("POST", path, body, max_bytes)
 
     def _ask(self, method: str, path: str, body: bytes | None, max_bytes: int) -> bytes:
-        connection = self._connection()
+        connection = self._under_way = self._connection()
         watch = threading.Timer(self._patience.total_seconds, connection.cut)
         watch.daemon = True
         watch.start()
