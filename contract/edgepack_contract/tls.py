@@ -104,8 +104,11 @@ def read_authorities(path: Path) -> list[str]:
 def tls_trouble(error: OSError) -> str:
     """What was wrong with a connection, in words that say what to do about it."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        words = _VERIFY_WORDS.get(error.verify_code, "its certificate cannot be trusted")
-        return f"{words} ({error.verify_message})"
+        # only those of OpenSSL itself have a code
+        words = _VERIFY_WORDS.get(
+            getattr(error, "verify_code", 0), "its certificate cannot be trusted"
+        )
+        return f"{words} ({getattr(error, 'verify_message', error)})"
     if isinstance(error, ssl.SSLEOFError):
         return "it closed the connection without a word; it may not accept our certificate"
     if isinstance(error, ssl.SSLError):

@@ -10,15 +10,17 @@ import asyncio
 import importlib.metadata
 import logging
 import random
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from edgepack_contract import __version__
 from edgepack_contract.canonical import decode
 from edgepack_contract.errors import DocumentError
 from edgepack_contract.hardware import this_machine
-from edgepack_contract.instructions import Obeyed, accept_desired, slots_digest
+from edgepack_contract.instructions import Obeyed
+from edgepack_contract.keyring import Keyring
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.messages import (
     Birth,
@@ -33,30 +35,33 @@ from edgepack_contract.messages import (
 )
 from edgepack_contract.names import is_id
 from edgepack_contract.reference import reference_id
-from edgepack_contract.sealing import derived_secret
 from edgepack_contract.states import Phase
-from edgepack_contract.topics import Kind, fleet_state_topic, parse_topic
+from edgepack_contract.topics import Kind, fleet_state_topic, keyring_topic, parse_topic
 from edgepack_runtime import machine_state
 from edgepack_runtime.activation.agent import SlotAgent
 from edgepack_runtime.activation.installer import Installer
 from edgepack_runtime.activation.journal import Journal
 from edgepack_runtime.activation.parts import SlotParts
 from edgepack_runtime.config import RuntimeConfig
+from edgepack_runtime.connections import broker, fleet_host
 from edgepack_runtime.errors import DeviceError
-from edgepack_runtime.fetch import Credentials, open_source
+from edgepack_runtime.fetch import open_source
 from edgepack_runtime.fsio import DurableFS
 from edgepack_runtime.identity import DeviceIdentity
 from edgepack_runtime.inference.probe import probe_model
 from edgepack_runtime.link import DeviceLink, LinkIdentity
+from edgepack_runtime.orders import Orders
 from edgepack_runtime.reporter import Reporter, open_spool
 from edgepack_runtime.serving.slot import Slot
 from edgepack_runtime.slot_runtime import ServingHost, SlotRuntime, now_ms
 from edgepack_runtime.store import Store
+from edgepack_runtime.trust import Trust
 
 logger = logging.getLogger(__name__)
 
 PROBE_SECONDS = 120.0
 SAY_AGAIN_SECONDS = 2.0
+SAY_REFUSED_SECONDS = 0.2
 MAX_SLOTS = 64
 
 
@@ -66,6 +71,7 @@ class Daemon:
     Args:
         config: What it was told.
         identity: Who it is.
+        trust: Whom it believes.
         session: Which run this is, growing.
         fs: All file changes go through it.
         rng: Spreads what many devices would do at once.
@@ -75,6 +81,7 @@ class Daemon:
         self,
         config: RuntimeConfig,
         identity: DeviceIdentity,
+        trust: Trust,
         *,
         session: int,
         fs: DurableFS,
@@ -82,6 +89,7 @@ class Daemon:
     ) -> None:
         self._config = config
         self._identity = identity
+        self._trust = trust
         self._session = session
         self._fs = fs
         self._rng = rng
@@ -89,17 +97,22 @@ class Daemon:
         self._loop = asyncio.get_running_loop()
         self._slots: dict[str, SlotRuntime] = {}
         self.serving: dict[str, Slot] = {}
-        self._obeyed = Obeyed()
-        self._refused: str | None = None
         self._fleet_session = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._machine = this_machine(onnxruntime=importlib.metadata.version("onnxruntime"))
         who = identity.identity
+        self._orders = Orders(
+            trust,
+            who,
+            obey=self._obey,
+            keyring_changed=self._keyring_changed,
+            refusal_changed=self._say_refused,
+            spawn=self._spawn,
+        )
+        self._saying_refused = False
         self._link = DeviceLink(
             LinkIdentity(who.tenant, who.device, session, identity.mac_key),
-            host=config.mqtt.host,
-            port=config.mqtt.port,
-            keepalive_seconds=config.mqtt.keepalive_seconds,
+            broker(config, trust),
             on_message=self._from_link,
             on_connected=self._from_link_connected,
             rng=rng,
@@ -113,13 +126,18 @@ class Daemon:
         runtime = self._slots.get(slot)
         return runtime.agent.state.phase if runtime else None
 
+    @property
+    def refusals(self) -> Mapping[str, int]:
+        """How many documents were refused, by code."""
+        return self._orders.counts
+
     def start(self) -> None:
         """Take up every slot of the disk, then connect."""
         folder = self._home / "slots"
         for name in sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []:
             if is_id(name):
                 self._open_slot(name)
-        self._obeyed = max(
+        self._orders.obeyed = max(
             (runtime.agent.obeyed for runtime in self._slots.values()),
             key=lambda one: (one.epoch, one.generation, one.issued),
             default=Obeyed(),
@@ -137,6 +155,7 @@ class Daemon:
             await asyncio.sleep(due - self._loop.time())
             await self._close_windows()
             self._check_threads()
+            self._orders.look_again()
 
     async def run_health(self) -> None:
         """Tell how the machine is, for as long as the daemon runs."""
@@ -167,12 +186,12 @@ class Daemon:
             changed=self._slot_changed,
             now_ms=now_ms,
         )
-        who = self._identity
-        credentials = Credentials(who.identity.device, derived_secret(who.mac_key, "pull"))
         installer = Installer(
             store,
-            open_source=partial(open_source, credentials=credentials),
-            keyring=lambda: who.keyring,
+            open_source=partial(
+                open_source, fleet=fleet_host(self._config, self._identity, self._trust)
+            ),
+            keyring=lambda: self._trust.keyring,
             hardware=self._machine,
         )
         parts = SlotParts(
@@ -198,12 +217,16 @@ class Daemon:
             if text == fleet_state_topic(self._config.tenant):
                 self._take_fleet_state(payload)
                 return
+            if text == keyring_topic(self._config.tenant):
+                if payload:
+                    self._orders.take_keyring(payload)
+                return
             topic = parse_topic(text)
             if (topic.tenant, topic.device) != (self._config.tenant, self._config.device):
                 # Some brokers hand retained messages of others to a client that reconnects.
                 return
-            if topic.kind == Kind.DESIRED:
-                self._take_desired(payload)
+            if topic.kind == Kind.DESIRED and payload:
+                self._orders.take_desired(payload)
             elif topic.kind == Kind.ACKED:
                 self._spawn(self._reporter.acknowledged(topic, payload))
         except DocumentError as error:
@@ -220,56 +243,49 @@ class Daemon:
             # Every device hears this in the same instant.
             self._loop.call_later(self._rng.uniform(0, SAY_AGAIN_SECONDS), self._say_everything)
 
-    def _take_desired(self, payload: bytes) -> None:
-        if not payload:
-            return
-        try:
-            desired = accept_desired(
-                payload,
-                keyring=self._identity.keyring,
-                identity=self._identity.identity,
-                obeyed=self._obeyed,
-                now_ms=now_ms(),
-            )
-        except DocumentError as error:
-            logger.warning(
-                "desired document refused: %s", error,
-                extra={"event": "desired_refused", "code": error.code},
-            )  # fmt: skip
-            self._refuse(f"{error.code}: {error}")
-            return
-        self._refused = None
-        self._obey(desired)
+    def _say_refused(self) -> None:
+        # A flood of different forgeries must not make this device flood the broker either.
+        if not self._saying_refused:
+            self._saying_refused = True
+            self._loop.call_later(SAY_REFUSED_SECONDS, self._refused_said)
 
-    def _refuse(self, words: str) -> None:
-        # Whoever floods the topic with one forgery must not make this device flood the broker.
-        if words != self._refused:
-            self._refused = words
-            self._say_reported()
+    def _refused_said(self) -> None:
+        self._saying_refused = False
+        self._say_reported()
+
+    def _keyring_changed(self, before: Keyring) -> None:
+        now = self._trust.keyring
+        logger.info(
+            "keyring version %d of epoch %d is in force", now.version, now.epoch,
+            extra={"event": "keyring_changed"},
+        )  # fmt: skip
+        for digest in set(now.revoked_digests) - set(before.revoked_digests):
+            self._tell_revoked(digest)
+        self._say_reported()
+
+    def _tell_revoked(self, digest: str) -> None:
+        for name, runtime in self._slots.items():
+            said = runtime.agent.status()
+            if said.running == digest:
+                self._tell(name, EventKind.VERIFY_FAILED, digest, said.code, said.words)
 
     def _obey(self, desired: Desired) -> None:
-        obeyed = Obeyed(
-            epoch=desired.epoch,
-            generation=desired.generation,
-            slots_digest=slots_digest(desired),
-            issued=desired.issued,
-        )
-        self._obeyed = obeyed
         for name, wish in desired.slots.items():
-            self._wish(name, wish, obeyed)
+            self._wish(name, wish, self._orders.obeyed)
         self._say_reported()
 
     def _wish(self, name: str, wish: SlotDesired, obeyed: Obeyed) -> None:
         if name not in self._slots and (not is_id(name) or len(self._slots) >= MAX_SLOTS):
-            logger.warning("slot %r refused", name[:80], extra={"event": "slot_refused"})
-            self._refused = (
-                f"bad-slot: {name[:80]!r} is no name for a slot, or this device has {MAX_SLOTS}"
-            )
+            words = f"{name[:80]!r} is no name for a slot, or this device has {MAX_SLOTS}"
+            self._orders.refuse("desired", "bad-slot", words)
             return
+        if wish.candidate is not None:
+            words = f"slot {name} asks for a candidate, which this version runs none of; the rest"
+            self._orders.refuse("desired", "unsupported-candidate", f"{words} is obeyed")
         try:
             runtime = self._slots.get(name) or self._open_slot(name)
         except DeviceError as error:
-            self._refused = f"{error.code}: {error}"
+            self._orders.refuse("desired", error.code, str(error))
             return
         runtime.alpha = wish.alpha
         runtime.agent.wish(wish, obeyed)
@@ -312,10 +328,11 @@ class Daemon:
             session=self._session,
             sequence=self._link.next_sequence(),
             at=now_ms(),
-            epoch=self._obeyed.epoch,
-            generation=self._obeyed.generation,
+            epoch=self._orders.obeyed.epoch,
+            generation=self._orders.obeyed.generation,
             slots={name: runtime.agent.status() for name, runtime in self._slots.items()},
-            refused=self._refused,
+            refused=self._orders.refused,
+            keyring=self._trust.keyring.version,
         )
         self._reporter.say(Kind.REPORTED, reported)
 
@@ -330,25 +347,27 @@ class Daemon:
 
     async def _judge_drift(self, name: str, runtime: SlotRuntime) -> None:
         tenure = runtime.slot.tenure
-        evidence = tenure.aggregator.drift_evidence() if tenure else None
-        if tenure is None or evidence is None:
-            return
-        report = await asyncio.to_thread(evidence.judge, runtime.alpha)
-        tenure.aggregator.settle(report)
-        before, runtime.drift = runtime.drift, report.verdict
-        if report.verdict == "drift" and before != "drift":
-            event = Event(
-                session=self._session,
-                sequence=0,
-                at=now_ms(),
-                slot=name,
-                kind=EventKind.DRIFT,
-                digest=tenure.model.digest,
-                code="input-changed",
-                words="the input changed",
-                evidence=report.evidence(),
-            )
-            self._reporter.keep_event(event)
+        report = await runtime.newly_drifted()
+        if tenure is not None and report is not None:
+            digest, words = tenure.model.digest, "the input changed"
+            evidence = report.evidence()
+            self._tell(name, EventKind.DRIFT, digest, "input-changed", words, evidence=evidence)
+
+    def _tell(
+        self, slot: str, kind: EventKind, digest: str, code: str, words: str, **more: Any
+    ) -> None:
+        event = Event(
+            session=self._session,
+            sequence=0,
+            at=now_ms(),
+            slot=slot,
+            kind=kind,
+            digest=digest,
+            code=code,
+            words=words,
+            **more,
+        )
+        self._reporter.keep_event(event)
 
     def _health(self) -> Health:
         state = machine_state.look(self._home)

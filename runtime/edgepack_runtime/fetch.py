@@ -23,6 +23,7 @@ from edgepack_contract.errors import ConfigError, MalformedBundleError, SourceEr
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.loopback import is_loopback
 from edgepack_contract.oci import INDEX_TYPE, MANIFEST_TYPE, Descriptor
+from edgepack_contract.tls import tls_trouble
 from edgepack_runtime.errors import TransientSourceError
 
 MAX_REDIRECTS = 3
@@ -244,10 +245,34 @@ class ArchiveSource:
         self._file.close()
 
 
-def open_source(
-    address: str, *, credentials: Credentials | None = None, tls: ssl.SSLContext | None = None
-) -> Source:
+@dataclass(frozen=True, slots=True)
+class FleetHost:
+    """The fleet service as a source: the only host that is shown who this device is.
+
+    Attributes:
+        url: The service's address; None for one on loopback.
+        credentials: Who this device is.
+        tls: Makes the TLS context by which the service is believed.
+        others_tls: The same for every other host.
+    """
+
+    url: str | None
+    credentials: Credentials
+    tls: Callable[[], ssl.SSLContext]
+    others_tls: Callable[[], ssl.SSLContext]
+
+    def has(self, address: str) -> bool:
+        """Whether an address is of this host."""
+        host = urlsplit(address).hostname or ""
+        if self.url is None:
+            return is_loopback(host)
+        return host == urlsplit(self.url).hostname
+
+
+def open_source(address: str, *, fleet: FleetHost | None = None) -> Source:
     """The source at an address: an absolute path is a bundle file, a URL a registry's repository.
+
+    Any host may be asked by https; none but the fleet's learns who asks.
 
     Raises:
         ConfigError: The URL is malformed or insecure.
@@ -256,7 +281,13 @@ def open_source(
     """
     if address.startswith("/"):
         return ArchiveSource.open(Path(address))
-    return RegistrySource(address, credentials=credentials, tls=tls)
+    secure = _checked_url(address).scheme == "https"
+    if fleet is None:
+        return RegistrySource(address)
+    if not fleet.has(address):
+        return RegistrySource(address, tls=fleet.others_tls() if secure else None)
+    tls = fleet.tls() if secure else None
+    return RegistrySource(address, credentials=fleet.credentials, tls=tls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,7 +395,8 @@ def _failed(url: SplitResult, status: int, target: str) -> SourceError:
 
 
 def _unreachable(url: SplitResult, error: Exception) -> SourceError:
-    words = f"{url.netloc} is not reachable: {error}"
+    said = tls_trouble(error) if isinstance(error, OSError) else str(error)
+    words = f"{url.netloc} is not reachable: {said}"
     if isinstance(error, ssl.SSLCertVerificationError):
-        return SourceError(f"{words}; check the certificate or the clock", code="bad-certificate")
+        return SourceError(words, code="bad-certificate")
     return TransientSourceError(words)

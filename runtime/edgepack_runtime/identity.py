@@ -1,4 +1,4 @@
-"""Who this device is: its key, its MAC key, and the keyring that its pinned owner signed."""
+"""Who this device is: its key and its MAC key. Whom it believes is in :mod:`.trust`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 from edgepack_contract.errors import ConfigError
 from edgepack_contract.instructions import Identity
-from edgepack_contract.keyring import Keyring, open_keyring
 from edgepack_contract.keys import read_private_key
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.sealing import MAC_KEY_BYTES
@@ -21,7 +20,6 @@ class DeviceIdentity:
 
     identity: Identity
     mac_key: bytes
-    keyring: Keyring
 
 
 def load_identity(config: RuntimeConfig) -> DeviceIdentity:
@@ -30,14 +28,11 @@ def load_identity(config: RuntimeConfig) -> DeviceIdentity:
     Raises:
         ConfigError: A file is missing or malformed.
         SigningKeyError: The device's key cannot be used.
-        DocumentError: The keyring is not one of the pinned owner.
     """
     key = read_private_key(Path(config.identity.key))
-    raw = _read(Path(config.identity.keyring))
     return DeviceIdentity(
         identity=Identity(config.tenant, config.device, key.public.fingerprint),
         mac_key=_mac_key(Path(config.identity.mac_key)),
-        keyring=open_keyring(raw, owner_fingerprint=config.identity.owner),
     )
 
 
@@ -56,6 +51,6 @@ def _mac_key(path: Path) -> bytes:
 def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as stream:
-            return stream.read(LIMITS.keyring_bytes + 1)
+            return stream.read(LIMITS.key_file_bytes + 1)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", code="no-identity") from error

@@ -8,21 +8,28 @@ thread; what they do is hand bytes over, nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
+import socket
+import ssl
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edgepack_contract.canonical import canonical_json
+from edgepack_contract.errors import EdgepackError
 from edgepack_contract.messages import State
 from edgepack_contract.sealing import seal
 from edgepack_contract.states import Presence
+from edgepack_contract.tls import tls_trouble
 from edgepack_contract.topics import Kind, device_filters, device_topic
 
 logger = logging.getLogger(__name__)
@@ -42,14 +49,75 @@ class LinkIdentity:
     mac_key: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """Where to connect.
+
+    Attributes:
+        host: The broker's host.
+        port: The broker's port.
+        keepalive_seconds: The MQTT keep-alive.
+        tls: Makes the TLS context of the next connection; None to speak without TLS.
+    """
+
+    host: str
+    port: int
+    keepalive_seconds: int = 60
+    tls: Callable[[], ssl.SSLContext] | None = None
+
+
+class _FreshContext:
+    """What paho takes for a TLS context: made anew for every connection.
+
+    So a certificate that was renewed, or authorities of a newer keyring, need no restart.
+    """
+
+    check_hostname = True
+
+    def __init__(self, make: Callable[[], ssl.SSLContext]) -> None:
+        self._make = make
+
+    def wrap_socket(self, plain: socket.socket, **options: Any) -> ssl.SSLSocket:
+        """See :meth:`ssl.SSLContext.wrap_socket`.
+
+        Raises:
+            OSError: There can be no TLS now; any other error would end paho's thread.
+        """
+        try:
+            return self._make().wrap_socket(plain, **options)
+        except EdgepackError as error:
+            raise OSError(str(error)) from error
+
+
+class _Client(mqtt.Client):
+    """paho's client, which keeps to itself why a connection failed."""
+
+    def __init__(self, *, say_trouble: Callable[[OSError], None], **options: Any) -> None:
+        super().__init__(CallbackAPIVersion.VERSION2, **options)
+        self._say_trouble = say_trouble
+        self.on_log = self._remember
+
+    def reconnect(self) -> MQTTErrorCode:
+        """See :meth:`paho.mqtt.client.Client.reconnect`."""
+        try:
+            return super().reconnect()
+        except OSError as error:
+            self._say_trouble(error)
+            raise
+
+    def _remember(self, _client: mqtt.Client, _userdata: object, level: int, _text: str) -> None:
+        # A broker that refuses a client's certificate says so after the handshake (RFC 8446, 4.4.2)
+        error = sys.exc_info()[1]
+        if level == mqtt.MQTT_LOG_ERR and isinstance(error, OSError):
+            self._say_trouble(error)
+
+
 class DeviceLink:
     """One connection to the broker, kept up for as long as the daemon runs.
 
     Args:
         who: Ids, session and MAC key.
-        host: The broker's host.
-        port: The broker's port.
-        keepalive_seconds: The MQTT keep-alive.
+        broker: Where to connect.
         on_message: Called on paho's thread with (topic, payload).
         on_connected: Called on paho's thread after every subscription.
         rng: Spreads reconnects of many devices.
@@ -59,16 +127,15 @@ class DeviceLink:
     def __init__(
         self,
         who: LinkIdentity,
+        broker: Broker,
         *,
-        host: str,
-        port: int,
-        keepalive_seconds: int,
         on_message: Callable[[str, bytes], None],
         on_connected: Callable[[], None],
         rng: random.Random,
         now_ms: Callable[[], int],
     ) -> None:
         self._who = who
+        self._broker = f"{broker.host}:{broker.port}"
         self._on_message = on_message
         self._on_connected = on_connected
         self._now_ms = now_ms
@@ -77,11 +144,13 @@ class DeviceLink:
         self._retained: dict[str, bytes] = {}
         self._connected = threading.Event()
         self._client = self._make_client(rng)
-        self._client.connect_async(host, port, keepalive=keepalive_seconds)
+        if broker.tls is not None:
+            self._client.tls_set_context(_FreshContext(broker.tls))  # type: ignore[arg-type]
+        self._client.connect_async(broker.host, broker.port, keepalive=broker.keepalive_seconds)
 
     def _make_client(self, rng: random.Random) -> mqtt.Client:
-        client = mqtt.Client(
-            CallbackAPIVersion.VERSION2,
+        client = _Client(
+            say_trouble=self._trouble,
             client_id=self._who.device,
             clean_session=True,
             protocol=mqtt.MQTTv311,
@@ -101,6 +170,14 @@ class DeviceLink:
     def connected(self) -> bool:
         """Whether the broker has accepted the connection and no disconnect was seen since."""
         return self._connected.is_set()
+
+    def reconnect(self) -> None:
+        """Let go of the connection and make another, with the certificate that is there by then."""
+        connection = self._client.socket()
+        if connection is not None:
+            with contextlib.suppress(OSError):
+                # paho's own thread sees the end and connects again; TLS is left to it
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)  # type: ignore[arg-type]
 
     def next_sequence(self) -> int:
         """The next sequence of this session's device-level messages, from 1."""
@@ -163,8 +240,10 @@ class DeviceLink:
     ) -> None:
         if reason.is_failure:
             logger.warning(
-                "broker refused the connection: %s", reason, extra={"event": "mqtt_refused"}
-            )
+                "the broker %s refused the connection: %s; check that this device is enrolled there"
+                " and not revoked, and what the broker allows",
+                self._broker, reason, extra={"event": "mqtt_refused"},
+            )  # fmt: skip
             return
         client.drop_out_messages()
         filters = device_filters(self._who.tenant, self._who.device)
@@ -188,6 +267,12 @@ class DeviceLink:
         logger.info(
             "disconnected from the broker: %s", reason, extra={"event": "mqtt_disconnected"}
         )
+
+    def _trouble(self, error: OSError) -> None:
+        logger.warning(
+            "no connection to the broker %s: %s", self._broker, tls_trouble(error),
+            extra={"event": "mqtt_trouble"},
+        )  # fmt: skip
 
     def _message_callback(
         self, _client: mqtt.Client, _userdata: object, message: mqtt.MQTTMessage

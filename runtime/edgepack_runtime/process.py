@@ -24,6 +24,7 @@ from edgepack_runtime.serving.access import Guard
 from edgepack_runtime.serving.app import App
 from edgepack_runtime.serving.server import RunningServer, serve
 from edgepack_runtime.slot_runtime import now_ms
+from edgepack_runtime.trust import open_trust
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +52,14 @@ async def run_device(config: RuntimeConfig, reason: str | None = None) -> None:
     fs.make_dirs(home)
     with only_one(home):
         identity = load_identity(config)
+        trust = open_trust(config, fs, system_ms=now_ms)
         session = next_session(fs, home, clock_ms=now_ms())
         # The random numbers spread what many devices would do at once; they guard nothing.
         rng = random.Random(os.urandom(8))  # noqa: S311
-        daemon = Daemon(config, identity, session=session, fs=fs, rng=rng)
+        daemon = Daemon(config, identity, trust, session=session, fs=fs, rng=rng)
         socket = config.serve.unix_socket
         server = await serve(
-            App(daemon.serving, phase_of=daemon.phase, waiver=waiver),
+            App(daemon.serving, phase_of=daemon.phase, waiver=waiver, refusals=daemon.refusals),
             unix_socket=Path(socket) if socket else None,
             host=config.serve.host,
             port=config.serve.port,

@@ -25,6 +25,7 @@ from edgepack_runtime.activation.guard import Counters
 from edgepack_runtime.inference.errors import ModelLoadError
 from edgepack_runtime.serving.model import ServingModel
 from edgepack_runtime.serving.slot import Slot
+from edgepack_runtime.telemetry.horizons import DriftReport
 
 logger = logging.getLogger(__name__)
 
@@ -186,6 +187,17 @@ class SlotRuntime:
     def in_probation(self) -> bool:
         """Whether the device is watching a new model."""
         return self.agent.state.phase == Phase.PROBATION
+
+    async def newly_drifted(self) -> DriftReport | None:
+        """Judge the inputs of the active model; the report when they have changed just now."""
+        tenure = self.slot.tenure
+        evidence = tenure.aggregator.drift_evidence() if tenure else None
+        if tenure is None or evidence is None:
+            return None
+        report = await asyncio.to_thread(evidence.judge, self.alpha)
+        tenure.aggregator.settle(report)
+        before, self.drift = self.drift, report.verdict
+        return report if report.verdict == "drift" and before != "drift" else None
 
 
 def now_ms() -> int:

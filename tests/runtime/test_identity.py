@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgepack_contract.errors import ConfigError, SigningKeyError, UntrustedDocumentError
-from edgepack_contract.keyring import make_keyring
+from edgepack_contract.errors import ConfigError, SigningKeyError
 from edgepack_contract.keys import PrivateKey, write_private_key
 from edgepack_runtime.config import IdentityConfig, MqttConfig, RuntimeConfig
 from edgepack_runtime.identity import load_identity
@@ -14,8 +13,6 @@ def enrolled(tmp_path):
     owner, device = PrivateKey.generate(), PrivateKey.generate()
     write_private_key(tmp_path / "device.key", device)
     (tmp_path / "mac.key").write_text("ab" * 32 + "\n")
-    ring = make_keyring(owner, version=1, epoch=1, publishers=[], fleets=[])
-    (tmp_path / "keyring.json").write_bytes(ring)
     identity = IdentityConfig(
         key=str(tmp_path / "device.key"),
         mac_key=str(tmp_path / "mac.key"),
@@ -50,13 +47,6 @@ def test_what_cannot_be_used_is_named(enrolled, tmp_path, file, content, error):
 
 
 def test_a_missing_file_is_named(enrolled, tmp_path):
-    (tmp_path / "keyring.json").unlink()
-    with pytest.raises(ConfigError, match=r"keyring\.json"):
-        load_identity(enrolled[0])
-
-
-def test_another_owners_keyring_is_refused(enrolled, tmp_path):
-    stranger = make_keyring(PrivateKey.generate(), version=9, epoch=1, publishers=[], fleets=[])
-    (tmp_path / "keyring.json").write_bytes(stranger)
-    with pytest.raises(UntrustedDocumentError):
+    (tmp_path / "mac.key").unlink()
+    with pytest.raises(ConfigError, match=r"mac\.key"):
         load_identity(enrolled[0])

@@ -19,7 +19,7 @@ from edgepack_contract.messages import State
 from edgepack_contract.sealing import seal, unseal
 from edgepack_contract.states import Presence
 from edgepack_contract.topics import Kind, device_topic, fleet_state_topic
-from edgepack_runtime.link import IN_FLIGHT, DeviceLink, LinkIdentity
+from edgepack_runtime.link import IN_FLIGHT, Broker, DeviceLink, LinkIdentity
 
 KEY = bytes(range(32))
 NOW = 1_780_000_000_000
@@ -42,9 +42,7 @@ class Device:
         self.connections: queue.Queue[int] = queue.Queue()
         self.link = DeviceLink(
             LinkIdentity("default", "pi-1", session, KEY),
-            host="127.0.0.1",
-            port=port,
-            keepalive_seconds=60,
+            Broker(host="127.0.0.1", port=port),
             on_message=lambda topic, payload: self.heard.put((topic, payload)),
             on_connected=lambda: self.connections.put(session),
             rng=random.Random(1),
@@ -104,9 +102,9 @@ def test_it_says_online_and_at_its_end_offline(device, peer):
 def test_a_killed_process_is_told_lost_by_its_will(broker, peer):
     code = (
         "import random, sys\n"
-        "from edgepack_runtime.link import DeviceLink, LinkIdentity\n"
+        "from edgepack_runtime.link import Broker, DeviceLink, LinkIdentity\n"
         "who = LinkIdentity('default', 'pi-1', 9, bytes(range(32)))\n"
-        "link = DeviceLink(who, host='127.0.0.1', port=int(sys.argv[1]), keepalive_seconds=60,\n"
+        "link = DeviceLink(who, Broker(host='127.0.0.1', port=int(sys.argv[1])),\n"
         "    on_message=print, on_connected=lambda: print('up', flush=True),\n"
         "    rng=random.Random(1), now_ms=lambda: 1)\n"
         "link.start()\n"

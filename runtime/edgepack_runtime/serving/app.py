@@ -54,6 +54,7 @@ class App:
         phase_of: Where the installation of a slot stands, None when nobody knows.
         monotonic: Seconds, for the uptime.
         waiver: Why the daemon runs although it is insecure, None when it is not.
+        refusals: How many documents were refused, by code; looked at anew for each request.
     """
 
     def __init__(
@@ -63,12 +64,14 @@ class App:
         phase_of: status.PhaseOf = lambda _slot: None,
         monotonic: Callable[[], float] = time.monotonic,
         waiver: Waiver | None = None,
+        refusals: Mapping[str, int] | None = None,
     ) -> None:
         self._slots = slots
         self._phase_of = phase_of
         self._monotonic = monotonic
         self._started = monotonic()
         self._waiver = waiver
+        self._refusals = {} if refusals is None else refusals
         self._oip, self._instances = oip.OipCodec(), InstancesCodec()
         self._fixed: dict[str, tuple[str, Endpoint]] = {
             "/": ("GET", self._page),
@@ -194,7 +197,9 @@ class App:
 
     async def _metrics(self, _request: Request) -> Response:
         uptime = self._monotonic() - self._started
-        body = render_metrics(self._slots, uptime, insecure=self._waiver is not None)
+        body = render_metrics(
+            self._slots, uptime, insecure=self._waiver is not None, refusals=self._refusals
+        )
         return Response(200, body, ((b"content-type", CONTENT_TYPE),))
 
     async def _page(self, _request: Request) -> Response:

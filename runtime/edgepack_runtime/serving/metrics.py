@@ -21,9 +21,17 @@ Sample = tuple[str, Labels, float]
 
 
 def render_metrics(
-    slots: Mapping[str, Slot], uptime_seconds: float, *, insecure: bool = False
+    slots: Mapping[str, Slot],
+    uptime_seconds: float,
+    *,
+    insecure: bool = False,
+    refusals: Mapping[str, int] | None = None,
 ) -> bytes:
-    """The metrics of a daemon; ``insecure`` is whether it runs in spite of its security gate."""
+    """The metrics of a daemon.
+
+    ``insecure`` is whether it runs in spite of its security gate, ``refusals`` how many documents
+    it refused, by code.
+    """
     families = [
         _family("info", "gauge", "The daemon.", [("", {"version": __version__}, 1)]),
         _family(
@@ -32,6 +40,12 @@ def render_metrics(
         _family("uptime_seconds", "gauge", "Since the start.", [("", {}, uptime_seconds)]),
         _family(
             "resident_memory_bytes", "gauge", "Of the daemon's process.", [("", {}, _resident())]
+        ),
+        _family(
+            "refused_documents_total",
+            "counter",
+            "Desired documents and keyrings that were not obeyed, by code.",
+            [("", {"code": code}, count) for code, count in sorted((refusals or {}).items())],
         ),
     ]
     for name, kind, text, samples in _slot_families(slots):

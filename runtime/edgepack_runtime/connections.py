@@ -1,0 +1,38 @@
+"""How a device reaches its broker and its fleet service, by what it believes at that moment."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from edgepack_contract.sealing import derived_secret
+from edgepack_contract.tls import client_context
+from edgepack_runtime.config import RuntimeConfig
+from edgepack_runtime.fetch import Credentials, FleetHost
+from edgepack_runtime.identity import DeviceIdentity
+from edgepack_runtime.link import Broker
+from edgepack_runtime.trust import Trust
+
+
+def broker(config: RuntimeConfig, trust: Trust) -> Broker:
+    """The broker, over TLS when so configured; this device shows the certificate that it has."""
+    mqtt, identity = config.mqtt, config.identity
+    context = partial(
+        trust.tls_context, mqtt.ca, certificate=identity.certificate, key=identity.key
+    )
+    return Broker(
+        host=mqtt.host,
+        port=mqtt.port,
+        keepalive_seconds=mqtt.keepalive_seconds,
+        tls=context if mqtt.tls else None,
+    )
+
+
+def fleet_host(config: RuntimeConfig, identity: DeviceIdentity, trust: Trust) -> FleetHost:
+    """The fleet service as a source of bundles."""
+    secret = derived_secret(identity.mac_key, "pull")
+    return FleetHost(
+        url=config.fleet.url,
+        credentials=Credentials(identity.identity.device, secret),
+        tls=partial(trust.tls_context, config.fleet.ca),
+        others_tls=partial(client_context, [], clock=trust.clock),
+    )
