@@ -136,7 +136,7 @@ def _server(request: BrokerRequest, authority: Authority, now_ms: int) -> list[t
     def issue(key: PublicKey) -> Issued:
         return authority.issue_server(key, hosts=request.hosts, now_ms=now_ms)
 
-    return _certify(out / SERVER_CERTIFICATE, out / SERVER_KEY, issue, lambda certificate: (
+    return certify(out / SERVER_CERTIFICATE, out / SERVER_KEY, issue, lambda certificate: (
         request.renew or is_due(certificate, authority, request.hosts, now_ms=now_ms)
     ))  # fmt: skip
 
@@ -147,7 +147,7 @@ def _client(request: BrokerRequest, authority: Authority, now_ms: int) -> list[t
     def issue(key: PublicKey) -> Issued:
         return issue_service(key, authority, now_ms=now_ms)
 
-    return _certify(out / CLIENT_CERTIFICATE, out / CLIENT_KEY, issue, lambda certificate: (
+    return certify(out / CLIENT_CERTIFICATE, out / CLIENT_KEY, issue, lambda certificate: (
         request.renew or is_due(certificate, authority, [FLEET_NODE], now_ms=now_ms)
     ))  # fmt: skip
 
@@ -157,7 +157,7 @@ def issue_service(key: PublicKey, authority: Authority, *, now_ms: int) -> Issue
     return authority.issue_client(key, name=FLEET_NODE, now_ms=now_ms, days=SERVER_DAYS)
 
 
-def _certify(
+def certify(
     path: Path, key_path: Path, issue: Issue, due: Callable[[x509.Certificate], bool]
 ) -> list[tuple[str, str]]:
     """Make a key and its certificate, or a new certificate for the key that is there.
