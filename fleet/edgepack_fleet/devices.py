@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 from sqlalchemy import delete, select
@@ -37,6 +37,8 @@ class DeviceView:
 
     ``enrolment`` is the fingerprint of its key. ``clone_seen_ms`` is when a second holder of its
     identity was heard last. ``keyring_seen`` is the version of the keyring that it goes by.
+    ``refused_messages`` counts what came on its topics and was not its own, or not in order, since
+    the service started: shown for one device, not in lists.
     ``presence`` is ``online``, ``stale`` (it said online, but its lease ran out), ``offline``,
     ``lost`` or ``unknown`` (never heard of). ``generation_desired`` is what it was told last,
     ``generation_seen`` what it says it obeys.
@@ -61,6 +63,7 @@ class DeviceView:
     certificate_expires_ms: int | None
     clone_seen_ms: int | None
     keyring_seen: int
+    refused_messages: dict[str, int] = field(default_factory=dict)
 
 
 def add_device(

@@ -163,6 +163,7 @@ def _make_server(service: FleetService, on_ready: Callable[[], None]) -> _Server
         # a stream that never ends would hold up the shutdown that begins with the signal
         is_stopping=lambda: server.should_exit or service.is_stopping(),
         counters=service.counters,
+        refused=service.ingest.refused,
     )
     config = uvicorn.Config(
         build_app(context),

@@ -368,14 +368,14 @@ def test_nothing_raises_out_of_ingest(tmp_path_factory, payload, topic):
 
 
 def test_a_message_that_breaks_its_transaction_goes_alone(here, monkeypatch):
-    take = Ingest._authenticate
+    take = Ingest._addressed
 
     def breaks(self, session, message):
         if message.topic.endswith("pi-1/state"):
             raise RuntimeError("unforeseen")
         return take(self, session, message)
 
-    monkeypatch.setattr(Ingest, "_authenticate", breaks)
+    monkeypatch.setattr(Ingest, "_addressed", breaks)
     counts = here.take(here.one.state(), here.two.state(), here.two.window(1))
     assert counts == {"internal": 1, "state": 1, "window": 1}
     assert here.device("pi-2").presence == "online"

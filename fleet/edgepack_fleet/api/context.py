@@ -30,6 +30,7 @@ class Context:
         now_ms: The time, milliseconds since 1970 UTC.
         is_stopping: Whether the service is shutting down, which ends the endless streams.
         counters: What the service counts, by name, for ``/metrics``.
+        refused: How many messages on a device's topics were refused, by reason.
     """
 
     config: FleetConfig
@@ -41,6 +42,7 @@ class Context:
     now_ms: Callable[[], int]
     is_stopping: Callable[[], bool]
     counters: Callable[[], dict[str, int]]
+    refused: Callable[[str], dict[str, int]] = lambda _: {}
 
     @property
     def public_url(self) -> str:

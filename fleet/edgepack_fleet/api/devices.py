@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -20,6 +21,8 @@ from edgepack_fleet.api.context import Context, Here
 from edgepack_fleet.api.records import record
 from edgepack_fleet.api.views import Why
 from edgepack_fleet.db.schema import Device
+from edgepack_fleet.enrolment import PendingView, get_pending
+from edgepack_fleet.membership import Status
 from edgepack_fleet.rollout.explain import why_device
 from edgepack_fleet.rollouts import last_rollout_of
 
@@ -84,7 +87,7 @@ def show(_: AsViewer, here: Here, device: str) -> Response:
     with here.database.read() as session:
         row = devices.get_device(session, device)
         view = devices.view_device(session, row, now_ms=here.now_ms(), lease_ms=lease_ms(here))
-    return answer(view)
+    return answer(dataclasses.replace(view, refused_messages=here.refused(device)))
 
 
 class NewLabels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -139,10 +142,13 @@ def decommission(who: AsOperator, here: Here, device: str) -> Response:
 def why(_: AsViewer, here: Here, device: str) -> Response:
     """What a device runs and why, in words."""
     with here.database.read() as session:
+        if devices.standing_of(session, device) in (Status.PENDING, Status.REJECTED):
+            return answer(Why(why=_waiting_words(get_pending(session, device))))
         row = devices.get_device(session, device)
         view = devices.view_device(session, row, now_ms=here.now_ms(), lease_ms=lease_ms(here))
         last = last_rollout_of(session, device)
-    sentences = [*_device_words(view), "" if last is None else why_device(last, device)]
+    last_words = "" if last is None else why_device(last, device)
+    sentences = [*_device_words(view), last_words, _refused_words(here.refused(device))]
     return answer(Why(why=" ".join(filter(None, sentences))))
 
 
@@ -187,6 +193,22 @@ def _device_words(view: devices.DeviceView) -> list[str]:
     if view.refused:
         sentences.append(f"It refused what it was told: {view.refused}.")
     return sentences
+
+
+def _waiting_words(wish: PendingView) -> str:
+    if wish.status == Status.REJECTED:
+        return f"{wish.device} asked to join with key {wish.key} and was rejected."
+    return (
+        f"{wish.device} waits to join with key {wish.key} since {_moment(wish.asked_ms)}. Compare "
+        f"the key with what the device shows, then: edgepack device approve {wish.device}"
+    )
+
+
+def _refused_words(refused: dict[str, int]) -> str:
+    if not refused:
+        return ""
+    counts = ", ".join(f"{reason} {count}" for reason, count in refused.items())
+    return f"Messages on its topics that were refused since the service started: {counts}."
 
 
 def _moment(ms: int) -> str:
