@@ -67,9 +67,11 @@ def parse_join_string(text: str) -> JoinString:
     try:
         parts = urlsplit(url)
         named = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        # Nothing but a scheme and a host: no user, path, query, or what a parser would leave out.
+        plain = url.rstrip("/") == f"{parts.scheme}://{parts.netloc}" and "@" not in parts.netloc
     except ValueError as error:
         raise ConfigError(f"{form}; this one has no proper URL", code="bad-join") from error
-    if parts.scheme not in ("http", "https") or not named or parts.path.strip("/") or parts.query:
+    if parts.scheme not in ("http", "https") or not (named and plain):
         raise ConfigError(f"{form}; this one has no proper URL", code="bad-join")
     if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
         raise ConfigError(
