@@ -5,6 +5,7 @@ import pytest
 
 from edgepack_contract.errors import MalformedDocumentError, UntrustedDocumentError
 from edgepack_contract.instructions import (
+    CLOCK_SKEW_MS,
     Identity,
     Obeyed,
     accept_desired,
@@ -39,10 +40,11 @@ DESIRED = Desired(
 BEFORE = Obeyed(epoch=2, generation=5, slots_digest=slots_digest(DESIRED), issued=NOW - HOUR)
 
 
-def accept(desired, *, obeyed=BEFORE, key=FLEET, now=NOW):
+def accept(desired, *, obeyed=BEFORE, key=FLEET, now=NOW, keyring=KEYRING, behind=False):
     return accept_desired(
-        sign_desired(desired, key), keyring=KEYRING, identity=IDENTITY, obeyed=obeyed, now_ms=now
-    )
+        sign_desired(desired, key), keyring=keyring, identity=IDENTITY, obeyed=obeyed, now_ms=now,
+        clock_is_behind=behind,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -94,3 +96,29 @@ def test_an_oversized_document_is_not_even_parsed():
     with pytest.raises(MalformedDocumentError) as caught:
         accept_desired(b" " * 70_000, keyring=KEYRING, identity=IDENTITY, obeyed=BEFORE, now_ms=NOW)
     assert caught.value.code == "too-large"
+
+
+def test_a_revoked_fleet_key_is_refused_by_that_name_and_a_stranger_cannot_borrow_it():
+    thief = PrivateKey.generate()
+    keyring = msgspec.structs.replace(KEYRING, revoked_fleets=[thief.public.fingerprint])
+    with pytest.raises(UntrustedDocumentError, match="version 1 revokes") as caught:
+        accept(DESIRED, key=thief, keyring=keyring)
+    assert caught.value.code == "revoked-key"
+    assert accept(DESIRED, keyring=keyring) == DESIRED
+    with pytest.raises(UntrustedDocumentError) as caught:
+        accept(DESIRED, key=PrivateKey.generate(), keyring=keyring)
+    assert caught.value.code == "unknown-key"
+
+
+def test_a_clock_that_is_behind_cannot_call_a_document_future_dated_but_can_see_it_expired():
+    ahead = msgspec.structs.replace(DESIRED, issued=NOW + HOUR, expires=NOW + 2 * HOUR)
+    assert accept(ahead, behind=True) == ahead
+    with pytest.raises(UntrustedDocumentError) as caught:
+        accept(msgspec.structs.replace(DESIRED, expires=NOW - 1), behind=True)
+    assert caught.value.code == "expired"
+
+
+@pytest.mark.parametrize("skew", [0, CLOCK_SKEW_MS])
+def test_clocks_may_differ_a_little(skew):
+    dated = msgspec.structs.replace(DESIRED, issued=NOW + skew, expires=NOW + HOUR)
+    assert accept(dated) == dated

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import base64
+import contextlib
+import errno
 import stat
 
 import pytest
@@ -79,3 +82,33 @@ def test_garbage_and_absent_files_name_the_file(tmp_path):
         read_public_key(tmp_path / "junk.pub")
     with pytest.raises(SigningKeyError, match=r"none\.pub"):
         read_public_key(tmp_path / "none.pub")
+
+
+def test_a_curve_that_the_library_does_not_know_is_a_bad_key_and_not_a_crash():
+    der = bytearray(
+        PrivateKey.generate().public.key.public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    )
+    for place in range(len(der)):
+        for mask in (0x01, 0x0F, 0x80):
+            altered = bytearray(der)
+            altered[place] ^= mask
+            body = base64.encodebytes(bytes(altered))
+            pem = b"-----BEGIN PUBLIC KEY-----\n" + body + b"-----END PUBLIC KEY-----\n"
+            with contextlib.suppress(SigningKeyError):
+                PublicKey.from_pem(pem)
+
+
+def test_a_key_that_could_not_be_written_leaves_its_name_free(tmp_path, monkeypatch):
+    path = tmp_path / "owner.key"
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("edgepack_contract.keys.os.fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            write_private_key(path, PrivateKey.generate())
+    assert not path.exists()
+    write_private_key(path, PrivateKey.generate())
