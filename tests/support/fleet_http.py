@@ -17,6 +17,7 @@ import uvicorn
 from bundle_samples import PUBLISHER, fixed_key, one_variant
 from fastapi import FastAPI
 
+from edgepack_contract.certificates import Authority
 from edgepack_contract.keyring import Publisher, make_keyring
 from edgepack_contract.keys import PrivateKey, write_private_key
 from edgepack_contract.layout import write_bundle
@@ -34,6 +35,7 @@ from edgepack_fleet.trust import KeyringKeeper, read_trust
 HOST = "http://127.0.0.1:8080"
 START_MS = 1_780_000_000_000
 FLEET_KEY = fixed_key(3)
+AUTHORITY_KEY = fixed_key(6)
 OWNER = fixed_key(4)
 MAC_KEY = bytes(range(32))
 
@@ -129,10 +131,15 @@ def make_keys(folder: Path) -> KeysConfig:
     (folder / "keyring.json").write_bytes(file)
     if not (folder / "fleet.key").exists():
         write_private_key(folder / "fleet.key", FLEET_KEY)
+        write_private_key(folder / "authority.key", AUTHORITY_KEY)
+        authority = Authority.create(AUTHORITY_KEY, name="a test fleet", now_ms=START_MS)
+        (folder / "authority.pem").write_bytes(authority.pem)
     return KeysConfig(
         fleet=str(folder / "fleet.key"),
         keyring=str(folder / "keyring.json"),
         owner=OWNER.public.fingerprint,
+        authority=str(folder / "authority.key"),
+        authority_certificate=str(folder / "authority.pem"),
     )
 
 
