@@ -23,6 +23,7 @@ from world_process import ask, run_to_end, running
 
 from edgepack_contract.errors import ConfigError
 from edgepack_contract.keyring import Publisher, make_keyring
+from edgepack_contract.keys import read_private_key
 from edgepack_runtime import admission
 from edgepack_runtime.admission import bundle_facts, device_facts, reminding
 from edgepack_runtime.config import (
@@ -351,17 +352,22 @@ def test_the_facts_of_files(home, tmp_path):
     }  # fmt: skip
 
 
+def encrypt(path):
+    path.write_bytes(read_private_key(path).pem(b"passphrase"))
+
+
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
         (lambda tls, other: tls.certificate.unlink(), "No such file"),
         (lambda tls, other: tls.key.unlink(), "No such file"),
-        (lambda tls, other: tls.certificate.write_text("nonsense"), "not pem"),
-        (lambda tls, other: tls.certificate.write_bytes(b""), "not pem"),
-        (lambda tls, other: tls.key.write_bytes(b"\x00" * 100), "not pem"),
+        (lambda tls, other: tls.certificate.write_text("nonsense"), "not PEM"),
+        (lambda tls, other: tls.certificate.write_bytes(b""), "not PEM"),
+        (lambda tls, other: tls.key.write_bytes(b"\x00" * 100), "not PEM"),
         (lambda tls, other: tls.key.write_bytes(other.key.read_bytes()), "key values mismatch"),
-        (lambda tls, other: tls.key.write_bytes(fixed_key(3).pem(b"passphrase")), "certificate"),
+        (lambda tls, other: encrypt(tls.key), "with a passphrase"),
         (lambda tls, other: (tls.key.unlink(), tls.key.mkdir()), "directory"),
+        (lambda tls, other: tls.key.write_bytes(tls.key.read_bytes() * 999), "larger than 65536"),
     ],
 )
 def test_tls_files_that_cannot_be_used(tmp_path, harm, words):

@@ -113,6 +113,8 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     try:
+        if max(certificate.stat().st_size, key.stat().st_size) > LIMITS.key_file_bytes:
+            raise ValueError(f"one is larger than {LIMITS.key_file_bytes} bytes")
         # a key with a passphrase would otherwise ask for it on a terminal that nobody watches
         context.load_cert_chain(certificate, key, password=lambda: "")
     except (OSError, ValueError) as error:
@@ -149,5 +151,6 @@ def _digest(token: bytes) -> bytes:
 
 def _ssl_words(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
-        return (error.reason or "not PEM").replace("_", " ").lower()
+        reason = error.reason or ""
+        return reason.replace("_", " ").lower() or "not PEM, or with a passphrase"
     return getattr(error, "strerror", None) or str(error)

@@ -7,7 +7,6 @@ from typing import Any
 from edgepack_runtime.serving.asgi import CLOSE, Asgi, Receive, Scope, Send, error_response
 
 PATHS = frozenset({"/health", "/ready", "/metrics", "/v2/health/live", "/v2/health/ready"})
-METHODS = frozenset({"GET", "HEAD"})
 
 
 class OpsOnly:
@@ -20,13 +19,10 @@ class OpsOnly:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand a read on, answer 404 to everything else."""
+        """Hand on what is known, which only reads; answer 404 to everything else."""
         if scope["path"] not in PATHS:
             told = ", ".join(sorted(PATHS))
             await error_response(404, f"this listener has only {told}", CLOSE).send(send)
-        elif scope["method"] not in METHODS:
-            answer = error_response(405, "this listener is read-only", (b"allow", b"GET"), CLOSE)
-            await answer.send(send)
         else:
             await self._app(scope, receive, _closing(send))
 
