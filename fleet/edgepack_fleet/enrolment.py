@@ -122,11 +122,12 @@ def ask(
     after = next_status(before, step, wish.device)
     if row is None or not again:
         _refuse_used_key(session, wish)
-        row = _new_row(session, wish, row)
+        row = _new_row(wish, row)
     if token is not None:
         row.token, row.token_hash, row.asked_ms = token.name, token.hash, now_ms
         row.labels = check_labels(row.labels | token.labels)
     row.status = after.value
+    session.add(row)
     if after is Status.ACCEPTED and before is not Status.ACCEPTED:
         row.labels = check_labels(row.labels | (expected.labels if expected is not None else {}))
         _accept(session, row, writer=writer, mac_key=mac_key, now_ms=now_ms)
@@ -295,11 +296,10 @@ def _forget_old(session: Session, now_ms: int) -> None:
     )
 
 
-def _new_row(session: Session, wish: Wish, row: EnrolmentRow | None) -> EnrolmentRow:
+def _new_row(wish: Wish, row: EnrolmentRow | None) -> EnrolmentRow:
     fresh = row if row is not None else EnrolmentRow(device=wish.device)
     fresh.key, fresh.public_key = wish.key.fingerprint, wish.key.pem.decode()
     fresh.labels = dict(wish.labels)
-    session.add(fresh)
     return fresh
 
 
@@ -307,21 +307,21 @@ def _accept(
     session: Session, row: EnrolmentRow, *, writer: DesiredWriter, mac_key: bytes, now_ms: int
 ) -> Device:
     """Make who asked a member: a new device, or the one of this id begun anew."""
+    revoke_certificates(session, row.device, now_ms=now_ms)
+    session.execute(delete(PreauthorisedRow).where(PreauthorisedRow.device == row.device))
     device = session.get(Device, row.device)
     if device is None:
         device = Device(id=row.device, tenant=writer.tenant, created_ms=now_ms, labels={})
-        session.add(device)
     elif device.status == Status.DECOMMISSIONED:
         session.execute(delete(DesiredSlot).where(DesiredSlot.device == row.device))
         session.execute(delete(DesiredDocument).where(DesiredDocument.device == row.device))
         device.labels = {}
-    revoke_certificates(session, row.device, now_ms=now_ms)
     # what the fleet said of the device before wins over what it proposes now
     device.labels = check_labels(row.labels | device.labels)
     device.enrolment, device.public_key, device.mac_key = row.key, row.public_key, mac_key
     device.status = row.status = Status.ACCEPTED.value
     _begin_anew(device)
-    session.execute(delete(PreauthorisedRow).where(PreauthorisedRow.device == row.device))
+    session.add(device)
     session.flush()
     writer.issue(session, row.device, now_ms=now_ms)
     return device
