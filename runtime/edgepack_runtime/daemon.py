@@ -30,11 +30,9 @@ from edgepack_contract.messages import (
     FleetState,
     Health,
     Reported,
-    SlotBirth,
     SlotDesired,
 )
 from edgepack_contract.names import is_id
-from edgepack_contract.reference import reference_id
 from edgepack_contract.states import Phase
 from edgepack_contract.topics import Kind, fleet_state_topic, keyring_topic, parse_topic
 from edgepack_runtime import machine_state
@@ -200,11 +198,23 @@ class Daemon:
             installer=installer,
             host=host,
             probe=partial(probe_model, timeout_s=PROBE_SECONDS),
+            floor_elsewhere=partial(self._floor_elsewhere, name),
         )
-        agent = SlotAgent(name, parts, boot_id=machine_state.boot_id())
+        agent = SlotAgent(
+            name,
+            parts,
+            boot_id=machine_state.boot_id(),
+            owner=self._config.identity.owner,
+            enrolment=self._identity.identity.enrolment,
+        )
         agent.start()
         self._slots[name], self.serving[name] = SlotRuntime(slot, agent), slot
         return self._slots[name]
+
+    def _floor_elsewhere(self, slot: str, bundle: str) -> int:
+        epoch = self._trust.keyring.epoch
+        others = [one.agent.state for name, one in list(self._slots.items()) if name != slot]
+        return max((one.floor(bundle) for one in others if one.obeyed.epoch == epoch), default=0)
 
     def _from_link(self, topic: str, payload: bytes) -> None:
         self._loop.call_soon_threadsafe(self._take, topic, payload)
@@ -300,17 +310,7 @@ class Daemon:
         self._spawn(self._reporter.connected())
 
     def _say_birth(self) -> None:
-        slots = {
-            name: SlotBirth(
-                bundle=model.description.name,
-                version=model.version,
-                digest=model.digest,
-                variant=model.description.variant,
-                reference=reference_id(model.reference) if model.reference else "",
-            )
-            for name, runtime in self._slots.items()
-            if (model := runtime.slot.active) is not None
-        }
+        born = {name: runtime.birth() for name, runtime in self._slots.items()}
         birth = Birth(
             session=self._session,
             sequence=self._link.next_sequence(),
@@ -318,7 +318,7 @@ class Daemon:
             daemon=__version__,
             hardware=self._machine,
             onnxruntime=self._machine.onnxruntime,
-            slots=slots,
+            slots={name: one for name, one in born.items() if one},
             capabilities=["reverse-shadow"],
         )
         self._reporter.say(Kind.BIRTH, birth)

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 from edgepack_contract.description import MODEL_DATA_PATH, MODEL_PATH
 from edgepack_contract.errors import EdgepackError
-from edgepack_contract.messages import Event, EventKind, SlotReported
+from edgepack_contract.messages import Event, EventKind, SlotBirth, SlotReported
+from edgepack_contract.reference import reference_id
 from edgepack_contract.states import Phase
 from edgepack_contract.window import DriftVerdict
 from edgepack_runtime import machine_state
@@ -187,6 +188,19 @@ class SlotRuntime:
     def in_probation(self) -> bool:
         """Whether the device is watching a new model."""
         return self.agent.state.phase == Phase.PROBATION
+
+    def birth(self) -> SlotBirth | None:
+        """What the slot runs, None when it is nothing."""
+        model = self.slot.active
+        if model is None:
+            return None
+        return SlotBirth(
+            bundle=model.description.name,
+            version=model.version,
+            digest=model.digest,
+            variant=model.description.variant,
+            reference=reference_id(model.reference) if model.reference else "",
+        )
 
     async def newly_drifted(self) -> DriftReport | None:
         """Judge the inputs of the active model; the report when they have changed just now."""

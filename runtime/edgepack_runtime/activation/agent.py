@@ -37,9 +37,16 @@ from edgepack_runtime.activation.events import (
     Wished,
 )
 from edgepack_runtime.activation.inbox import Inbox
+from edgepack_runtime.activation.installer import REVOKED
 from edgepack_runtime.activation.machine import step
 from edgepack_runtime.activation.parts import SlotParts, Timing
-from edgepack_runtime.activation.state import TRIAL, Installed, SlotState, short_words
+from edgepack_runtime.activation.state import (
+    TRIAL,
+    Installed,
+    SlotState,
+    belonging,
+    short_words,
+)
 from edgepack_runtime.errors import DeviceError
 
 logger = logging.getLogger(__name__)
@@ -56,13 +63,23 @@ class SlotAgent:
         parts: What it is made of.
         boot_id: Tells one boot of the machine from another.
         timing: How to wait.
+        owner: The pinned fingerprint of the owners.
+        enrolment: The fingerprint of the device's key.
     """
 
     def __init__(
-        self, slot: str, parts: SlotParts, *, boot_id: str, timing: Timing | None = None
+        self,
+        slot: str,
+        parts: SlotParts,
+        *,
+        boot_id: str,
+        timing: Timing | None = None,
+        owner: str = "",
+        enrolment: str = "",
     ) -> None:
         self.slot = slot
         self._parts, self._boot_id = parts, boot_id
+        self._owner, self._enrolment = owner, enrolment
         self._timing = timing or Timing()
         self._inbox = Inbox()
         self._wait = self._timing.wait or self._inbox.wait
@@ -102,7 +119,7 @@ class SlotAgent:
         """
         found = self._parts.journal.load()
         self._parts.store.prepare()
-        self._state = found.state
+        self._state = belonging(found.state, owner=self._owner, enrolment=self._enrolment)
         self._runner.suspicious = not found.fresh and not found.state.clean
 
     def start(self) -> None:
@@ -175,7 +192,7 @@ class SlotAgent:
         on_trial = state.trial is not None and serving == state.trial.digest
         before = state.active if on_trial else state.previous
         wish = state.pending or state.wanted
-        trouble = self._trouble
+        code, words = self._explained(state, serving)
         return SlotReported(
             phase=state.phase,
             running=serving,
@@ -183,11 +200,22 @@ class SlotAgent:
             previous=before.digest if before else None,
             wanted=wish.ref.digest if wish else None,
             progress=self._runner.progress if state.phase == Phase.DOWNLOADING else 0.0,
-            code=trouble.code if trouble else state.code,
-            words=short_words(str(trouble)) if trouble else state.words,
+            code=code,
+            words=words,
             blocked=list(state.blocked),
             exercised=state.exercised,
+            floor=state.floor(state.name),
         )
+
+    def _explained(self, state: SlotState, serving: str | None) -> tuple[str, str]:
+        """Code and words of what there is to say of the slot now."""
+        if self._trouble:
+            return self._trouble.code, short_words(str(self._trouble))
+        revoked = self._parts.installer.revoked(serving) if serving else None
+        if revoked and (state.phase == Phase.SUCCEEDED or not state.code):
+            words = "what runs is revoked; it goes on until there is something else to run"
+            return REVOKED, short_words(f"{words}: {revoked}")
+        return state.code, state.words
 
     def run(self) -> None:
         """Begin, attend to what comes until asked to stop, and end cleanly."""

@@ -79,6 +79,7 @@ class EffectRunner:
 
     def __init__(self, parts: SlotParts, timing: Timing, around: Surroundings) -> None:
         self._store, self._installer, self._host = parts.store, parts.installer, parts.host
+        self._floor_elsewhere = parts.floor_elsewhere
         self._probe, self._timing, self._around = parts.probe, timing, around
         self._proven: set[str] = set()
         self._evidence: dict[str, Any] = {}
@@ -136,7 +137,8 @@ class EffectRunner:
         while True:
             tried += 1
             try:
-                return Downloaded(effect.install, self._fetch(effect))
+                bundle = self._fetch(effect)
+                return Downloaded(effect.install, bundle, self._floor_elsewhere(bundle.name))
             except InterruptedInstallError:
                 return Interrupted(effect.install)
             except TransientSourceError as error:
@@ -185,7 +187,8 @@ class EffectRunner:
     def _serve(self, effect: Serve) -> Outcome:
         self._leave()
         try:
-            self._installer.refuse_revoked(effect.digest)
+            if not effect.resumed:
+                self._installer.refuse_revoked(effect.digest)
             if self.suspicious and effect.digest not in self._proven:
                 self._installer.check_bytes(effect.digest)
                 self._proven.add(effect.digest)
@@ -193,7 +196,9 @@ class EffectRunner:
             self._host.serve(folder, effect.digest, keep_previous=effect.keep_previous)
         except EdgepackError as error:
             final = isinstance(error, BundleError)
-            return LoadFailed(effect.install, effect.digest, error.code, str(error), final=final)
+            return LoadFailed(
+                effect.install, effect.digest, error.code, str(error), final, effect.resumed
+            )
         self.serving = effect.digest
         return Loaded(effect.install, effect.digest)
 

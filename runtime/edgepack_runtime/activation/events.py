@@ -48,9 +48,13 @@ class InstallEvent:
 
 @dataclass(frozen=True, slots=True)
 class Downloaded(InstallEvent):
-    """Every byte of the bundle's variant is in the store and is what a trusted publisher signed."""
+    """Every byte of the bundle's variant is in the store and is what a trusted publisher signed.
+
+    ``floor`` is what other slots of this device ask of the bundle's name.
+    """
 
     bundle: Installed
+    floor: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +106,16 @@ class Loaded(InstallEvent):
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed(InstallEvent):
-    """The model could not be loaded; ``final`` when trying again is no use."""
+    """The model could not be loaded; ``final`` when trying again is no use.
+
+    ``resumed`` is that of the :class:`Serve` which it answers.
+    """
 
     digest: str
     code: str
     words: str
     final: bool = False
+    resumed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,12 +189,15 @@ class Probe:
 class Serve:
     """Load a model, warm it and let it answer; ends in Loaded or LoadFailed.
 
-    With ``keep_previous`` the model that answered until now stays loaded beside it.
+    With ``keep_previous`` the model that answered until now stays loaded beside it. With
+    ``resumed`` it is the one that answered when the process ended: then not even a revoked one is
+    refused, because serving never stops.
     """
 
     install: int
     digest: str
     keep_previous: bool
+    resumed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ from edgepack_runtime.fetch import ArchiveSource, Source
 from edgepack_runtime.fsio import Appending, open_regular
 from edgepack_runtime.store import Store, StoredSource, proof_name
 
+REVOKED = "revoked-digest"
 _BLOCK_BYTES = 64 * 1024
 
 
@@ -125,12 +126,16 @@ class Installer:
         Raises:
             UntrustedBundleError: It is revoked.
         """
+        words = self.revoked(digest)
+        if words:
+            raise UntrustedBundleError(words, code=REVOKED)
+
+    def revoked(self, digest: str) -> str | None:
+        """By which keyring the owner has revoked a bundle, in words; None when that is not so."""
         keyring = self._keyring()
-        if keyring and digest in keyring.revoked_digests:
-            raise UntrustedBundleError(
-                f"bundle {digest} is revoked by keyring version {keyring.version}",
-                code="revoked-digest",
-            )
+        if keyring is None or digest not in keyring.revoked_digests:
+            return None
+        return f"bundle {digest} is revoked by keyring version {keyring.version}"
 
     def describe(self, digest: str) -> Description:
         """The description of the variant that the store has of a bundle.

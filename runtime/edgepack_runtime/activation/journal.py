@@ -153,8 +153,10 @@ def _salvage(body: bytes) -> SlotState:
         seq=_field(plain, "seq", int) or 0,
         install=_field(plain, "install", int) or 0,
         blocked=_field(plain, "blocked", tuple[str, ...]) or (),
-        floor=_field(plain, "floor", int) or 0,
+        floors=_field(plain, "floors", dict[str, int]) or {},
         obeyed=_field(plain, "obeyed", Obeyed) or Obeyed(),
+        owner=_field(plain, "owner", str) or "",
+        enrolment=_field(plain, "enrolment", str) or "",
         code="unknown-state",
         words="another version of the daemon wrote the record of this slot",
     )

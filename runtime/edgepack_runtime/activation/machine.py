@@ -68,6 +68,7 @@ from edgepack_runtime.activation.state import (
     SlotState,
     Wish,
     block,
+    raise_floor,
     short_ref,
 )
 
@@ -117,13 +118,15 @@ def _count_restart(state: SlotState, boot_id: str) -> tuple[SlotState, bool]:
 
 
 def _start_active(state: SlotState) -> tuple[SlotState, tuple[Effect, ...]]:
+    answered = state.active
     if state.active and state.starts >= MAX_ATTEMPTS:
         words = f"{state.active.version} ended the process {MAX_ATTEMPTS} times while it was loaded"
         state = demote(state, "crash-loop", words)
     if state.active is None:
         return state, ()
     state = replace(state, starts=state.starts + 1)
-    return state, serve_active(state)
+    resumed = state.phase not in TRIAL and state.active == answered
+    return state, serve_active(state, resumed=resumed)
 
 
 def _start_preparing(state: SlotState, *, forgiven: bool) -> Step:
@@ -171,7 +174,7 @@ def _obey(state: SlotState, event: Wished) -> SlotState:
         state,
         obeyed=obeyed,
         # a new epoch is how an owner resets what a stolen fleet key has done
-        floor=state.floor if obeyed.epoch == state.obeyed.epoch else 0,
+        floors=state.floors if obeyed.epoch == state.obeyed.epoch else {},
         blocked=tuple(one for one in state.blocked if one not in event.retry_blocked),
     )
 
@@ -228,10 +231,11 @@ def _decline(state: SlotState, wish: Wish, code: str, words: str) -> Step:
 def _downloaded(state: SlotState, event: Downloaded) -> Step:
     bundle = event.bundle
     recorded = state.previous and state.previous.digest == bundle.digest
-    if bundle.security_version < state.floor and not recorded:
+    floor = max(event.floor, state.floor(bundle.name))
+    if bundle.security_version < floor and not recorded:
         words = (
-            f"{bundle.version} has security version {bundle.security_version}, "
-            f"this slot has run {state.floor}"
+            f"{bundle.version} has security version {bundle.security_version}, but this device has "
+            f"run {bundle.name} of {floor}; only a new epoch of the keyring lets it go back"
         )
         return give_up(state, Phase.REJECTED, "below-floor", words)
     state = replace(state, phase=Phase.VERIFIED, trial=bundle)
@@ -295,7 +299,7 @@ def _active_failed(state: SlotState, event: LoadFailed) -> Step:
         return Step(state)
     if not event.final and state.starts < MAX_ATTEMPTS:
         state = replace(state, starts=state.starts + 1)
-        return Step(state, serve_active(state))
+        return Step(state, serve_active(state, resumed=event.resumed))
     state = demote(state, event.code, event.words)
     if state.active:
         state = replace(state, starts=1)
@@ -313,7 +317,7 @@ def _passed(state: SlotState, event: ProbationPassed) -> Step:
         # after a return to the previous bundle the two have changed places
         previous=state.active,
         trial=None,
-        floor=max(state.floor, trial.security_version),
+        floors=raise_floor(state.floors, trial.name, trial.security_version),
         attempts=0,
         starts=0,
         power_cuts=0,

@@ -166,11 +166,14 @@ def _announce(state: SlotState) -> Announce:
     return Announce(state.install, _KINDS[state.phase], digest, state.code, state.words)
 
 
-def serve_active(state: SlotState) -> tuple[Effect, ...]:
-    """The effect that lets the good model answer; none when there is no good model."""
+def serve_active(state: SlotState, *, resumed: bool = False) -> tuple[Effect, ...]:
+    """The effect that lets the good model answer; none when there is no good model.
+
+    With ``resumed`` it is what answered before a restart, and serving goes on.
+    """
     if state.active is None:
         return ()
-    return (Serve(state.install, state.active.digest, keep_previous=False),)
+    return (Serve(state.install, state.active.digest, keep_previous=False, resumed=resumed),)
 
 
 def wanted(state: SlotState) -> Wish:

@@ -19,7 +19,8 @@ from edgepack_runtime.store import Store
 class SlotParts:
     """The parts of one slot: its durable state, its bundles, who fetches and who serves them.
 
-    ``probe`` tries the variant in a folder in a child process.
+    ``probe`` tries the variant in a folder in a child process. ``floor_elsewhere`` is the least
+    security version of a bundle name that other slots of this device ask for.
     """
 
     journal: Journal
@@ -27,6 +28,7 @@ class SlotParts:
     installer: Installer
     host: SlotHost
     probe: Callable[[Path], ProbeResult]
+    floor_elsewhere: Callable[[str], int] = lambda _name: 0
 
 
 @dataclass(frozen=True, slots=True)

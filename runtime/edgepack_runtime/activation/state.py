@@ -14,8 +14,12 @@ from edgepack_contract.states import Phase
 VERSION = 1
 MAX_BLOCKED = 16
 MAX_SOURCES = 2
-MAX_SOURCE_CHARS = 192
+MAX_SOURCE_CHARS = 160
 MAX_WORDS = 200
+FINGERPRINT_DIGITS = 16
+MAX_FLOORS = 16
+FLOOR_BYTES = 256
+"""Floors of so many names, in so many bytes of the journal."""
 
 RESTING = frozenset(
     {Phase.IDLE, Phase.SUCCEEDED, Phase.FAILED, Phase.FELL_BACK, Phase.REJECTED, Phase.SAFE_MODE}
@@ -57,6 +61,10 @@ class SlotState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     model at a start, ``power_cuts`` the restarts that were not the process's fault. ``clean`` says
     that the last process ended on purpose. ``announced`` says that the host was told how the last
     install ended.
+
+    ``floors`` is the least security version by bundle name, of the epoch that is in ``obeyed``.
+    ``owner`` and ``enrolment`` are the first digits of the fingerprints that this device was
+    enrolled with.
     """
 
     v: int = VERSION
@@ -72,8 +80,10 @@ class SlotState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     starts: int = 0
     power_cuts: int = 0
     blocked: tuple[str, ...] = ()
-    floor: int = 0
+    floors: dict[str, int] = {}
     obeyed: Obeyed = Obeyed()
+    owner: str = ""
+    enrolment: str = ""
     boot_id: str = ""
     clean: bool = True
     announced: bool = True
@@ -94,6 +104,17 @@ class SlotState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             good.add(self.wanted.ref.digest)
         return frozenset(good)
 
+    @property
+    def name(self) -> str | None:
+        """The bundle name that the slot is bound to; an empty slot is bound to none."""
+        if self.active:
+            return self.active.name
+        return self.wanted.ref.name if self.wanted else None
+
+    def floor(self, name: str | None) -> int:
+        """The least security version of a bundle name that may be installed."""
+        return self.floors.get(name or "", 0)
+
     def is_blocked(self, digest: str) -> bool:
         """Whether a digest misbehaved here before."""
         return digest in self.blocked
@@ -102,6 +123,35 @@ class SlotState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 def block(blocked: tuple[str, ...], digest: str) -> tuple[str, ...]:
     """Add a digest; of too many the oldest is forgotten."""
     return (*(one for one in blocked if one != digest), digest)[-MAX_BLOCKED:]
+
+
+def raise_floor(floors: dict[str, int], name: str, security_version: int) -> dict[str, int]:
+    """Raise the floor of a name; of too many other names the one with the least is forgotten."""
+    mine = {name: max(security_version, floors.get(name, 0))}
+    others = {one: floor for one, floor in floors.items() if one != name}
+    while others and not _floors_fit(others | mine):
+        del others[min(others, key=lambda one: (others[one], one))]
+    return others | mine
+
+
+def _floors_fit(floors: dict[str, int]) -> bool:
+    return len(floors) <= MAX_FLOORS and len(msgspec.json.encode(floors)) <= FLOOR_BYTES
+
+
+def belonging(state: SlotState, *, owner: str, enrolment: str) -> SlotState:
+    """The state of a slot of a device that is enrolled with these fingerprints.
+
+    A device that was enrolled again is told anew, from the first generation on; one that has other
+    owners now owes the former ones no floors. What runs goes on running.
+    """
+    owner, enrolment = owner[:FINGERPRINT_DIGITS], enrolment[:FINGERPRINT_DIGITS]
+    changed = {"owner": owner, "enrolment": enrolment}
+    if state.owner not in ("", owner):
+        return msgspec.structs.replace(state, floors={}, obeyed=Obeyed(), **changed)
+    if state.enrolment not in ("", enrolment):
+        # the epoch tells which keyring the floors are of, and is the owners'
+        return msgspec.structs.replace(state, obeyed=Obeyed(epoch=state.obeyed.epoch), **changed)
+    return msgspec.structs.replace(state, **changed)
 
 
 def short_ref(ref: Ref) -> Ref:

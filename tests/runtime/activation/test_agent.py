@@ -45,7 +45,7 @@ def test_an_update_keeps_the_former_model_as_the_previous_one(running):
     running.install(B)
     assert running.host.phases == HAPPY
     assert running.agent.status().previous == A.digest
-    assert running.state.floor == 3
+    assert running.state.floors == {"digits": 3}
     running.install(C)
     assert not running.store.has(A.digest)
     assert running.store.has(B.digest)
@@ -206,12 +206,12 @@ def test_sources_that_do_not_answer_are_asked_again(running):
 def test_a_bundle_below_the_floor_is_refused_but_the_recorded_previous_is_not(running):
     risen = bundle("1.3.0", security_version=9)
     running.install(risen)
-    assert running.state.floor == 9
+    assert running.state.floors == {"digits": 9}
     running.wish(B)
     running.settle()
     assert (running.state.phase, running.state.code) == (Phase.REJECTED, "below-floor")
     running.install(A)
-    assert running.state.floor == 9
+    assert running.state.floors == {"digits": 9}
 
 
 def test_a_larger_epoch_resets_the_floor(running):
@@ -226,7 +226,7 @@ def test_the_floor_rises_only_with_success(running):
     running.temper.counters[risen.digest] = Counters(requests=100, errors=100)
     running.wish(risen)
     running.settle()
-    assert (running.state.phase, running.state.floor) == (Phase.FELL_BACK, 3)
+    assert (running.state.phase, running.agent.status().floor) == (Phase.FELL_BACK, 3)
 
 
 def test_a_slot_is_bound_to_one_name(running):
@@ -250,6 +250,40 @@ def test_a_revoked_bundle_is_never_loaded_not_even_to_fall_back(running):
     running.wish(C)
     running.settle()
     assert (running.state.phase, running.host.serving) == (Phase.FELL_BACK, A.digest)
+
+
+def test_what_runs_goes_on_when_it_is_revoked_and_says_so(running):
+    running.install(B)
+    running.keyring = replace(running.keyring, revoked_digests=[B.digest])
+    said = running.agent.status()
+    assert (said.running, said.phase, said.code) == (B.digest, Phase.SUCCEEDED, "revoked-digest")
+    assert said.words.startswith("what runs is revoked; it goes on until")
+    for crashed in (False, True):
+        running.start(crashed_boot=crashed)
+        assert running.host.serving == B.digest
+    running.wish(C)
+    running.settle()
+    assert (running.agent.status().running, running.agent.status().code) == (C.digest, "")
+    running.wish(B)
+    running.settle()
+    assert (running.state.phase, running.state.code) == (Phase.REJECTED, "revoked-digest")
+
+
+def test_a_revoked_bundle_is_the_end_when_there_is_no_other_to_fall_back_to(running):
+    running.keyring = replace(running.keyring, revoked_digests=[A.digest])
+    running.temper.counters[C.digest] = Counters(requests=100, errors=100)
+    running.wish(C)
+    running.settle()
+    assert (running.state.phase, running.host.serving) == (Phase.SAFE_MODE, None)
+
+
+def test_the_floor_of_another_slot_counts(running):
+    parts = running.agent._parts
+    running.agent._runner._floor_elsewhere = lambda name: {"digits": 4}[name]
+    assert parts.floor_elsewhere("digits") == 0
+    running.wish(B)
+    running.settle()
+    assert (running.state.phase, running.state.code) == (Phase.REJECTED, "below-floor")
 
 
 def test_a_local_install_needs_no_fleet_and_outlives_a_repeated_document(running):

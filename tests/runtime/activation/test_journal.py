@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import zlib
 from pathlib import Path
@@ -24,6 +25,7 @@ from edgepack_runtime.activation.state import (
     Installed,
     SlotState,
     Wish,
+    raise_floor,
 )
 from edgepack_runtime.errors import DiskFullError, JournalError, StorageFaultError
 from edgepack_runtime.fsio import DurableFS
@@ -47,7 +49,8 @@ def wish(letter: str, *sources: str) -> Wish:
 
 STATE = SlotState(
     phase=Phase.PROBATION, active=made("a"), previous=made("b"), trial=made("c"),
-    wanted=wish("c", "https://fleet.example/models/digits"), install=7, attempts=1, floor=3,
+    wanted=wish("c", "https://fleet.example/models/digits"), install=7, attempts=1,
+    floors={"digits": 3}, owner="0" * 16, enrolment="1" * 16,
     blocked=(f"sha256:{'d' * 64}",), obeyed=Obeyed(epoch=1, generation=9, slots_digest="x"),
     boot_id="0b7c3a1e", clean=False,
 )  # fmt: skip
@@ -136,14 +139,16 @@ def test_what_another_version_wrote_means_falling_back(journal, changes):
     state = reopened(journal).load().state
     assert (state.phase, state.code) == (Phase.FELL_BACK, "unknown-state")
     assert (state.active, state.trial) == (STATE.active, None)
-    assert (state.floor, state.blocked) == (3, STATE.blocked)
-    assert state.obeyed == STATE.obeyed
+    assert (state.floors, state.blocked) == ({"digits": 3}, STATE.blocked)
+    assert (state.obeyed, state.owner, state.enrolment) == (
+        STATE.obeyed, STATE.owner, STATE.enrolment,
+    )  # fmt: skip
 
 
 def test_what_is_not_understood_at_all_means_safe_mode(journal):
-    journal.path.write_bytes(line(active=7, previous=8, floor="x", obeyed=[], v="y"))
+    journal.path.write_bytes(line(active=7, previous=8, floors="x", owner=1, obeyed=[], v="y"))
     state = reopened(journal).load().state
-    assert (state.phase, state.active, state.floor) == (Phase.SAFE_MODE, None, 0)
+    assert (state.phase, state.active, state.floors) == (Phase.SAFE_MODE, None, {})
 
 
 def test_the_longest_state_fits_one_block_of_the_disk():
@@ -152,7 +157,11 @@ def test_the_longest_state_fits_one_block_of_the_disk():
         seq=2**53, phase=Phase.DOWNLOADING, install=2**53,
         active=made("a", long=True), previous=made("b", long=True), trial=made("c", long=True),
         wanted=wish("c", *[source] * MAX_SOURCES), pending=wish("d", *[source] * MAX_SOURCES),
-        blocked=tuple(f"sha256:{n:064x}" for n in range(MAX_BLOCKED)), floor=2**53,
+        blocked=tuple(f"sha256:{n:064x}" for n in range(MAX_BLOCKED)),
+        floors=functools.reduce(
+            lambda floors, n: raise_floor(floors, f"{n:063}", 2**53), range(20), {}
+        ),
+        owner="0" * 16, enrolment="1" * 16,
         obeyed=Obeyed(epoch=2**53, generation=2**53, slots_digest="s" * 71, issued=2**53),
         boot_id="0" * 36, code="c" * 32, words="w" * MAX_WORDS,
     )  # fmt: skip

@@ -16,14 +16,18 @@ from edgepack_runtime.activation import events as ev
 from edgepack_runtime.activation.machine import TABLE, step
 from edgepack_runtime.activation.moves import Step, UnexpectedEventError
 from edgepack_runtime.activation.state import (
+    FLOOR_BYTES,
     MAX_BLOCKED,
+    MAX_FLOORS,
     PREPARING,
     RESTING,
     TRIAL,
     Installed,
     SlotState,
     Wish,
+    belonging,
     block,
+    raise_floor,
     short_ref,
     short_words,
 )
@@ -153,7 +157,10 @@ def test_what_belongs_to_an_earlier_install_is_ignored(phase, kind):
 @pytest.mark.parametrize("phase", Phase)
 def test_a_start_serves_the_good_model_first_and_is_repeatable(phase):
     once = step(state(phase, announced=False), ev.Started(HERE))
-    assert once.effects[0] == ev.Serve(once.state.install, GOOD.digest, keep_previous=False)
+    first = ev.Serve(
+        once.state.install, GOOD.digest, keep_previous=False, resumed=phase not in TRIAL
+    )
+    assert once.effects[0] == first
     loaded = step(once.state, ev.Loaded(once.state.install, GOOD.digest)).state
     again = step(replace(loaded, clean=True), ev.Started(HERE))
     assert [type(e) for e in again.effects] == [type(e) for e in once.effects]
@@ -316,15 +323,111 @@ def test_the_good_model_wished_in_a_trial_returns_at_once():
     assert taken.effects[0] == ev.Serve(6, GOOD.digest, keep_previous=False)
 
 
-def test_the_floor():
-    low = made("c", security_version=3)
-    now = state(Phase.DOWNLOADING, floor=4)
-    refused = step(now, ev.Downloaded(5, low)).state
-    assert (refused.phase, refused.code) == (Phase.REJECTED, "below-floor")
-    assert step(replace(now, previous=low), ev.Downloaded(5, low)).state.phase == Phase.VERIFIED
-    high = state(Phase.PROBATION, floor=4, trial=made("c", security_version=7))
-    assert step(high, ev.ProbationPassed(5, exercised=True)).state.floor == 7
-    assert step(high, ev.ProbationTripped(5, "errors", "w")).state.floor == 4
+LOW, HIGH = made("c", security_version=3), made("c", security_version=7)
+FLOORS = {"digits": 4, "letters": 9}
+
+
+@pytest.mark.parametrize(
+    ("changes", "event", "code"),
+    [
+        ({}, ev.Downloaded(5, LOW), "below-floor"),
+        ({"floors": {"digits": 3}}, ev.Downloaded(5, LOW), ""),
+        ({"floors": {"letters": 9}}, ev.Downloaded(5, LOW), ""),
+        ({"floors": {}}, ev.Downloaded(5, LOW, floor=4), "below-floor"),
+        ({"floors": {}}, ev.Downloaded(5, LOW, floor=3), ""),
+        ({"previous": LOW}, ev.Downloaded(5, LOW), ""),
+        ({"previous": LOW}, ev.Downloaded(5, LOW, floor=9), ""),
+        ({"active": None, "previous": None}, ev.Downloaded(5, LOW), "below-floor"),
+    ],
+    ids=[
+        "below", "at it", "of another name", "below another slot's", "at another slot's",
+        "the recorded previous", "the recorded previous, whatever others have run", "emptied slot",
+    ],
+)  # fmt: skip
+def test_what_a_floor_lets_through(changes, event, code):
+    taken = step(state(Phase.DOWNLOADING, **{"floors": FLOORS, **changes}), event).state
+    assert taken.code == code
+    assert taken.phase == (Phase.REJECTED if code else Phase.VERIFIED)
+
+
+@pytest.mark.parametrize(
+    ("trial", "event", "floors"),
+    [
+        (HIGH, ev.ProbationPassed(5, exercised=True), {"digits": 7, "letters": 9}),
+        (LOW, ev.ProbationPassed(5, exercised=True), FLOORS),
+        (HIGH, ev.ProbationTripped(5, "errors", "w"), FLOORS),
+        (HIGH, ev.Wished(ref("a")), FLOORS),
+        (HIGH, wished("a"), FLOORS),
+        (HIGH, ev.Wished(None), FLOORS),
+        (HIGH, ev.Wished(None, obeyed=Obeyed(epoch=2, generation=1)), {}),
+        (HIGH, ev.Wished(ref("d"), obeyed=Obeyed(epoch=2, generation=1)), {}),
+    ],
+    ids=["passed", "an older one passed", "tripped", "abandoned", "told otherwise", "emptied",
+         "emptied by a new epoch", "a new epoch"],
+)  # fmt: skip
+def test_when_a_floor_moves(trial, event, floors):
+    assert step(state(Phase.PROBATION, floors=FLOORS, trial=trial), event).state.floors == floors
+
+
+def test_a_fallback_asks_for_no_floor():
+    """Nor does it ask whether it is below what has run: it was good before."""
+    before = state(Phase.PROBATION, floors=FLOORS, active=LOW, trial=made("d", 9))
+    taken = step(before, ev.ProbationTripped(5, "errors", "w"))
+    assert taken.effects[0] == ev.Serve(5, LOW.digest, keep_previous=False)
+    assert taken.state.active == LOW
+
+
+def test_a_revoked_good_model_is_not_fallen_back_to():
+    refused = ev.LoadFailed(5, GOOD.digest, "revoked-digest", "w", final=True)
+    fallen = step(state(Phase.PROBATION), ev.ProbationTripped(5, "errors", "w")).state
+    taken = step(fallen, refused)
+    assert taken.effects[0] == ev.Serve(5, OLD.digest, keep_previous=False)
+    last = step(taken.state, dataclasses.replace(refused, digest=OLD.digest))
+    assert (last.state.phase, last.effects[0]) == (Phase.SAFE_MODE, ev.Unserve())
+
+
+def test_a_load_after_a_restart_that_is_tried_again_is_still_one():
+    failed = ev.LoadFailed(5, GOOD.digest, "busy", "w", resumed=True)
+    (serve,) = step(state(Phase.SUCCEEDED, starts=1), failed).effects
+    assert serve.resumed
+
+
+def test_a_slot_is_bound_to_a_name_until_it_is_emptied():
+    other = ev.Wished(Ref(name="letters", digest=digest("d"), sources=[]))
+    assert step(state(Phase.SUCCEEDED), other).state.code == "wrong-name"
+    emptied = step(state(Phase.SUCCEEDED), ev.Wished(None)).state
+    assert step(emptied, other).state.phase == Phase.DOWNLOADING
+    assert (state(Phase.SUCCEEDED).name, emptied.name) == ("digits", None)
+
+
+def test_floors_of_at_most_so_many_names_and_bytes_are_kept():
+    floors: dict[str, int] = {}
+    for number in range(40):
+        floors = raise_floor(floors, f"n{number:02}", 100 + number)
+    assert len(floors) == MAX_FLOORS
+    assert floors["n39"] == 139
+    assert "n23" not in floors
+    for number in range(5):
+        floors = raise_floor(floors, f"{number}" * 63, 200)
+    assert len(msgspec.json.encode(floors)) <= FLOOR_BYTES
+    assert floors["4" * 63] == 200
+    assert raise_floor({"a": 5}, "a", 3) == {"a": 5}
+
+
+OWNER_A, OWNER_B, KEY_A, KEY_B = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)
+
+
+def test_what_another_enrolment_resets():
+    told = state(Phase.SUCCEEDED, floors=FLOORS)
+    first = belonging(told, owner=OWNER_A, enrolment=KEY_A)
+    assert (first.floors, first.obeyed) == (FLOORS, told.obeyed)
+    assert belonging(first, owner=OWNER_A, enrolment=KEY_A) == first
+    again = belonging(first, owner=OWNER_A, enrolment=KEY_B)
+    assert (again.floors, again.obeyed) == (FLOORS, Obeyed(epoch=1))
+    assert step(again, wished("d", generation=1)).state.phase == Phase.DOWNLOADING
+    sold = belonging(first, owner=OWNER_B, enrolment=KEY_B)
+    assert (sold.floors, sold.obeyed) == ({}, Obeyed())
+    assert sold.active == told.active
 
 
 def test_a_trial_that_is_the_previous_one_and_trips_is_no_previous_any_more():

@@ -114,8 +114,9 @@ class SlotLife(RuleBasedStateMachine):
     @invariant()
     def floors_and_numbers_only_grow(self):
         state = self.world.state
-        assert state.floor >= self.floor
-        self.floor = state.floor
+        floor = state.floor("digits")
+        assert floor >= self.floor
+        self.floor = floor
         if not self.world.calls.full:
             assert state.seq >= self.seq
             self.seq = state.seq
