@@ -291,6 +291,7 @@ def test_who_fills_the_operations_listener_does_not_fill_the_other(world, monkey
 def test_handshakes_that_never_end_do_not_take_every_descriptor(world, guard, files, monkeypatch):
     monkeypatch.setattr(server_module, "MOST_CONNECTIONS", 2)
     monkeypatch.setattr(server_module, "REFUSED_WITH_WORDS", 3)
+    monkeypatch.setattr(server_module, "HEAD_SECONDS", 600.0)
     port = world.start(host="127.0.0.1", guard=guard).port
     with contextlib.ExitStack() as stack:
         silent = [
