@@ -1,9 +1,9 @@
 """The files of a device's membership, put in place so that a crash at any point does no harm.
 
-Everything is first written below ``enrolling/``, ``device.toml`` last, and then moved into the
-folder, ``device.toml`` last again: where it is, the device is enrolled. Whoever is enrolled anew
-keeps the former files below ``before-KEY/``, and the state with them: its documents and sessions
-are of a device that is no more.
+Everything is first written below ``enrolling/``, then ``device.toml.new``, which says that it is
+all there; then all is moved into the folder, ``device.toml`` last: where it is, the device is
+enrolled. Whoever is enrolled anew keeps the former files below ``before-KEY/``, and the state with
+them: its documents and sessions are of a device that is no more.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ CERTIFICATE_FILE = "device.pem"
 STATE_FOLDER = "state"
 STAGED_FOLDER = "enrolling"
 
-_ORDER = (KEY_FILE, MAC_KEY_FILE, KEYRING_FILE, CERTIFICATE_FILE, CONFIG_FILE)
+_READY = f"{CONFIG_FILE}.new"
+_MOVED = (KEY_FILE, MAC_KEY_FILE, KEYRING_FILE, CERTIFICATE_FILE)
 _OTHERS_WRITE = 0o022
 
 
@@ -58,7 +59,7 @@ class EnrolFolder:
     @property
     def is_ready(self) -> bool:
         """Whether an enrolment needs only to be put in place."""
-        return (self._staged / CONFIG_FILE).exists()
+        return (self._home / _READY).exists()
 
     @contextmanager
     def held(self, *, again: bool) -> Iterator[None]:
@@ -68,20 +69,19 @@ class EnrolFolder:
             again: Replace what is enrolled here.
 
         Raises:
-            ConfigError: Others can write it (``bad-folder``), it is used by another enrolment or by
-                the daemon (``in-use``), or it is enrolled and ``again`` was not said
-                (``enrolled``).
+            ConfigError: Others can write it or we cannot (``bad-folder``), it is used by another
+                enrolment or by the daemon (``in-use``), or it is enrolled and ``again`` was not
+                said (``enrolled``).
             DeviceError: It cannot be written.
         """
+        _check_place(self._home)
         self._fs.make_dirs(self._home)
         handle = _locked(self._home)
         try:
-            if not self.is_enrolled:
-                yield
-                return
-            if not again:
+            if self.is_enrolled and not again:
                 raise self._enrolled()
             with self._daemon_kept_out():
+                self._clean()
                 yield
         finally:
             os.close(handle)
@@ -111,9 +111,10 @@ class EnrolFolder:
         for leftover in sorted(self._staged.iterdir()):
             if leftover.name != KEY_FILE:
                 self._fs.remove_tree(leftover)
-        for name in _ORDER:
+        for name in _MOVED:
             if name in files:
                 self._fs.atomic_write(self._staged / name, files[name])
+        self._fs.atomic_write(self._home / _READY, files[CONFIG_FILE])
         self.finish()
 
     def finish(self) -> None:
@@ -124,10 +125,16 @@ class EnrolFolder:
         """
         if self.is_enrolled:
             self._put_aside()
-        for name in _ORDER:
+        for name in _MOVED:
             if (self._staged / name).exists():
                 self._fs.rename(self._staged / name, self._home / name)
         self._fs.remove_tree(self._staged)
+        self._fs.rename(self._home / _READY, self.config)
+
+    def _clean(self) -> None:
+        for folder in (self._home, self._staged):
+            if folder.is_dir():
+                self._fs.clean_temporaries(folder)
 
     def _key_places(self) -> Iterator[Path]:
         yield self._staged / KEY_FILE
@@ -139,7 +146,7 @@ class EnrolFolder:
         key = read_private_key(self._staged / KEY_FILE)
         former = self._home / f"before-{key.public.fingerprint[:16]}"
         self._fs.make_dirs(former)
-        for name in (STATE_FOLDER, *_ORDER):
+        for name in (STATE_FOLDER, *_MOVED, CONFIG_FILE):
             if (self._home / name).exists():
                 self._fs.rename(self._home / name, former / name)
 
@@ -215,6 +222,18 @@ def _toml(tables: Mapping[str, Mapping[str, object]]) -> str:
         lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
+
+
+def _check_place(home: Path) -> None:
+    there = next(path for path in (home, *home.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{there} is not a folder; name another", code="bad-folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"cannot write {there}; run this as the user that will run the daemon, and give that "
+            "user the folder",
+            code="bad-folder",
+        )
 
 
 def _locked(home: Path) -> int:

@@ -162,6 +162,7 @@ class _Connection(http.client.HTTPConnection):
     ) -> None:
         super().__init__(host, port, timeout=stall_seconds)
         self._tls, self._name = tls, name
+        self._wire: socket.socket | None = None
         self.was_cut = False
 
     def connect(self) -> None:
@@ -171,15 +172,19 @@ class _Connection(http.client.HTTPConnection):
             self.sock = self._tls.wrap_socket(
                 self.sock, server_hostname=self._name, do_handshake_on_connect=False
             )
-            self.sock.do_handshake()
+        # the base class forgets it as soon as an answer begins
+        self._wire = self.sock
         if self.was_cut:
             raise TimeoutError("too late")
+        if self._tls is not None:
+            self.sock.do_handshake()
 
     def cut(self) -> None:
         self.was_cut = True
-        if self.sock is not None:
+        wire = self._wire or self.sock
+        if wire is not None:
             with suppress(OSError):
-                socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+                socket.socket.shutdown(wire, socket.SHUT_RDWR)
 
 
 def _exchange(
@@ -189,11 +194,11 @@ def _exchange(
     if body is not None:
         headers["Content-Type"] = "application/json"
     connection.request(method, path, body=body, headers=headers)
-    response = connection.getresponse()
-    raw = response.read(max_bytes + 1)
-    if response.length and len(raw) <= max_bytes:
-        raise http.client.IncompleteRead(b"", response.length)
-    return response.status, raw
+    with connection.getresponse() as response:
+        raw = response.read(max_bytes + 1)
+        if response.length and len(raw) <= max_bytes:
+            raise http.client.IncompleteRead(b"", response.length)
+        return response.status, raw
 
 
 def _untrusted(where: str, error: ssl.SSLCertVerificationError) -> FleetUntrustedError:
