@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from pathlib import Path
 
@@ -14,38 +15,26 @@ PROTECTED = frozenset({"owner", "publisher"})
 """The service starts without a person, so that its two keys cannot have a passphrase."""
 
 PLACES = {
-    "owner": (
-        "keep it offline, in two places; you need it only to change the keyring",
-        (
-            "lost: the keyring can never change again, every device must be enrolled anew, unless "
-            "other owners are enough to sign (edgepack keys rotate owner --replace)"
-        ),
-        "stolen: the thief can give himself every right (edgepack keys rotate owner, at once)",
-    ),
-    "publisher": (
-        "keep it where bundles are built, and nowhere else",
-        "lost: nothing new can be signed (edgepack keys rotate publisher)",
-        (
-            "stolen: the thief can make bundles that look genuine (edgepack keys rotate publisher, "
-            "then edgepack keys revoke publisher)"
-        ),
-    ),
-    "fleet": (
-        "give it to the fleet service",
-        "lost: devices run on, nothing can be changed (edgepack keys rotate fleet)",
-        (
-            "stolen: the thief can choose among genuine bundles what devices run (edgepack keys "
-            "rotate fleet, then edgepack keys revoke fleet --new-epoch)"
-        ),
-    ),
-    "authority": (
-        "give the .key and the .pem to the fleet service",
-        "lost: no certificate can be issued or renewed (edgepack keys rotate authority)",
-        (
-            "stolen: the thief can pose as the service, the broker or a device in TLS, which lets him "
-            "install nothing (edgepack keys rotate authority, then edgepack keys revoke authority)"
-        ),
-    ),
+    "owner": """\
+keep it offline, in two places; you need it only to change the keyring
+lost: the keyring can never change again and every device must be enrolled anew, unless other
+  owners are enough to sign: edgepack keys rotate owner --replace
+stolen: the thief can give himself every right: edgepack keys rotate owner, at once""",
+    "publisher": """\
+keep it where bundles are built, and nowhere else
+lost: nothing new can be signed: edgepack keys rotate publisher
+stolen: the thief can make bundles that look genuine: edgepack keys rotate publisher, then
+  edgepack keys revoke publisher""",
+    "fleet": """\
+give it to the fleet service
+lost: devices run on, but nothing can be changed: edgepack keys rotate fleet
+stolen: the thief can choose among genuine bundles what devices run: edgepack keys rotate fleet,
+  then edgepack keys revoke fleet --new-epoch""",
+    "authority": """\
+give the .key and the .pem to the fleet service
+lost: no certificate can be issued or renewed: edgepack keys rotate authority
+stolen: the thief can pose as the service, the broker or a device, but install nothing:
+  edgepack keys rotate authority, then edgepack keys revoke authority""",
 }
 
 
@@ -69,5 +58,5 @@ def place_words(folder: Path, role: str, names: list[str]) -> str:
     """Where the keys of a role belong, what it means to lose one, and what to write down."""
     files = ", ".join(str(folder / f"{name}.key") for name in names)
     sums = ", ".join(checksum(folder / f"{name}.key") for name in names)
-    words = [f"  {line}" for line in PLACES[role]]
-    return "\n".join([f"{files}", *words, f"  sha256 begins with {sums}"])
+    words = textwrap.indent(PLACES[role], "  ")
+    return f"{files}\n{words}\n  sha256 begins with {sums}"
