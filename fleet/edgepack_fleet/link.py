@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import random
-import socket
 import ssl
 import sys
 import threading
@@ -33,6 +32,7 @@ from edgepack_contract.tls import client_context, read_authorities, tls_trouble
 from edgepack_contract.topics import fleet_filters, fleet_state_topic
 from edgepack_fleet.config import MqttConfig
 from edgepack_fleet.errors import BrokerError
+from edgepack_fleet.handshake import Handshake
 from edgepack_fleet.outbox import Message
 
 logger = logging.getLogger(__name__)
@@ -42,29 +42,6 @@ KEEPALIVE_SECONDS = 30
 RECONNECT_MAX_SECONDS = 30
 SESSION_EXPIRY_SECONDS = 86_400
 GOODBYE_SECONDS = 2.0
-
-
-class _FreshContext:
-    """What paho takes for a TLS context: made from the files anew for every connection.
-
-    So a certificate that was renewed, or another authority, needs no restart.
-    """
-
-    check_hostname = True
-
-    def __init__(self, config: MqttConfig) -> None:
-        self._config = config
-
-    def wrap_socket(self, plain: socket.socket, **options: Any) -> ssl.SSLSocket:
-        """See :meth:`ssl.SSLContext.wrap_socket`.
-
-        Raises:
-            OSError: The files cannot be used now; any other error would end paho's thread.
-        """
-        try:
-            return _tls(self._config).wrap_socket(plain, **options)
-        except BrokerError as error:
-            raise OSError(str(error)) from error
 
 
 class _Client(mqtt.Client):
@@ -80,7 +57,7 @@ class _Client(mqtt.Client):
         self._take_password()
         if config.tls_ca is not None:
             _tls(config)
-            self.tls_set_context(_FreshContext(config))  # type: ignore[arg-type]
+            self.tls_set_context(Handshake(lambda: _tls(config)))  # type: ignore[arg-type]
 
     def reconnect(self) -> MQTTErrorCode:
         """See :meth:`paho.mqtt.client.Client.reconnect`."""

@@ -140,7 +140,7 @@ def _limits() -> list[tuple[str, str]]:
          "check_retain_source true"),
         (f"The largest message is {LIMITS.message_bytes // KIB} KiB; more ends the connection.",
          f"max_packet_size {MAX_PACKET_BYTES}"),
-        ("A device that vanished is noticed; a longer keep-alive than this is refused.",
+        ("A client that vanished is noticed: who would stay silent for longer is told not to.",
          f"max_keepalive {MAX_KEEPALIVE_SECONDS}"),
         ("So that the service is not slowed down to one round trip for each message.",
          f"max_inflight_messages {MAX_IN_FLIGHT}"),
