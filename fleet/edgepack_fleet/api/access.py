@@ -147,8 +147,8 @@ def check_every_group(caller: Caller) -> None:
     """
     if not covers(caller.scope, Scope(bundles=caller.scope.bundles)):
         raise ForbiddenError(
-            f"{caller.name} is limited to {caller.scope}, and this takes somebody who is limited to "
-            "no groups: it decides which devices there are, or what a group consists of",
+            f"{caller.name} is limited to {caller.scope}, and this takes somebody who is "
+            "limited to no groups: it decides which devices there are, or what is in a group",
             code="out-of-scope",
         )
 

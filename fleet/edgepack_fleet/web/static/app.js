@@ -262,9 +262,7 @@ async function follow(signal) {
   const headers = lastId ? { "Last-Event-ID": lastId } : {};
   const answer = await call("GET", "/api/v1/stream", undefined, { headers, signal });
   if (answer.status === 401 || answer.status === 403) {
-    const { detail } = await answer.json();
-    disconnect();
-    askAgain(detail);
+    askAgain((await answer.json()).detail);
     return;
   }
   if (!answer.ok) throw new Error(`the fleet service answers ${answer.status}`);
@@ -320,9 +318,6 @@ async function greet() {
   byId("person").hidden = false;
 }
 
-byId("logout").addEventListener("click", () => {
-  disconnect();
-  logOut();
-});
+byId("logout").addEventListener("click", logOut);
 setInterval(showDevices, 1000);
-start(connect);
+start(connect, disconnect);

@@ -5,6 +5,7 @@ const KEY = "edgepack-token";
 const LOGIN = "/api/v1/login";
 
 let onIn = () => {};
+let onOut = () => {};
 let code = "";
 let creation = null;
 
@@ -24,6 +25,7 @@ export function call(method, path, body, more = {}) {
 /* Ask who looks; say why when they are not let in any more. */
 export function askAgain(text) {
   sessionStorage.removeItem(KEY);
+  onOut();
   show("login");
   say(text);
   fetch(LOGIN, { cache: "no-store" }).then((answer) => answer.json()).then((ways) => {
@@ -119,6 +121,7 @@ async function choose() {
     askAgain(found.detail);
     return;
   }
+  onOut();
   creation = found.options;
   byId("choose-name").textContent = found.name;
   byId("new-name").value = found.name;
@@ -157,9 +160,11 @@ function listen() {
   byId("choose-passkey").addEventListener("click", () => enter(makePasskey));
 }
 
-/* Let in whoever may be: with what is in the address, or with what this browser has. */
-export async function start(then) {
-  onIn = then;
+/* Let in whoever may be: with what is in the address, or with what this browser has. `enter` is
+   called then, and `leave` before anybody else is asked who they are. */
+export async function start(enter, leave) {
+  onIn = enter;
+  onOut = leave;
   listen();
   window.addEventListener("hashchange", open);
   await open();
