@@ -109,6 +109,8 @@ def tls_trouble(error: OSError) -> str:
             getattr(error, "verify_code", 0), "its certificate cannot be trusted"
         )
         return f"{words} ({getattr(error, 'verify_message', error)})"
+    if isinstance(error, TimeoutError):
+        return "it does not answer in time; check the address and the port"
     if isinstance(error, ssl.SSLEOFError):
         return "it closed the connection without a word; it may not accept our certificate"
     if isinstance(error, ssl.SSLError):

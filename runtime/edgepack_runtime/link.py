@@ -83,10 +83,16 @@ class _FreshContext:
         Raises:
             OSError: There can be no TLS now; any other error would end paho's thread.
         """
+        # paho would leave a socket open whose handshake failed
+        options["do_handshake_on_connect"] = True
         try:
             return self._make().wrap_socket(plain, **options)
         except EdgepackError as error:
+            plain.close()
             raise OSError(str(error)) from error
+        except OSError:
+            plain.close()
+            raise
 
 
 class _Client(mqtt.Client):

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import random
 import signal
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
 
 import msgspec
 import pytest
 from broker_process import BROKERS, SECONDS, Peer, start_broker, wait_for
+from world_waiting import eventually
 
+from edgepack_contract.certificates import Authority
 from edgepack_contract.errors import UntrustedDocumentError
+from edgepack_contract.keys import PrivateKey, write_private_key
 from edgepack_contract.messages import State
 from edgepack_contract.sealing import seal, unseal
 from edgepack_contract.states import Presence
+from edgepack_contract.tls import client_context
 from edgepack_contract.topics import Kind, device_topic, fleet_state_topic
 from edgepack_runtime.link import IN_FLIGHT, Broker, DeviceLink, LinkIdentity
 
@@ -37,12 +44,12 @@ def broker(request, tmp_path):
 
 
 class Device:
-    def __init__(self, port, session=7):
+    def __init__(self, port, session=7, tls=None):
         self.heard: queue.Queue[tuple[str, bytes]] = queue.Queue()
         self.connections: queue.Queue[int] = queue.Queue()
         self.link = DeviceLink(
             LinkIdentity("default", "pi-1", session, KEY),
-            Broker(host="127.0.0.1", port=port),
+            Broker(host="127.0.0.1", port=port, tls=tls),
             on_message=lambda topic, payload: self.heard.put((topic, payload)),
             on_connected=lambda: self.connections.put(session),
             rng=random.Random(1),
@@ -278,3 +285,160 @@ def test_it_stops_without_a_broker_and_when_the_broker_has_just_gone(broker):
 
 def test_sequences_of_a_session_grow_by_one(device):
     assert [device.link.next_sequence() for _ in range(3)] == [1, 2, 3]
+
+
+AUTHORITY, OTHER = (
+    Authority.create(PrivateKey.generate(), name="test", now_ms=time.time_ns() // 1_000_000)
+    for _ in range(2)
+)
+DEVICE_KEY = PrivateKey.generate()
+
+
+class TlsBroker(MuteBroker):
+    """Speaks TLS, asks for a certificate, and says whom it saw."""
+
+    def __init__(self, folder, clients=AUTHORITY):
+        super().__init__()
+        key = PrivateKey.generate()
+        issued = AUTHORITY.issue_server(key.public, hosts=["127.0.0.1"], now_ms=now())
+        (folder / "server.pem").write_bytes(issued.pem)
+        write_private_key(folder / "server.key", key)
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(folder / "server.pem", folder / "server.key")
+        self.context.load_verify_locations(cadata=clients.pem.decode())
+        self.context.verify_mode = ssl.CERT_REQUIRED
+
+    def accept(self):
+        """The next connection that speaks MQTT, and the serial number of its certificate."""
+        while True:
+            connection, _ = self.server.accept()
+            connection.settimeout(SECONDS)
+            tls = self.context.wrap_socket(
+                connection, server_side=True, do_handshake_on_connect=False
+            )
+            with contextlib.suppress(OSError):
+                tls.do_handshake()
+                if tls.recv(4096):
+                    tls.sendall(bytes([0x20, 2, 0, 0]))
+                    return tls, int(tls.getpeercert()["serialNumber"], 16)
+            with tls, contextlib.suppress(OSError):
+                # an alert is lost when what the other side sent was not read
+                socket.socket.shutdown(tls, socket.SHUT_WR)
+                socket.socket.recv(tls, 4096)
+
+    def serve_one(self):
+        connection, _ = self.accept()
+        connection.close()
+
+
+def now():
+    return time.time_ns() // 1_000_000
+
+
+@pytest.fixture
+def tls_broker(tmp_path):
+    (tmp_path / "broker").mkdir()
+    broker = TlsBroker(tmp_path / "broker")
+    yield broker
+    broker.server.close()
+
+
+class Enrolled:
+    """A device's certificate and key in files, and the authorities that it believes in."""
+
+    def __init__(self, folder):
+        self.certificate, self.key = folder / "device.pem", folder / "device.key"
+        self.authorities = [AUTHORITY.pem.decode()]
+        write_private_key(self.key, DEVICE_KEY)
+
+    def renew(self, authority=AUTHORITY, **how):
+        issued = authority.issue_client(DEVICE_KEY.public, name="pi-1", now_ms=now(), **how)
+        self.certificate.write_bytes(issued.pem)
+        return int(issued.serial, 16)
+
+    def context(self):
+        return client_context(self.authorities, certificate=self.certificate, key=self.key)
+
+
+@pytest.fixture
+def enrolled(tmp_path):
+    return Enrolled(tmp_path)
+
+
+@pytest.fixture
+def tls_device(tls_broker, enrolled):
+    device = Device(tls_broker.port, tls=enrolled.context)
+    yield device
+    device.link.stop()
+
+
+def test_over_tls_it_shows_the_certificate_that_is_there_at_each_connection(
+    tls_broker, tls_device, enrolled
+):
+    first = enrolled.renew()
+    tls_device.link.start()
+    connection, seen = tls_broker.accept()
+    with connection:
+        tls_device.wait_connected()
+        assert seen == first
+        second = enrolled.renew()
+        tls_device.link.reconnect()
+        again, seen = tls_broker.accept()
+        with again:
+            tls_device.wait_connected()
+            assert seen == second
+
+
+def test_a_broker_that_nobody_vouches_for_is_not_told_anything(
+    tls_broker, tls_device, enrolled, caplog
+):
+    """And it is believed without a restart when the keyring names its authority."""
+    enrolled.renew()
+    enrolled.authorities = [OTHER.pem.decode()]
+    serving = threading.Thread(target=tls_broker.serve_one)
+    serving.start()
+    tls_device.link.start()
+    eventually(lambda: "no connection to the broker 127.0.0.1:" in caplog.text, "words")
+    assert "its certificate" in caplog.text
+    assert serving.is_alive()
+    enrolled.authorities = [AUTHORITY.pem.decode()]
+    tls_device.wait_connected()
+    serving.join()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda one: one.renew(days=0), "our certificate has expired"),
+        (lambda one: one.renew(OTHER), "authority of our certificate"),
+        (lambda one: one.certificate.unlink(), "cannot read"),
+        (lambda one: one.certificate.write_bytes(b"junk"), "are not a certificate"),
+    ],
+    ids=["expired", "another authority's", "missing", "damaged"],
+)
+def test_a_certificate_that_is_no_good_is_named_and_a_new_one_taken_up(
+    tls_broker, tls_device, enrolled, caplog, spoil, words
+):
+    enrolled.renew()
+    spoil(enrolled)
+    serving = threading.Thread(target=tls_broker.serve_one)
+    serving.start()
+    tls_device.link.start()
+    eventually(lambda: words in caplog.text, lambda: caplog.text)
+    enrolled.renew()
+    tls_device.wait_connected()
+    serving.join()
+
+
+def test_a_broker_without_tls_is_told_apart(enrolled, caplog):
+    enrolled.renew()
+    plain = MuteBroker()
+    device = Device(plain.port, tls=enrolled.context)
+    device.link.start()
+    connection, _ = plain.server.accept()
+    with connection:
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        eventually(lambda: "it does not speak TLS on this port" in caplog.text, "words")
+    device.link.stop()
+    plain.server.close()
