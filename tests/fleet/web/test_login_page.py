@@ -99,6 +99,7 @@ def test_a_code_becomes_a_passkey_that_logs_in_again(page):
     browser.wait_for(IS_IN)
     for _ in range(2):
         click(browser, "logout")
+        browser.wait_for(IS_OUT)
         browser.wait_for("document.getElementById('passkey').hidden === false")
         click(browser, "passkey")
         browser.wait_for(IS_IN)
