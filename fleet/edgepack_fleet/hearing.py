@@ -132,16 +132,19 @@ def _take_window(heard: Heard, topic: Topic, device: Device, body: bytes, now_ms
         raise Refused("wrong-slot")
     for number in (window.session, window.first, window.last, window.end_ms):
         _check_count(number)
-    if window.session == device.session:
-        _heard(device, window.end_ms, now_ms)
+    current = window.session == device.session
+    offset_ms = _offset(device, window.end_ms, now_ms) if current else device.clock_offset_ms or 0
     taken = store_window(
         heard.session,
         device.id,
         window,
         body,
-        offset_ms=device.clock_offset_ms or 0,
+        offset_ms=offset_ms,
         now_ms=now_ms,
     )
+    if current and taken is Taken.NEW:
+        # somebody who repeats what a device once said must not make it look alive
+        _heard(device, window.end_ms, now_ms)
     heard.streams[Stream(device.id, window.slot, window.session)] = device.mac_key
     return "window" if taken is Taken.NEW else f"window-{taken}"
 
@@ -197,6 +200,9 @@ def _heard(device: Device, at_ms: int, now_ms: int) -> None:
     """Note that a device of the current session was heard, and what its clock said."""
     _check_count(at_ms)
     device.last_seen_ms = now_ms
-    lag = now_ms - at_ms
-    known = device.clock_offset_ms
-    device.clock_offset_ms = lag if known is None else min(known, lag)
+    device.clock_offset_ms = _offset(device, at_ms, now_ms)
+
+
+def _offset(device: Device, at_ms: int, now_ms: int) -> int:
+    lag, known = now_ms - at_ms, device.clock_offset_ms
+    return lag if known is None else min(known, lag)

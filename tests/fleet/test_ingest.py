@@ -17,8 +17,8 @@ from edgepack_contract.sealing import seal, unseal
 from edgepack_contract.states import Phase, Presence
 from edgepack_contract.topics import Kind, device_topic
 from edgepack_fleet.db.database import Database
-from edgepack_fleet.db.schema import Device, DeviceEventRow, Gap, ReceivedInterval, WindowRow
-from edgepack_fleet.devices import decommission_device, is_online
+from edgepack_fleet.db.schema import Base, Device, DeviceEventRow, Gap, ReceivedInterval, WindowRow
+from edgepack_fleet.devices import decommission_device, is_online, revoke_device
 from edgepack_fleet.ingest import Incoming, Ingest
 
 
@@ -350,10 +350,153 @@ def test_bad_messages_are_counted_and_change_nothing_for_the_good_ones_beside_th
     assert here.acked() == [("pi-2", 7, 1)]
 
 
-def test_a_decommissioned_device_is_not_heard(here):
+def health_of(device):
+    message = Health(
+        session=device.session, sequence=device.next(), at=device.at, cpu_celsius=1.0,
+        throttled=None, memory_available_bytes=None, memory_rss_bytes=None, disk_free_bytes=None,
+        spool_items=0,
+    )  # fmt: skip
+    return device.sealed(Kind.HEALTH, message)
+
+
+SAYS = {
+    "state": lambda device: device.state(),
+    "will": lambda device: device.state(Presence.LOST, sequence=0),
+    "birth": lambda device: device.birth(),
+    "reported": lambda device: device.reported(TWO, generation=9),
+    "health": health_of,
+    "window": lambda device: device.window(device.next()),
+    "event": lambda device: device.event(device.next()),
+}
+
+
+def opened(device, message):
+    return unseal(message.payload, topic=message.topic, key=device.mac_key, max_bytes=99_999)
+
+
+def no_mac(here, message):
+    return changed(message, payload=opened(here.one, message))
+
+
+def forged_mac(here, message):
+    return changed(message, payload=message.payload[:-66] + b"0" * 64 + b'"}')
+
+
+def made_with_another_key(here, message):
+    body = opened(here.one, message)
+    return changed(message, payload=seal(body, topic=message.topic, key=b"k" * 32))
+
+
+def of_another_device(here, message):
+    other = FakeDevice("pi-2")
+    return changed(message, payload=seal(opened(here.one, message), topic=message.topic,
+                                         key=other.mac_key))  # fmt: skip
+
+
+def on_another_devices_topic(here, message):
+    return changed(message, topic=message.topic.replace("/pi-1/", "/pi-2/"))
+
+
+def on_another_topic_of_its_own(here, message):
+    *root, kind = message.topic.removeprefix("edgepack/v1/default/pi-1/").split("/")
+    other = f"{root[0]}/other" if root else {"state": "reported"}.get(kind, "state")
+    return changed(message, topic=f"edgepack/v1/default/pi-1/{other}")
+
+
+def altered(here, message):
+    at = message.payload.index(b'"session":7') + 10
+    return changed(message, payload=message.payload[:at] + b"8" + message.payload[at + 1 :])
+
+
+def truncated(here, message):
+    return changed(message, payload=message.payload[:-1])
+
+
+def cut_before_the_mac(here, message):
+    return changed(message, payload=message.payload[: message.payload.rindex(b',"mac"')])
+
+
+def encoded_anew(here, message):
+    """The same JSON with a blank more: what was sealed are bytes."""
+    return changed(message, payload=message.payload.replace(b'":', b'": ', 1))
+
+
+def with_two_macs(here, message):
+    return changed(message, payload=seal(message.payload, topic=message.topic, key=b"k" * 32))
+
+
+ATTACKS = [
+    (no_mac, "no-mac"),
+    (forged_mac, "bad-mac"),
+    (made_with_another_key, "bad-mac"),
+    (of_another_device, "bad-mac"),
+    (on_another_devices_topic, "bad-mac"),
+    (on_another_topic_of_its_own, "bad-mac"),
+    (altered, "bad-mac"),
+    (truncated, "no-mac"),
+    (cut_before_the_mac, "no-mac"),
+    (encoded_anew, "bad-mac"),
+    (with_two_macs, "bad-mac"),
+]
+
+
+def everything(here):
+    """The whole database, as it is."""
+    with here.database.read() as session:
+        return {
+            table.name: session.execute(select(table)).all()
+            for table in Base.metadata.sorted_tables
+        }
+
+
+@pytest.mark.parametrize("kind", SAYS)
+@pytest.mark.parametrize(("attack", "reason"), ATTACKS, ids=[make.__name__ for make, _ in ATTACKS])
+def test_what_the_device_did_not_send_changes_nothing(here, kind, attack, reason):
+    here.take(here.one.state(), here.one.birth(), here.one.window(1), here.two.state())
+    here.one.sequence = 10
+    message = attack(here, SAYS[kind](here.one))
+    before, acked = everything(here), here.acked()
+    assert here.take(message) == {reason: 1}
+    assert everything(here) == before
+    assert here.acked() == acked
+    victim = message.topic.split("/")[3]
+    assert here.ingest.refused(victim) == {reason: 1}
+    assert here.ingest.refused("pi-9") == {}
+
+
+REPLAYED = {"window": "window-repeated", "event": "event-repeated"}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SAYS if kind != "will"])
+def test_what_the_device_sent_before_changes_nothing(here, kind):
+    here.take(here.one.state(), here.one.birth())
+    message = SAYS[kind](here.one)
+    here.take(message)
+    before = everything(here)
+    again = changed(message, received_ms=NOW + 5)
+    assert here.take(again) == {REPLAYED.get(kind, "repeated"): 1}
+    assert everything(here) == before
+
+
+def test_the_key_of_an_earlier_enrolment_is_worthless(here):
+    old = [says(here.one) for says in SAYS.values()]
     with here.database.write() as session:
-        decommission_device(session, "pi-1", now_ms=NOW)
-    assert here.take(here.one.window(1)) == {"not-accepted": 1}
+        session.get_one(Device, "pi-1").mac_key = b"n" * 32
+    assert here.take(*old) == {"bad-mac": len(SAYS)}
+    here.one.mac_key = b"n" * 32
+    assert here.take(here.one.state()) == {"state": 1}
+
+
+@pytest.mark.parametrize("end", [revoke_device, decommission_device])
+@pytest.mark.parametrize("kind", SAYS)
+def test_who_is_no_member_is_not_heard(here, kind, end):
+    here.take(here.one.state(), here.one.birth())
+    with here.database.write() as session:
+        end(session, "pi-1", now_ms=NOW)
+    here.one.sequence = 10
+    before = everything(here)
+    assert here.take(SAYS[kind](here.one)) == {"not-accepted": 1}
+    assert everything(here) == before
     assert here.acked() == []
 
 
