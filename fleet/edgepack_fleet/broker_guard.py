@@ -38,6 +38,9 @@ ROUND_SECONDS = 5.0
 THOROUGH_MS = 60_000
 """How often the list and the service's certificate are looked at even if nothing seems new."""
 
+COMPLAIN_MS = 3_600_000
+"""How often the same trouble is said."""
+
 RELOAD_SECONDS = 1.0
 """How long the broker is given to read the list before devices are evicted."""
 
@@ -77,10 +80,12 @@ class BrokerGuard:
         self._tried_ms: dict[str, int] = {}
         self._lock = threading.Lock()
         self._listed: tuple[int, int] | None = None
-        self._thorough_ms = 0
+        self._looked_ms = 0
+        self._own_looked_ms = 0
+        self._written_ms = 0
         # a former run may have written the list and not come to telling the broker
         self._must_reload = True
-        self._complained = ""
+        self._complained: dict[str, int] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="broker-guard", daemon=True)
         self.counts: Counter[str] = Counter()
@@ -102,25 +107,19 @@ class BrokerGuard:
                 self._strangers[device] = None
 
     def round(self) -> None:
-        """Do what is to be done now.
-
-        Raises:
-            AuthorityError: The authority's files cannot be used.
-        """
-        authority = open_authority(self._config.keys)
-        if authority is None or self._config.mqtt.tls_ca is None:
-            return
-        self._keep_list(authority)
-        for device in self._whom()[:EVICTIONS]:
-            if self._stopping.is_set() or not self._evict(device, authority):
-                return
+        """Do what is to be done now. What fails is said, and tried again in the next round."""
+        for step in (self._keep_list, self._renew_own, self._evict_all):
+            try:
+                authority = open_authority(self._config.keys)
+                if authority is not None and self._config.mqtt.tls_ca is not None:
+                    step(authority)
+            except EdgepackError as error:
+                self._complain(str(error))
 
     def _run(self) -> None:
         while not self._stopping.wait(ROUND_SECONDS):
             try:
                 self.round()
-            except EdgepackError as error:
-                self._complain(str(error))
             except Exception:
                 # the outer boundary of the thread: without it revoked devices would stay
                 logger.exception("cannot guard the broker", extra={"event": "guard_failed"})
@@ -129,16 +128,16 @@ class BrokerGuard:
         now_ms = self._now_ms()
         with self._database.read() as session:
             listed = _how_much(session)
-            thorough = now_ms - self._thorough_ms >= THOROUGH_MS
-            if listed == self._listed and not thorough and not self._must_reload:
+            seems_done = listed == self._listed and not self._must_reload
+            if seems_done and now_ms - self._looked_ms < THOROUGH_MS:
                 return
             fresh = revocation_list(session, authority, now_ms)
-        self._must_reload |= self._write(fresh)
+        if self._write(fresh):
+            self._written_ms = now_ms
+        # a Mosquitto that is reading its files when SIGHUP comes misses it: it is told again
+        self._must_reload |= now_ms - self._written_ms < INSIST_MS
         self._must_reload = self._must_reload and not self._reload()
-        if thorough:
-            self._renew_own(authority)
-            self._thorough_ms = now_ms
-        self._listed = listed
+        self._listed, self._looked_ms = listed, now_ms
 
     def _write(self, fresh: bytes) -> bool:
         """Replace the list if it does not say the same; whether it was replaced."""
@@ -179,8 +178,9 @@ class BrokerGuard:
     def _renew_own(self, authority: Authority) -> None:
         """Issue the service's own certificate again before it ends; the link then takes it."""
         mqtt, now_ms = self._config.mqtt, self._now_ms()
-        if mqtt.client_certificate is None:
+        if mqtt.client_certificate is None or now_ms - self._own_looked_ms < THOROUGH_MS:
             return
+        self._own_looked_ms = now_ms
         path = Path(mqtt.client_certificate)
         old = read_certificate(read_bounded(path))
         ours = old.issuer == authority.certificate.subject
@@ -196,6 +196,11 @@ class BrokerGuard:
                 "edgepack fleet mqtt-config"
             ) from error
         logger.info("renewed the service's own certificate", extra={"event": "client_renewed"})
+
+    def _evict_all(self, authority: Authority) -> None:
+        for device in self._whom()[:EVICTIONS]:
+            if self._stopping.is_set() or not self._evict(device, authority):
+                return
 
     def _whom(self) -> list[str]:
         now_ms = self._now_ms()
@@ -218,7 +223,6 @@ class BrokerGuard:
             self._complain(f"cannot end the session of {device} at the broker: {error}")
             return False
         self.counts["evicted"] += 1
-        self._complained = ""
         logger.info("ended the session of %s at the broker", device, extra={"event": "evicted"})
         with self._database.write() as session:
             note_evicted(session, device, now_ms=now_ms)
@@ -226,8 +230,11 @@ class BrokerGuard:
         return True
 
     def _complain(self, words: str) -> None:
-        if words != self._complained:
-            self._complained = words
+        now_ms = self._now_ms()
+        recent = self._complained.items()
+        self._complained = {one: at for one, at in recent if now_ms - at < COMPLAIN_MS}
+        if words not in self._complained:
+            self._complained[words] = now_ms
             logger.error("%s", words, extra={"event": "guard_failed"})
 
 
