@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from edgepack_contract.errors import ConfigError, DocumentError, EdgepackError, SigningKeyError
+from edgepack_fleet.auditing import AuditError, parse_head, verify_log
 from edgepack_fleet.auditlog import append_audit
 from edgepack_fleet.broker_files import BrokerRequest
 from edgepack_fleet.broker_setup import set_up_broker
@@ -20,14 +21,16 @@ from edgepack_fleet.grants import EVERYTHING, GRANTED_ROLES, Role
 from edgepack_fleet.people import add_user, code_url
 from edgepack_fleet.server import configured_url, serve
 from edgepack_fleet.service import wall_ms
+from edgepack_fleet.service_certificate import make_certificate
 from edgepack_fleet.tokens import create_token
+from edgepack_fleet.trust import LOCAL
 
 EXIT_FAILED = 1
+EXIT_VERIFICATION = 6
 EXIT_CONFIG = 78
 """``EX_CONFIG`` of sysexits: a supervisor must not restart what only a person can mend."""
 
-LOCAL = "local"
-"""The actor of what is done on the machine of the service, without the API."""
+COMMANDS = ("serve", "token", "init", "mqtt-config", "certificate", "audit-verify")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,16 +38,10 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        config = load_config(options.config, os.environ)
-        if options.command == "token":
-            _say(make_token(config, options.name, Role(options.role), options.days))
-        elif options.command == "init":
-            _say(make_admin(config, options.name))
-        elif options.command == "mqtt-config":
-            request = _broker_request(config, options)
-            _say("\n".join(set_up_broker(config, request, now_ms=wall_ms())))
-        else:
-            serve(config, lambda url: _say(f"fleet ready {url}"))
+        _run(options, load_config(options.config, os.environ))
+    except AuditError as error:
+        _complain(error)
+        return EXIT_VERIFICATION
     except (ConfigError, DocumentError, SigningKeyError) as error:
         _complain(error)
         return EXIT_CONFIG
@@ -52,6 +49,23 @@ def main(arguments: Sequence[str]) -> int:
         _complain(error)
         return EXIT_FAILED
     return 0
+
+
+def _run(options: argparse.Namespace, config: FleetConfig) -> None:
+    match options.command:
+        case "token":
+            _say(make_token(config, options.name, Role(options.role), options.days))
+        case "init":
+            _say(make_admin(config, options.name))
+        case "mqtt-config":
+            request = _broker_request(config, options)
+            _say("\n".join(set_up_broker(config, request, now_ms=wall_ms())))
+        case "certificate":
+            _say("\n".join(_certificate(config, options)))
+        case "audit-verify":
+            _say(verify_stopped(config, options.head))
+        case _:
+            serve(config, lambda url: _say(f"fleet ready {url}"), source=str(options.config))
 
 
 def make_token(config: FleetConfig, name: str, role: Role, days: int) -> str:
@@ -101,6 +115,31 @@ def make_admin(config: FleetConfig, name: str) -> str:
         return code_url(url, code)
 
 
+def verify_stopped(config: FleetConfig, head: str | None) -> str:
+    """Verify the audit log of a service that does not run, or of a backup; say what was found.
+
+    Raises:
+        StorageError: The service runs; it verifies over its API.
+        AuditError: A chain is broken, or does not go on from ``head``.
+        InvalidRequestError: ``head`` is not of the form SEQUENCE:HASH.
+    """
+    known = None if head is None else parse_head(head)
+    with contextlib.closing(Database(config.database_url)) as database, database.read() as session:
+        report = verify_log(session, known)
+    if report.broken:
+        raise AuditError("; ".join(fault.words for fault in report.broken))
+    return f"{report.words()}; head {report.head}"
+
+
+def _certificate(config: FleetConfig, options: argparse.Namespace) -> list[str]:
+    if not options.host or options.out is None:
+        raise ConfigError("certificate needs --host and --out")
+    out = options.out.absolute()
+    return make_certificate(
+        config, hosts=options.host, out=out, renew=options.renew, now_ms=wall_ms()
+    )
+
+
 def _broker_request(config: FleetConfig, options: argparse.Namespace) -> BrokerRequest:
     """What ``mqtt-config`` was asked for.
 
@@ -126,9 +165,7 @@ def _broker_request(config: FleetConfig, options: argparse.Namespace) -> BrokerR
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m edgepack_fleet", description=__doc__)
-    parser.add_argument(
-        "command", nargs="?", choices=["serve", "token", "init", "mqtt-config"], default="serve"
-    )
+    parser.add_argument("command", nargs="?", choices=COMMANDS, default="serve")
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--name", default="")
     parser.add_argument("--role", choices=[role.value for role in GRANTED_ROLES], default="viewer")
@@ -140,6 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--server-certificate", type=Path)
     parser.add_argument("--server-key", type=Path)
     parser.add_argument("--renew", action="store_true")
+    parser.add_argument("--head")
     return parser
 
 

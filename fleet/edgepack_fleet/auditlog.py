@@ -1,19 +1,22 @@
 """The audit log: who did what, hash-chained, written in the transaction of what was done.
 
 Each row's hash covers the hash before it, so that a row which was changed, removed or slipped in
-later breaks every hash after it. The same chain is kept for the events of each rollout.
+later breaks every hash after it. The same chain is kept for the events of each rollout. That the
+end was cut off, or everything was written anew, shows only against a head that was kept elsewhere.
+:mod:`edgepack_fleet.auditing` verifies it.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from edgepack_contract.canonical import canonical_json
-from edgepack_fleet.db.schema import AuditRow, RolloutEventRow
+from edgepack_fleet.db.schema import AuditRow
 
 GENESIS = "0" * 64
 """What the first row of a chain follows."""
@@ -38,47 +41,13 @@ def append_audit(
         detail=detail,
         previous_hash=GENESIS if last is None else last.hash,
     )
-    row.hash = chain_hash(row.previous_hash, _audit_body(row))
+    row.hash = chain_hash(row.previous_hash, audit_body(vars(row)))
     session.add(row)
     session.flush()
     return row
 
 
-def broken_audit(session: Session) -> int | None:
-    """The sequence of the first row that does not follow from the one before; None if all do."""
-    previous, expected = GENESIS, 1
-    for row in session.scalars(select(AuditRow).order_by(AuditRow.sequence)):
-        whole = chain_hash(previous, _audit_body(row)) == row.hash
-        if row.sequence != expected or row.previous_hash != previous or not whole:
-            return expected
-        previous, expected = row.hash, expected + 1
-    return None
-
-
-def broken_events(session: Session, rollout_id: str) -> int | None:
-    """The sequence of the first event that does not follow from the one before; None if all do."""
-    rows = session.scalars(
-        select(RolloutEventRow)
-        .where(RolloutEventRow.rollout_id == rollout_id)
-        .order_by(RolloutEventRow.sequence)
-    )
-    previous, expected = GENESIS, 1
-    for row in rows:
-        whole = chain_hash(previous, row.body) == row.hash
-        if row.sequence != expected or row.previous_hash != previous or not whole:
-            return expected
-        previous, expected = row.hash, expected + 1
-    return None
-
-
-def _audit_body(row: AuditRow) -> bytes:
-    return canonical_json(
-        {
-            "sequence": row.sequence,
-            "at_ms": row.at_ms,
-            "actor": row.actor,
-            "action": row.action,
-            "subject": row.subject,
-            "detail": row.detail,
-        }
-    )
+def audit_body(entry: Mapping[str, Any]) -> bytes:
+    """What the hash of an entry covers, besides the hash before it."""
+    covered = ("sequence", "at_ms", "actor", "action", "subject", "detail")
+    return canonical_json({name: entry[name] for name in covered})

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
 from edgepack_contract.errors import ConfigError
-from edgepack_contract.loopback import is_loopback
 from edgepack_contract.names import DEFAULT_TENANT, check_id
 from edgepack_contract.settings import load_settings
 
@@ -148,14 +146,6 @@ class FleetConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return Path(self.data_dir)
 
 
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """Why the service refuses to start: the rule that is broken, and what fixes it."""
-
-    key: str
-    words: str
-
-
 def load_config(path: Path | None, environment: Mapping[str, str]) -> FleetConfig:
     """Read the configuration file and apply the environment.
 
@@ -189,33 +179,6 @@ def environment_names() -> frozenset[str]:
         inner = [f"_{name}" for name in kind.__struct_fields__] if nested else [""]
         names += [f"{ENVIRONMENT_PREFIX}_{field.name}{part}".upper() for part in inner]
     return frozenset(names)
-
-
-def security_gate(config: FleetConfig) -> list[Violation]:
-    """What makes this configuration unsafe to start: anything in the clear off this machine."""
-    found = []
-    http = config.http
-    if http.unix is None and not is_loopback(http.host) and not _has_tls(http):
-        found.append(
-            Violation(
-                "http.host",
-                f"the API would listen on {http.host} without TLS; set http.tls_certificate and "
-                "http.tls_key, or http.host = '127.0.0.1' behind a proxy that has them",
-            )
-        )
-    if not is_loopback(config.mqtt.host) and config.mqtt.tls_ca is None:
-        found.append(
-            Violation(
-                "mqtt.host",
-                f"the connection to the broker on {config.mqtt.host} would be in the clear; set "
-                "mqtt.tls_ca to the certificate authority of the broker",
-            )
-        )
-    return found
-
-
-def _has_tls(http: HttpConfig) -> bool:
-    return http.tls_certificate is not None and http.tls_key is not None
 
 
 def _resolved(config: FleetConfig, base: Path) -> FleetConfig:

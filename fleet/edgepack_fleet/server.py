@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
+import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from http import HTTPStatus
 from pathlib import Path
 
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgepack_contract.errors import ConfigError
+from edgepack_contract.loopback import is_loopback
+from edgepack_fleet.admission import REASON_VARIABLE, gather_facts
 from edgepack_fleet.api.app import build_app
 from edgepack_fleet.api.context import Context
+from edgepack_fleet.api.problems import refusal
 from edgepack_fleet.config import FleetConfig, HttpConfig
-from edgepack_fleet.service import FleetService, refuse_unsafe
+from edgepack_fleet.security import admit
+from edgepack_fleet.service import FleetService, wall_ms
 
 logger = logging.getLogger(__name__)
 
@@ -65,23 +73,25 @@ class _Server(uvicorn.Server):
         loop.run_in_executor(None, self._on_hangup)
 
 
-def serve(config: FleetConfig, announce: Callable[[str], None]) -> None:
+def serve(config: FleetConfig, announce: Callable[[str], None], *, source: str) -> None:
     """Run the service until SIGTERM or SIGINT; SIGHUP reads keys, keyring and certificate anew.
 
     Args:
         config: What it was told.
         announce: Called with the public URL once requests are answered.
+        source: The configuration's file, for commands that are told to people.
 
     Raises:
         ConfigError: The configuration is unsafe, or the address cannot be bound.
         SigningKeyError, UntrustedDocumentError, MalformedDocumentError, StorageError: See
             :class:`FleetService`.
     """
-    refuse_unsafe(config)
+    facts = gather_facts(config, source=source, now_ms=wall_ms())
+    waiver = admit(facts, os.environ.get(REASON_VARIABLE))
     listener = bind(config.http)
     with contextlib.closing(listener):
         url = public_url(config.http, listener)
-        service = FleetService(config, public_url=url)
+        service = FleetService(config, public_url=url, waiver=waiver)
         server = _make_server(service, lambda: announce(url))
         try:
             service.start()
@@ -110,13 +120,20 @@ def public_url(http: HttpConfig, listener: socket.socket) -> str:
     """Where devices reach the service: as configured, or the address that was bound.
 
     Raises:
-        ConfigError: It listens on a Unix socket only, so that nobody can guess the address.
+        ConfigError: It listens on a Unix socket or on every address, so that nobody can guess by
+            which devices reach it.
     """
     if http.public_url is not None:
         return http.public_url.rstrip("/")
     if http.unix is not None:
         raise ConfigError("with http.unix, http.public_url must say how devices reach the service")
     host, port = listener.getsockname()[:2]
+    if ipaddress.ip_address(host.partition("%")[0]).is_unspecified:
+        raise ConfigError(
+            f"{host} is every address of this machine, and none that devices can be told: set "
+            "http.public_url to the https address by which they reach the service",
+            code="no-public-url",
+        )
     return _url(http, host, port)
 
 
@@ -150,6 +167,35 @@ def _bind_unix(path: Path) -> socket.socket:
     return listener
 
 
+class _OnlyProxies:
+    """Answers nobody but the proxies: whoever goes around them has no TLS."""
+
+    def __init__(self, app: ASGIApp, networks: Sequence[str]) -> None:
+        self._app = app
+        self._networks = [ipaddress.ip_network(network) for network in networks]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] == "http" and scope["path"] != "/healthz" and not self._is_proxy(scope):
+            words = "this address answers its proxies only; use the public address of the service"
+            answer = refusal(scope["path"], HTTPStatus.FORBIDDEN, "not-a-proxy", words)
+            await answer(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _is_proxy(self, scope: Scope) -> bool:
+        peer = ipaddress.ip_address(scope["client"][0].partition("%")[0])
+        if isinstance(peer, ipaddress.IPv6Address) and peer.ipv4_mapped is not None:
+            peer = peer.ipv4_mapped
+        return any(peer in network for network in self._networks)
+
+
+def _application(context: Context) -> ASGIApp:
+    http, app = context.config.http, build_app(context)
+    bare = http.unix is None and not is_loopback(http.host) and http.tls_certificate is None
+    return _OnlyProxies(app, http.trusted_proxies) if bare and http.behind_proxy else app
+
+
 def _make_server(service: FleetService, on_ready: Callable[[], None]) -> _Server:
     http = service.config.http
     context = Context(
@@ -163,10 +209,11 @@ def _make_server(service: FleetService, on_ready: Callable[[], None]) -> _Server
         # a stream that never ends would hold up the shutdown that begins with the signal
         is_stopping=lambda: server.should_exit or service.is_stopping(),
         counters=service.counters,
+        waiver=service.waiver,
         refused=service.ingest.refused,
     )
     config = uvicorn.Config(
-        build_app(context),
+        _application(context),
         access_log=False,
         log_config=None,
         server_header=False,

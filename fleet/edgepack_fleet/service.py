@@ -15,19 +15,22 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from sqlalchemy.exc import OperationalError
 
-from edgepack_contract.errors import ConfigError, EdgepackError
+from edgepack_contract.errors import EdgepackError
+from edgepack_fleet.admission import REMIND_SECONDS, record_waiver, remind
 from edgepack_fleet.broker_guard import BrokerGuard
 from edgepack_fleet.bundles import BundleStore
-from edgepack_fleet.config import FleetConfig, security_gate
+from edgepack_fleet.config import FleetConfig
 from edgepack_fleet.controller import Controller
 from edgepack_fleet.db.database import Database
 from edgepack_fleet.desired import DesiredWriter, put_all_again
 from edgepack_fleet.ingest import Incoming, Ingest
 from edgepack_fleet.link import FleetLink
 from edgepack_fleet.outbox import Message, publish_pending
+from edgepack_fleet.security import Waiver, refuse_demo
 from edgepack_fleet.trust import KeyringKeeper, read_trust
 
 logger = logging.getLogger(__name__)
@@ -43,20 +46,26 @@ class FleetService:
     Args:
         config: What it was told.
         public_url: Where devices reach it, ``http(s)://HOST[:PORT]``: the base of bundle sources.
+        waiver: Why it runs although it is insecure; None when it is secure.
         now_ms: Wall clock, milliseconds since 1970 UTC.
 
     Raises:
-        ConfigError: The configuration is unsafe, or the keys do not fit each other.
+        ConfigError: The keys do not fit each other.
         SigningKeyError: The fleet key cannot be read.
         UntrustedDocumentError, MalformedDocumentError: The keyring does not hold.
         StorageError: The database cannot be opened, or another service has it.
     """
 
     def __init__(
-        self, config: FleetConfig, *, public_url: str, now_ms: Callable[[], int] | None = None
+        self,
+        config: FleetConfig,
+        *,
+        public_url: str,
+        waiver: Waiver | None = None,
+        now_ms: Callable[[], int] | None = None,
     ) -> None:
-        refuse_unsafe(config)
         self.config = config
+        self.waiver = waiver
         self.now_ms = now_ms or wall_ms
         trust = read_trust(config.keys)
         self._link = FleetLink(
@@ -69,7 +78,9 @@ class FleetService:
             now_ms=self.now_ms,
         )
         self.database = Database(config.database_url)
-        self.keeper = KeyringKeeper(config, self.database, trust, refuse=lambda _: None)
+        self.keeper = KeyringKeeper(
+            config, self.database, trust, refuse=partial(refuse_demo, config)
+        )
         self.bundles = BundleStore(
             config.data_path, self.database, lambda: self.keeper.trust.keyring
         )
@@ -105,6 +116,9 @@ class FleetService:
         """Take the lease, then listen, publish and drive."""
         self.bundles.prepare()
         self.keeper.record(now_ms=self.now_ms())
+        if self.waiver is not None:
+            with self.database.write() as session:
+                record_waiver(session, self.waiver, now_ms=self.now_ms())
         self.controller.take_over()
         self.ingest.start()
         self._publisher.start()
@@ -156,6 +170,7 @@ class FleetService:
         counts = {f"messages_{name}": count for name, count in self.ingest.counts.copy().items()}
         return {
             **counts,
+            "insecure": int(self.waiver is not None),
             "broker_connected": int(self.connected),
             "broker_evictions_total": self.guard.counts["evicted"],
             "broker_evictions_failed_total": self.guard.counts["failed"],
@@ -176,7 +191,7 @@ class FleetService:
         self.wake()
 
     def _publish(self) -> None:
-        looked = 0.0
+        looked, reminded = 0.0, -REMIND_SECONDS
         while not self._stopping.is_set():
             self._something.wait(IDLE_SECONDS)
             self._something.clear()
@@ -185,6 +200,9 @@ class FleetService:
                 if time.monotonic() - looked >= self.config.timings.gap / GAP_LOOKS:
                     self._look_for_gaps()
                     looked = time.monotonic()
+                if self.waiver is not None and time.monotonic() - reminded >= REMIND_SECONDS:
+                    remind(self.waiver)
+                    reminded = time.monotonic()
             except OperationalError:
                 # the disk is full or the database locked: what is not published is tried again
                 logger.exception("cannot publish", extra={"event": "publish_failed"})
@@ -212,15 +230,3 @@ class FleetService:
 def wall_ms() -> int:
     """The system clock, milliseconds since 1970 UTC."""
     return time.time_ns() // 1_000_000
-
-
-def refuse_unsafe(config: FleetConfig) -> None:
-    """Raise when something would be in the clear off this machine.
-
-    Raises:
-        ConfigError: With code ``insecure`` and what fixes it.
-    """
-    violations = security_gate(config)
-    if violations:
-        words = "; ".join(f"{violation.key}: {violation.words}" for violation in violations)
-        raise ConfigError(words, code="insecure")

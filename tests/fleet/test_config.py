@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from edgepack_contract.errors import ConfigError
-from edgepack_fleet.config import environment_names, load_config, security_gate
+from edgepack_fleet.config import environment_names, load_config
+from edgepack_fleet.security import leaving
 
 OWNER = "ab" * 32
 GOOD = f"""
@@ -25,10 +26,10 @@ def load(folder, text=GOOD, **environment):
 
 def test_defaults_are_safe_and_paths_are_relative_to_the_file(tmp_path):
     config = load(tmp_path)
-    assert security_gate(config) == []
+    assert leaving(config) == []
     assert config.data_path == tmp_path / "data"
     assert config.database_url == f"sqlite:///{tmp_path / 'data' / 'fleet.db'}"
-    assert config.keys.fleet == str(tmp_path / "keys/fleet.key")
+    assert config.keys.fleet_files == (str(tmp_path / "keys/fleet.key"),)
     assert config.keys.keyring == "/etc/keyring.json"
     assert config.timings.desired_ttl == 7 * 86_400
 
@@ -80,26 +81,11 @@ def test_a_missing_file_is_refused(tmp_path):
         load_config(tmp_path / "none.toml", {})
 
 
-@pytest.mark.parametrize(
-    ("text", "keys"),
-    [
-        ("[http]\nhost = '0.0.0.0'\n", ["http.host"]),
-        ("[http]\nhost = '::'\n", ["http.host"]),
-        ("[http]\nhost = 'fleet.example'\n", ["http.host"]),
-        ("[http]\nhost = '0.0.0.0'\ntls_certificate = 'c'\n", ["http.host"]),
-        ("[http]\nhost = '0.0.0.0'\ntls_certificate = 'c'\ntls_key = 'k'\n", []),
-        ("[http]\nhost = '0.0.0.0'\nunix = 'fleet.sock'\n", []),
-        ("[http]\nhost = '::1'\n", []),
-        ("[http]\nhost = 'localhost'\n", []),
-        ("[mqtt]\nhost = '10.0.0.5'\n", ["mqtt.host"]),
-        ("[mqtt]\nhost = '10.0.0.5'\ntls_ca = 'ca.pem'\n", []),
-        ("[http]\nhost = '0.0.0.0'\n[mqtt]\nhost = 'b'\n", ["http.host", "mqtt.host"]),
-    ],
-)
-def test_nothing_in_the_clear_leaves_this_machine(tmp_path, text, keys):
-    violations = security_gate(load(tmp_path, GOOD + text))
-    assert [violation.key for violation in violations] == keys
-    assert all("set" in violation.words for violation in violations)
+def test_fleet_keys_may_be_several_files(tmp_path):
+    config = load(tmp_path, GOOD.replace('"keys/fleet.key"', '["fleet-2.key", "/etc/fleet.key"]'))
+    assert config.keys.fleet_files == (str(tmp_path / "fleet-2.key"), "/etc/fleet.key")
+    with pytest.raises(ConfigError, match="fleet"):
+        load(tmp_path, GOOD.replace('"keys/fleet.key"', "[]"))
 
 
 def test_every_setting_has_a_variable():

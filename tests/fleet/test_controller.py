@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 
 from edgepack_contract.states import RolloutState, UpdateState, Verdict
 from edgepack_fleet import controller as controller_module
-from edgepack_fleet.auditlog import broken_events
+from edgepack_fleet.auditing import verify_log
 from edgepack_fleet.db.schema import OutboxRow, WindowRow
 from edgepack_fleet.desired import put_all_again
 from edgepack_fleet.errors import ConflictError
@@ -43,7 +43,7 @@ def act(world, rollout_id, verb, **more):
 
 def assert_log_is_whole(world, rollout_id):
     with world.database.read() as session:
-        assert broken_events(session, rollout_id) is None
+        assert verify_log(session).broken == ()
         assert replayed(session, rollout_id) == world.rollout(rollout_id)
 
 

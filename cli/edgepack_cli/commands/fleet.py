@@ -133,6 +133,48 @@ def mqtt_config(
     )  # fmt: skip
 
 
+@command.command()
+@CONFIG_OPTION
+@click.option(
+    "--host", "hosts", multiple=True, required=True, metavar="HOST",
+    help="A name or address by which the service is reached. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), required=True,
+    help="The folder to write service.pem and service.key to.",
+)  # fmt: skip
+@click.option("--renew", is_flag=True, help="Issue it again although it does not end soon.")
+def certificate(config: Path, hosts: tuple[str, ...], out: Path, *, renew: bool) -> None:
+    """Make the service's own TLS certificate, from the fleet's authority.
+
+    Devices and `edgepack login --owner` trust it by the keyring. Run again it keeps the key, and
+    issues the certificate again when it is for other hosts or ends soon; then send the service
+    SIGHUP.
+
+    Example: edgepack fleet certificate --config fleet.toml --host fleet.example --out tls
+    """
+    _become(
+        "certificate", "--config", str(config), "--out", str(out),
+        *(part for host in hosts for part in ("--host", host)), *(["--renew"] if renew else []),
+    )  # fmt: skip
+
+
+@command.command("audit-verify")
+@CONFIG_OPTION
+@click.option(
+    "--head", metavar="SEQUENCE:HASH", help="The end that was seen before: nothing may be missing."
+)
+def audit_verify(config: Path, head: str | None) -> None:
+    """Verify the audit log of a service that does not run, or of a backup.
+
+    Exits with 6 when anything was changed. While the service runs: edgepack audit verify.
+
+    Example: edgepack fleet audit-verify --config fleet.toml
+    """
+    given = [] if head is None else ["--head", head]
+    _become("audit-verify", "--config", str(config), *given)
+
+
 def _become(*arguments: str) -> None:
     # The process becomes the service, so that signals and exit codes are the service's own.
     os.execv(sys.executable, [sys.executable, "-m", "edgepack_fleet", *arguments])  # noqa: S606

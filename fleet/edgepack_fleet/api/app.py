@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from edgepack_contract import __version__
 from edgepack_contract.loopback import is_loopback
 from edgepack_fleet.api import (
+    audit,
     bundles,
     devices,
     enrol,
@@ -44,6 +45,7 @@ ROUTERS = (
     stream.router,
     tokens.router,
     keyring.router,
+    audit.router,
     people.router,
     login.router,
     status.router,

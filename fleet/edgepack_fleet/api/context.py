@@ -13,6 +13,7 @@ from edgepack_fleet.bundles import BundleStore
 from edgepack_fleet.config import FleetConfig
 from edgepack_fleet.db.database import Database
 from edgepack_fleet.desired import DesiredWriter
+from edgepack_fleet.security import Waiver
 from edgepack_fleet.trust import KeyringKeeper
 
 
@@ -30,6 +31,7 @@ class Context:
         now_ms: The time, milliseconds since 1970 UTC.
         is_stopping: Whether the service is shutting down, which ends the endless streams.
         counters: What the service counts, by name, for ``/metrics``.
+        waiver: Why the service runs although it is insecure; None when it is secure.
         refused: How many messages on a device's topics were refused, by reason.
     """
 
@@ -42,6 +44,7 @@ class Context:
     now_ms: Callable[[], int]
     is_stopping: Callable[[], bool]
     counters: Callable[[], dict[str, int]]
+    waiver: Waiver | None = None
     refused: Callable[[str], dict[str, int]] = lambda _: {}
 
     @property

@@ -15,10 +15,12 @@ from edgepack_contract.enrolment import EnrolAnswer, RenewalAnswer
 from edgepack_fleet import devices, enrolment
 from edgepack_fleet.api.access import Public, Requires
 from edgepack_fleet.api.answers import COMPONENTS, answer
+from edgepack_fleet.api.audit import AuditEntry, AuditReport
 from edgepack_fleet.api.bodies import JsonBody
 from edgepack_fleet.api.cookies import SECURE_NAME
 from edgepack_fleet.api.keyring import KeyringStatus, KeyringView
 from edgepack_fleet.api.problems import PROBLEM_TYPE
+from edgepack_fleet.api.status import Status
 from edgepack_fleet.api.views import (
     BundleDetail,
     BundleView,
@@ -43,6 +45,8 @@ from edgepack_fleet.rollout.model import RolloutEvent
 router = APIRouter()
 
 ANSWERS: tuple[type[Any], ...] = (
+    AuditEntry,
+    AuditReport,
     BundleDetail,
     BundleView,
     CodeView,
@@ -59,6 +63,7 @@ ANSWERS: tuple[type[Any], ...] = (
     RolloutView,
     RolloutEvent,
     StatsRow,
+    Status,
     TokenView,
     Why,
     EnrolAnswer,

@@ -44,13 +44,17 @@ class GroupView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Me(msgspec.Struct, frozen=True, kw_only=True):
-    """Who asks: name, role and limits; ``login`` when a browser's cookie says so, not a token."""
+    """Who asks: name, role and limits; ``login`` when a browser's cookie says so, not a token.
+
+    ``expires_ms`` is the end of the token; null for a cookie.
+    """
 
     name: str
     role: str
     bundles: tuple[str, ...]
     groups: tuple[str, ...]
     login: bool
+    expires_ms: int | None
 
 
 class LoginWays(msgspec.Struct, frozen=True, kw_only=True):

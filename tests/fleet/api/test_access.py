@@ -13,7 +13,7 @@ from edgepack_fleet.db.schema import Device, TokenRow, UserRow
 from edgepack_fleet.grants import EVERYTHING, Role
 from edgepack_fleet.logins import open_login
 from edgepack_fleet.people import add_user, remove_user
-from edgepack_fleet.tokens import create_token, list_tokens, revoke_token
+from edgepack_fleet.tokens import DEFAULT_TTL_SECONDS, create_token, list_tokens, revoke_token
 
 ROLES = ("viewer", "operator", "publisher", "admin")
 VALUES = defaultdict(lambda: "x") | {
@@ -238,6 +238,7 @@ def test_tokens_in_cookies_and_query_strings_are_no_credentials(fleet):
 def test_me_says_who_asks(fleet):
     everything = {"bundles": ["*"], "groups": ["*"]}
     me = {"name": "operator", "role": "operator", **everything, "login": False}
+    me["expires_ms"] = fleet.clock() + DEFAULT_TTL_SECONDS * 1000
     assert fleet.client("operator").get("/api/v1/me").json() == me
-    anna = {"name": "anna", "role": "viewer", **everything, "login": True}
+    anna = {"name": "anna", "role": "viewer", **everything, "login": True, "expires_ms": None}
     assert fleet.client(**log_in(fleet, "anna", Role.VIEWER)).get("/api/v1/me").json() == anna

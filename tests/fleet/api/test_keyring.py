@@ -8,7 +8,7 @@ from fleet_http import FLEET_KEY, OWNER, bundle_file, open_fleet
 from fleet_scene import report
 
 from edgepack_contract.keyring import KeyStatus, Publisher, make_keyring
-from edgepack_fleet.auditlog import broken_audit
+from edgepack_fleet.auditing import verify_log
 
 URL = "/api/v1/keyring"
 
@@ -47,7 +47,7 @@ def test_an_admin_puts_a_newer_one_in_force(fleet):
     assert body["fleet_key"] == FLEET_KEY.public.fingerprint
     assert fleet.client().get(URL).content == signed(2, epoch=4)
     with fleet.context.database.read() as session:
-        assert broken_audit(session) is None
+        assert verify_log(session).broken == ()
 
 
 @pytest.mark.parametrize("role", ["viewer", "operator", "publisher"])

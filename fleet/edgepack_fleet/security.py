@@ -1,0 +1,384 @@
+"""The gate that the service passes before it listens or connects: a table of what is insecure.
+
+Pure: :mod:`edgepack_fleet.admission` looks at files, clock and database, this decides. Off loopback
+means every address but loopback, also ``0.0.0.0`` inside a container.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from urllib.parse import urlsplit
+
+from edgepack_contract.errors import ConfigError
+from edgepack_contract.keyring import Keyring
+from edgepack_contract.loopback import is_loopback
+from edgepack_fleet.config import FleetConfig, HttpConfig, MqttConfig
+
+OTHERS = 0o077
+ROOTS_GROUP = 0o037
+"""Group may read what root owns: how a container is given a secret as a mounted file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One reason not to start.
+
+    Attributes:
+        key: The setting to change.
+        words: What is wrong with it, and why that matters.
+        fix: The setting or the command that mends it.
+        waivable: Whether a stated reason may let the service start in spite of it.
+    """
+
+    key: str
+    words: str
+    fix: str
+    waivable: bool
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.words}; {self.fix}"
+
+
+@dataclass(frozen=True, slots=True)
+class Waiver:
+    """Somebody's reason to run in spite of violations; it is told for as long as it runs."""
+
+    reason: str
+    violations: tuple[Violation, ...]
+
+    @property
+    def settings(self) -> list[str]:
+        """The settings that are insecure."""
+        return sorted({violation.key for violation in self.violations})
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """A file or folder that a setting names.
+
+    Attributes:
+        path: Where.
+        mode: Its permission bits, None when it is not there or cannot be looked at.
+        of_root: Whether root owns it.
+    """
+
+    path: str
+    mode: int | None = None
+    of_root: bool = False
+
+    def is_open(self, forbidden: int) -> bool:
+        """Whether it has any of the forbidden permission bits."""
+        return self.mode is not None and bool(self.mode & forbidden)
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFacts:
+    """The certificate and key of the listener.
+
+    Attributes:
+        problem: Why they cannot be used, None when they can.
+        expires: When the certificate ends, seconds since 1970 UTC.
+    """
+
+    problem: str | None = None
+    expires: float = math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """Everything that the gate goes by.
+
+    Attributes:
+        config: What the service was told.
+        now: Seconds since 1970 UTC.
+        source: The configuration's file, for commands.
+        files: What settings name, by setting.
+        tls: None without ``http.tls_certificate`` and ``http.tls_key``.
+        demo: Whether the keyring is a demo's, whose keys are no secret.
+        admins: How many tokens and people may do everything; looked up off loopback only.
+    """
+
+    config: FleetConfig
+    now: float
+    source: str = "fleet.toml"
+    files: Mapping[str, tuple[FileFacts, ...]] = field(default_factory=dict)
+    tls: TlsFacts | None = None
+    demo: bool = False
+    admins: int = 0
+
+    @property
+    def http(self) -> HttpConfig:
+        """The listener."""
+        return self.config.http
+
+    @property
+    def mqtt(self) -> MqttConfig:
+        """The broker."""
+        return self.config.mqtt
+
+    @property
+    def listens(self) -> bool:
+        """Whether it listens off loopback by itself."""
+        return self.http.unix is None and not is_loopback(self.http.host)
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether others reach it, by itself or through a proxy."""
+        url = self.http.public_url
+        return self.listens or (url is not None and not _on_loopback(url))
+
+    @property
+    def broker_elsewhere(self) -> bool:
+        """Whether the broker is another machine."""
+        return not is_loopback(self.mqtt.host)
+
+    def opened(self, key: str, forbidden: int | None = None) -> FileFacts | None:
+        """The first file of a setting that others can read, as far as that is forbidden."""
+        for file in self.files.get(key, ()):
+            if file.is_open(forbidden or (ROOTS_GROUP if file.of_root else OTHERS)):
+                return file
+        return None
+
+
+def leaving(config: FleetConfig) -> list[str]:
+    """The settings that reach beyond this machine."""
+    facts = Facts(config=config, now=0)
+    url = config.http.public_url
+    found = {
+        "http.host": facts.listens,
+        "http.public_url": url is not None and not _on_loopback(url),
+        "mqtt.host": facts.broker_elsewhere,
+    }
+    return [key for key, leaves in found.items() if leaves]
+
+
+def security_gate(facts: Facts) -> list[Violation]:
+    """Everything that keeps the service from starting; empty when nothing does. Total."""
+    return [rule.violation(facts) for rule in RULES if rule.broken(facts)]
+
+
+def admit(facts: Facts, reason: str | None) -> Waiver | None:
+    """Let the service start, or not.
+
+    Args:
+        facts: What it was told, and what its files are like.
+        reason: Why it shall run although it is insecure; None or blank when nobody says so.
+
+    Returns:
+        None when it is secure, else what was waived.
+
+    Raises:
+        ConfigError: It is insecure, and no reason was given or none can waive it (code
+            ``insecure``); the message has a line for each violation.
+    """
+    violations = security_gate(facts)
+    if not violations:
+        return None
+    stated = (reason or "").strip()
+    if stated and all(violation.waivable for violation in violations):
+        return Waiver(stated, tuple(violations))
+    count = f"{len(violations)} setting{'s are' if len(violations) > 1 else ' is'} insecure"
+    lines = "".join(f"\n  {violation}" for violation in violations)
+    raise ConfigError(f"refusing to start, {count}:{lines}", code="insecure")
+
+
+def refuse_demo(config: FleetConfig, keyring: Keyring) -> None:
+    """Refuse a demo's keyring for a service that reaches beyond this machine.
+
+    Raises:
+        ConfigError: With code ``demo-keyring``.
+    """
+    reaching = leaving(config)
+    if keyring.demo and reaching:
+        raise ConfigError(
+            f"keyring version {keyring.version} is a demo's, whose keys are no secret, and "
+            f"{' and '.join(reaching)} reaches beyond this machine; make keys with: edgepack keys "
+            "init FOLDER",
+            code="demo-keyring",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One row: the setting, when it is insecure, and templates of what to say then."""
+
+    key: str
+    broken: Callable[[Facts], bool]
+    words: str
+    fix: str
+    waivable: bool = True
+
+    def violation(self, facts: Facts) -> Violation:
+        """What is said of ``facts``, which break this rule."""
+        told = _told(facts, self.key)
+        words, fix = self.words.format_map(told), self.fix.format_map(told)
+        return Violation(self.key, words, fix, self.waivable)
+
+
+def _secret(key: str, whose: str) -> Rule:
+    """A secret of which others could take a copy."""
+    return Rule(
+        key,
+        lambda facts: facts.opened(key) is not None,
+        "{path} can be read or written by others (mode {mode}), who could " + whose,
+        "run: chmod 600 {path}",
+    )
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "http.host",
+        lambda f: (
+            f.listens
+            and f.http.tls_certificate is None
+            and f.http.tls_key is None
+            and not f.http.behind_proxy
+        ),
+        "tokens, logins and bundles would travel in the clear on {host}, for everybody on the way "
+        "to read",
+        "run: edgepack fleet certificate --config {source} --host NAME-OR-ADDRESS --out tls, and "
+        'set http.tls_certificate = "tls/service.pem" and http.tls_key = "tls/service.key"; or set '
+        'http.host = "127.0.0.1"',
+    ),
+    Rule(
+        "http.tls_key",
+        lambda f: f.http.tls_certificate is not None and f.http.tls_key is None,
+        "a certificate is of no use without its private key",
+        "set http.tls_key to the PEM file with the key of http.tls_certificate",
+        waivable=False,
+    ),
+    Rule(
+        "http.tls_certificate",
+        lambda f: f.http.tls_key is not None and f.http.tls_certificate is None,
+        "a private key is of no use without its certificate",
+        "set http.tls_certificate to the PEM file with the certificate of http.tls_key",
+        waivable=False,
+    ),
+    Rule(
+        "http.tls_certificate",
+        lambda f: f.tls is not None and f.tls.problem is not None,
+        "{tls_problem}",
+        "give a PEM certificate (its chain after it) and its unencrypted PEM key; `edgepack fleet "
+        "certificate --config {source} --host NAME-OR-ADDRESS --out tls` makes both",
+        waivable=False,
+    ),
+    Rule(
+        "http.tls_certificate",
+        lambda f: f.tls is not None and not f.tls.problem and f.tls.expires <= f.now,
+        "the certificate expired on {expired}, so devices and browsers will refuse it",
+        "renew it and put the new one at {tls_path}; one of the fleet's own authority is renewed "
+        "by: edgepack fleet certificate --config {source} --host NAME-OR-ADDRESS --out FOLDER",
+    ),
+    Rule(
+        "http.trusted_proxies",
+        lambda f: f.listens and f.http.behind_proxy and not f.http.trusted_proxies,
+        "behind_proxy does not say which machines are the proxies, so anybody could pose as one",
+        'set http.trusted_proxies to their networks, such as ["10.0.0.7/32"]',
+    ),
+    Rule(
+        "http.public_url",
+        lambda f: f.http.public_url is not None and not _https_or_loopback(f.http.public_url),
+        "{url} is neither https nor plain http on this machine, so bundles and logins would travel "
+        "in the clear",
+        "set http.public_url to the https address by which devices and browsers reach the service",
+    ),
+    Rule(
+        "mqtt.tls_ca",
+        lambda f: f.broker_elsewhere and f.mqtt.tls_ca is None,
+        "the broker {broker} is another machine, and would be spoken to in the clear",
+        "run: edgepack fleet mqtt-config --config {source} --host {broker} --out broker, which "
+        'says what to set; or use a local bridge and mqtt.host = "127.0.0.1"',
+    ),
+    Rule(
+        "mqtt.client_certificate",
+        lambda f: f.broker_elsewhere and not _has_credentials(f.mqtt),
+        "the broker {broker} is another machine, and cannot know this service without credentials, "
+        "so it would have to obey anybody",
+        "set mqtt.client_certificate and mqtt.client_key (edgepack fleet mqtt-config --config "
+        "{source} makes them), or mqtt.username and mqtt.password_file",
+    ),
+    _secret("keys.fleet", "tell every device what to run"),
+    _secret("keys.authority", "make certificates and pose as any device"),
+    _secret("http.tls_key", "pose as this service"),
+    _secret("mqtt.password_file", "pose as this service to the broker"),
+    _secret("mqtt.client_key", "pose as this service to the broker"),
+    Rule(
+        "data_dir",
+        lambda f: f.opened("data_dir", OTHERS) is not None and bool(leaving(f.config)),
+        "{path} is open to others (mode {mode}), who could read what devices are known by",
+        "run: chmod 700 {path}",
+    ),
+    Rule(
+        "http.host",
+        lambda f: f.is_reached and f.admins == 0,
+        "others reach the service, and there is no token or person yet that may administer it",
+        "run: edgepack fleet init --config {source} --name YOUR-NAME",
+    ),
+    Rule(
+        "keys.authority",
+        lambda f: bool(leaving(f.config)) and f.config.keys.authority is None,
+        "{leaving} reaches beyond this machine, and without an authority devices cannot be given "
+        "certificates (a broker that knows them by passwords needs these managed by hand)",
+        "run: edgepack keys rotate authority FOLDER (edgepack keys init makes one too), and set "
+        'keys.authority = "authority.key" and keys.authority_certificate = "authority.pem"',
+    ),
+    Rule(
+        "keys.keyring",
+        lambda f: f.demo and bool(leaving(f.config)),
+        "the keyring is a demo's, whose keys are no secret, and {leaving} reaches beyond this "
+        "machine",
+        "make keys with: edgepack keys init FOLDER; or stay on 127.0.0.1",
+        waivable=False,
+    ),
+)
+
+
+def _has_credentials(mqtt: MqttConfig) -> bool:
+    certificate = mqtt.client_certificate is not None and mqtt.client_key is not None
+    return certificate or (mqtt.username is not None and mqtt.password_file is not None)
+
+
+def _told(facts: Facts, key: str) -> dict[str, str]:
+    """What the templates of a rule may name."""
+    file = facts.opened(key, OTHERS if key == "data_dir" else None) or FileFacts("")
+    tls = facts.tls or TlsFacts()
+    return {
+        "source": facts.source,
+        "host": facts.http.host,
+        "url": facts.http.public_url or "",
+        "broker": facts.mqtt.host,
+        "leaving": " and ".join(leaving(facts.config)),
+        "tls_path": facts.http.tls_certificate or "",
+        "tls_problem": tls.problem or "",
+        "expired": _day(tls.expires),
+        "path": file.path,
+        "mode": f"{file.mode or 0:04o}",
+    }
+
+
+def _day(seconds: float) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).date().isoformat()
+    except (OverflowError, ValueError, OSError):
+        return "an unknown day"
+
+
+def _on_loopback(url: str) -> bool:
+    try:
+        return is_loopback(urlsplit(url).hostname or "")
+    except ValueError:
+        return False
+
+
+def _https_or_loopback(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        return False
+    if not host:
+        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))
