@@ -1,0 +1,106 @@
+"""docs/keys.md runs: every command of the page, in its order, by a shell, as real processes.
+
+Each section of drills starts from keys that were made as the page says. What is pushed to a service
+is checked as a device would check it; the service's part has tests of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bundle_samples import one_variant
+
+from edgepack_cli.main import edgepack
+from edgepack_contract.keyring import open_keyring
+from edgepack_contract.keys import read_private_key
+from edgepack_contract.layout import write_bundle
+
+PAGE = (Path(__file__).parents[2] / "docs" / "keys.md").read_text(encoding="utf-8")
+PUSH = "edgepack keys keyring push keys/keyring.json"
+SECRET = b"correct horse"
+PRELUDE = f"""
+set -eu
+edgepack() {{
+    case "$*" in
+        "keys keyring push"*) cp "$4" pushed.json ;;
+        *) yes | "{sys.executable}" -m edgepack_cli "$@" ;;
+    esac
+}}
+"""
+
+
+def blocks(text):
+    return "\n".join(re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+
+
+def sections(text, mark):
+    """The commands under every heading of a level, by heading; under "" what comes before."""
+    parts = re.split(rf"^{mark} (.+)$", text, flags=re.MULTILINE)
+    named = dict(zip(parts[1::2], parts[2::2], strict=True))
+    return {"": blocks(parts[0])} | {name: blocks(part) for name, part in named.items()}
+
+
+CHAPTERS = dict(zip(*[iter(re.split(r"^## (.+)$", PAGE, flags=re.MULTILINE)[1:])] * 2, strict=True))
+MAKE = blocks(CHAPTERS["Make them"])
+DRILLS = sections(CHAPTERS["What a thief can do, and what you do"], "###")
+SEVERAL = sections(CHAPTERS["Several owners"], "###")
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """Runs commands in one folder, as a person whose passphrase is in a file."""
+    secret = tmp_path / "passphrase"
+    secret.write_bytes(SECRET)
+    secret.chmod(0o600)
+    environment = os.environ | {"EDGEPACK_PASSPHRASE_FILE": str(secret)}
+
+    def run(commands):
+        return subprocess.run(
+            ["bash", "-c", PRELUDE + commands], cwd=tmp_path, env=environment,
+            capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+
+    return run
+
+
+def test_the_page_has_the_drills_that_its_table_names():
+    anchors = {re.sub(r"[^a-z -]", "", name.lower()).replace(" ", "-") for name in DRILLS | SEVERAL}
+    linked = set(re.findall(r"\]\(#([a-z-]+)\)", PAGE))
+    assert len(linked) >= 8
+    assert linked <= anchors
+
+
+@pytest.mark.parametrize("drill", [name for name in DRILLS if DRILLS[name]])
+def test_a_drill_runs_and_who_pinned_the_first_owner_accepts_its_result(drill, shell, tmp_path):
+    made = shell(MAKE)
+    assert made.returncode == 0, made.stderr
+    pinned = (tmp_path / "keys" / "owner.fingerprint").read_text().strip()
+    publisher = read_private_key(tmp_path / "keys" / "publisher.key", SECRET)
+    write_bundle(tmp_path / "digits-1.4.0.edgepack", one_variant(), signer=publisher)
+    played = shell(DRILLS[drill])
+    assert played.returncode == 0, played.stderr
+    if PUSH in DRILLS[drill]:
+        pushed = (tmp_path / "pushed.json").read_bytes()
+        assert open_keyring(pushed, owner_fingerprint=pinned, minimum_version=2)
+        assert pushed == (tmp_path / "keys" / "keyring.json").read_bytes()
+
+
+def test_several_owners_sign_together_and_replace_one(shell, tmp_path):
+    played = shell("\n".join(SEVERAL.values()))
+    assert played.returncode == 0, played.stderr
+    assert "is taken away" in played.stderr
+    pin = (tmp_path / "keys" / "owner.fingerprint").read_text().strip()
+    keyring = open_keyring((tmp_path / "pushed.json").read_bytes(), owner_fingerprint=pin)
+    assert (keyring.version, keyring.threshold, len(keyring.owners)) == (3, 2, 3)
+
+
+def test_commands_in_the_text_exist():
+    for words in set(re.findall(r"`edgepack ([a-z -]+?)`", PAGE)):
+        assert edgepack.main(
+            [*words.split(), "--help"], prog_name="edgepack", standalone_mode=False
+        ) in (0, None), words
