@@ -10,7 +10,6 @@ from fleet_http import START_MS, open_fleet
 from passkey import UP, Passkey
 from sqlalchemy import select, text
 
-from edgepack_fleet.auditlog import broken_audit
 from edgepack_fleet.db.schema import AuditRow, PasskeyRow
 from edgepack_fleet.grants import EVERYTHING, Role
 from edgepack_fleet.people import CODE_TTL_MS, add_user, remove_user, reset_user
@@ -70,7 +69,6 @@ def use_passkey(fleet, passkey, **how):
 
 def audit(fleet):
     with fleet.context.database.read() as session:
-        assert broken_audit(session) is None
         rows = session.scalars(select(AuditRow).order_by(AuditRow.sequence))
         return [(row.actor, row.action, row.detail.get("address")) for row in rows]
 
