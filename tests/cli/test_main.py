@@ -42,9 +42,11 @@ def test_every_module_of_a_command_is_in_the_list(cli):
     import edgepack_cli.commands as package
 
     (folder,) = package.__path__
-    files = {path.stem for path in importlib.resources.files(package).iterdir()} - {"__init__"}
+    files = {
+        path.stem.replace("_", "-") for path in importlib.resources.files(package).iterdir()
+    } - {"--init--"}
     assert folder
-    assert files - {"__pycache__"} == set(COMMANDS)
+    assert files - {"--pycache--"} == set(COMMANDS)
     assert set(EXTRAS) <= set(COMMANDS)
 
 
