@@ -59,3 +59,15 @@ def test_a_new_epoch_undoes_a_date_that_a_thief_signed():
     assert clock.floor_ms == BUILT_MS + YEAR - 1
     clock.forget(0)
     assert clock.floor_ms == BUILT_MS
+
+
+def test_certificates_are_judged_by_dates_that_no_online_key_can_move():
+    clock = TrustedClock(lambda: 0, owner_ms=BUILT_MS + YEAR)
+    assert clock.sure_ms() == clock.now_ms() == BUILT_MS + YEAR
+    clock.learn(BUILT_MS + 64 * YEAR)
+    assert clock.now_ms() == BUILT_MS + 64 * YEAR
+    assert clock.sure_ms() == BUILT_MS + YEAR
+    clock.learn_of_owner(BUILT_MS + 2 * YEAR)
+    assert clock.sure_ms() == BUILT_MS + 2 * YEAR
+    clock.forget(BUILT_MS + 3 * YEAR)
+    assert clock.sure_ms() == clock.now_ms() == BUILT_MS + 3 * YEAR

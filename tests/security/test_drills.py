@@ -98,7 +98,7 @@ class Device:
     obeyed: Obeyed = field(default_factory=Obeyed)
 
     def __post_init__(self):
-        self.clock = TrustedClock(lambda: self.system_ms)
+        self.clock = TrustedClock(lambda: self.system_ms, owner_ms=self.keyring.issued)
 
     def hears(self, file: bytes) -> None:
         """A keyring file arrives."""
@@ -106,7 +106,7 @@ class Device:
         if newer.epoch > self.keyring.epoch:
             self.clock.forget(newer.issued)
         self.keyring = newer
-        self.clock.learn(newer.issued)
+        self.clock.learn_of_owner(newer.issued)
 
     def told(self, raw: bytes) -> Desired:
         """A desired document arrives."""
@@ -130,7 +130,7 @@ class Device:
     def connects(self, certificate: bytes) -> bool:
         """Whether TLS with the fleet's host succeeds."""
         store = Store([read_authority(pem.encode()) for pem in self.keyring.authorities])
-        moment = datetime.fromtimestamp(self.clock.now_ms() / 1000, UTC)
+        moment = datetime.fromtimestamp(self.clock.sure_ms() / 1000, UTC)
         policy = PolicyBuilder().store(store).time(moment)
         try:
             policy.build_server_verifier(x509.DNSName("fleet")).verify(
@@ -189,6 +189,9 @@ def test_a_stolen_fleet_key_in_a_device_whose_clock_began_in_1970():
     device.told(desired(FLEET, generation=10**9, issued=Y2090))
     device.system_ms = NOW
     assert device.clock.now_ms() == Y2090
+    # He cannot keep it from the service, and so from the new keyring, by that date.
+    server = make_authority(AUTHORITY_KEY).issue_server(FLEET.public, hosts=["fleet"], now_ms=NOW)
+    assert device.connects(server.pem)
     refused("old-generation", device.told, desired(FLEET, generation=6))
     owner.change(lambda one: to.add_fleet(one, FLEET_2.public))
     owner.change(lambda one: to.revoke_fleet(one, FLEET.public.fingerprint), new_epoch=True)
@@ -201,7 +204,7 @@ def test_a_stolen_fleet_key_in_a_device_whose_clock_began_in_1970():
 def test_a_right_clock_refuses_the_thiefs_date_at_once():
     device = Device(Owner().keyring)
     refused("future-dated", device.told, desired(FLEET, generation=2, issued=Y2090))
-    assert device.clock.floor_ms == BUILT_MS
+    assert device.clock.floor_ms == NOW
 
 
 def test_a_thief_cannot_keep_the_old_keyring_in_force_where_the_new_one_is():
