@@ -77,6 +77,7 @@ class BrokerGuard:
         self._now_ms = now_ms
         self._on_commit = on_commit
         self._strangers: dict[str, None] = {}
+        self._marked: list[str] = []
         self._tried_ms: dict[str, int] = {}
         self._lock = threading.Lock()
         self._listed: tuple[int, int] | None = None
@@ -108,7 +109,9 @@ class BrokerGuard:
 
     def round(self) -> None:
         """Do what is to be done now. What fails is said, and tried again in the next round."""
-        for step in (self._keep_list, self._renew_own, self._evict_all):
+        # who is revoked from here on is not on the list that is written now, and waits for the next
+        self._marked = self._whom()
+        for step in (self._keep_list, self._renew_own, self._evict_marked):
             try:
                 authority = open_authority(self._config.keys)
                 if authority is not None and self._config.mqtt.tls_ca is not None:
@@ -197,8 +200,8 @@ class BrokerGuard:
             ) from error
         logger.info("renewed the service's own certificate", extra={"event": "client_renewed"})
 
-    def _evict_all(self, authority: Authority) -> None:
-        for device in self._whom()[:EVICTIONS]:
+    def _evict_marked(self, authority: Authority) -> None:
+        for device in self._marked[:EVICTIONS]:
             if self._stopping.is_set() or not self._evict(device, authority):
                 return
 

@@ -148,6 +148,24 @@ def test_the_list_comes_first_and_then_the_eviction(place):
     assert place.guard.counts == {"evicted": 1}
 
 
+def test_who_is_revoked_while_the_list_is_written_waits_for_the_next_one(place, monkeypatch):
+    """Its certificate would let it in again at once."""
+    place.enrol("pi-1", 1)
+    write = place.guard._write
+
+    def write_late(fresh):
+        written = write(fresh)
+        place.revoke("pi-1")
+        return written
+
+    monkeypatch.setattr(place.guard, "_write", write_late)
+    place.guard.round()
+    assert place.evictions.devices == []
+    place.after(5)
+    assert place.evictions.devices == ["pi-1"]
+    assert place.evictions.listed == [{1}]
+
+
 def test_it_insists_for_some_minutes_and_then_rests(place):
     place.enrol("pi-1", 1)
     place.revoke("pi-1")
