@@ -264,9 +264,8 @@ class FleetHost:
     def has(self, address: str) -> bool:
         """Whether an address is of this host."""
         host = urlsplit(address).hostname or ""
-        if self.url is None:
-            return is_loopback(host)
-        return host == urlsplit(self.url).hostname
+        fleet = "localhost" if self.url is None else urlsplit(self.url).hostname or ""
+        return host == fleet or (is_loopback(host) and is_loopback(fleet))
 
 
 def open_source(address: str, *, fleet: FleetHost | None = None) -> Source:

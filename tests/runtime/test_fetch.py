@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import ssl
 import threading
+import time
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -12,16 +13,20 @@ import pytest
 from slot_world import PROBATION, World, bundle
 
 from edgepack_contract.bundle import BundleFile, open_bundle, open_variant, verify_layers
+from edgepack_contract.certificates import Authority
 from edgepack_contract.errors import ConfigError, MalformedBundleError, SourceError
 from edgepack_contract.instructions import Obeyed
+from edgepack_contract.keys import PrivateKey, write_private_key
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.messages import Ref, SlotDesired
 from edgepack_contract.oci import describe
 from edgepack_contract.states import Phase
+from edgepack_contract.tls import client_context
 from edgepack_runtime.errors import InterruptedInstallError, TransientSourceError
 from edgepack_runtime.fetch import (
     ArchiveSource,
     Credentials,
+    FleetHost,
     Patience,
     RegistrySource,
     _checked_url,
@@ -272,6 +277,62 @@ def test_a_certificate_nobody_vouches_for_is_no_reason_to_try_again():
     found = _unreachable(_checked_url("https://fleet.example/models"), error)
     assert found.code == "bad-certificate"
     assert not isinstance(found, TransientSourceError)
+
+
+SECRET = Credentials("pi-1", "secret")
+
+
+def fleet_host(url, authorities):
+    def tls():
+        return client_context([one.pem.decode() for one in authorities])
+
+    return FleetHost(url, SECRET, tls=tls, others_tls=lambda: client_context([]))
+
+
+@pytest.mark.parametrize(
+    ("url", "address", "shown"),
+    [
+        ("https://fleet.example", "https://fleet.example/v", True),
+        ("https://fleet.example", "https://fleet.example:5000/v", True),
+        ("https://fleet.example", "https://cdn.example/v", False),
+        ("https://fleet.example", "https://fleet.example.evil.example/v", False),
+        ("https://fleet.example", "http://127.0.0.1:5000/v", False),
+        (None, "http://127.0.0.1:5000/v", True),
+        (None, "http://localhost:5000/v", True),
+        ("http://127.0.0.1:8080", "http://localhost:8080/v", True),
+        (None, "https://cdn.example/v", False),
+    ],
+)
+def test_only_the_fleets_host_learns_who_asks(url, address, shown):
+    source = open_source(address, fleet=fleet_host(url, []))
+    assert isinstance(source, RegistrySource)
+    assert (source._credentials == SECRET) == shown
+    assert (source._credentials is None) != shown
+
+
+def test_the_fleets_host_is_believed_by_the_keyrings_authorities(registry, tmp_path):
+    authority, other = (
+        Authority.create(PrivateKey.generate(), name="t", now_ms=time.time_ns() // 1_000_000)
+        for _ in range(2)
+    )
+    key = PrivateKey.generate()
+    issued = authority.issue_server(
+        key.public, hosts=["127.0.0.1"], now_ms=time.time_ns() // 1_000_000
+    )
+    (tmp_path / "server.pem").write_bytes(issued.pem)
+    write_private_key(tmp_path / "server.key", key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
+    registry.socket = context.wrap_socket(registry.socket, server_side=True)
+    url = registry.url.replace("http:", "https:")
+    with closing(open_source(url, fleet=fleet_host(url, [authority]))) as source:
+        model_layer(source)
+    _, headers = registry.asked[0]
+    assert headers["Authorization"] == SECRET.header
+    for wrong in (fleet_host(url, [other]), fleet_host("https://elsewhere.example", [authority])):
+        with pytest.raises(SourceError, match="its certificate") as caught:
+            model_layer(open_source(url, fleet=wrong))
+        assert caught.value.code == "bad-certificate"
 
 
 def test_a_file_is_a_source_too(tmp_path):

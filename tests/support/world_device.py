@@ -18,7 +18,8 @@ from world_waiting import SECONDS, eventually
 from edgepack_contract.canonical import decode
 from edgepack_contract.errors import DocumentError
 from edgepack_contract.instructions import sign_desired
-from edgepack_contract.keyring import Publisher, make_keyring
+from edgepack_contract.keyring import SCHEMA as KEYRING_SCHEMA
+from edgepack_contract.keyring import Keyring, Publisher, sign_keyring
 from edgepack_contract.keys import PrivateKey, read_private_key, write_private_key
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.messages import Desired, Probation, Ref, Reported, SlotDesired, State
@@ -50,12 +51,21 @@ health_seconds = 0.5
 """
 
 
+def keyring_file(version: int, **changes: Any) -> bytes:
+    """A keyring of the devices' owner; ``changes`` replace what is in the first one."""
+    publisher = Publisher(key=PUBLISHER.public.pem.decode(), names=["*"])
+    fleets = [FLEET.public.pem.decode()]
+    made = Keyring(
+        schema=KEYRING_SCHEMA, version=version, epoch=1, issued=0,
+        owners=[OWNER.public.pem.decode()], publishers=[publisher], fleets=fleets,
+    )  # fmt: skip
+    return sign_keyring(msgspec.structs.replace(made, **changes), [OWNER])
+
+
 def make_home(home: Path, name: str, mqtt_port: int) -> None:
     """What enrolment leaves on a device."""
     home.mkdir()
-    publisher = Publisher(key=PUBLISHER.public.pem.decode(), names=["*"])
-    keyring = make_keyring(OWNER, version=1, epoch=1, publishers=[publisher], fleets=[FLEET.public])
-    (home / "keyring.json").write_bytes(keyring)
+    (home / "keyring.json").write_bytes(keyring_file(1))
     write_private_key(home / "device.key", PrivateKey.generate())
     (home / "mac.key").touch(mode=0o600)
     (home / "mac.key").write_text(bytes(range(32)).hex())
@@ -69,7 +79,7 @@ class Device:
     def __init__(self, home: Path, name: str, mqtt_port: int, fleet_key: PrivateKey) -> None:
         self.home, self.name = home, name
         self.mac_key = bytes.fromhex((home / "mac.key").read_text())
-        self.generation = 0
+        self.generation, self.epoch = 0, 1
         self._enrolment = read_private_key(home / "device.key").public.fingerprint
         self._fleet_key = fleet_key
         self._peer = Peer(mqtt_port, f"edgepack/v1/default/{name}/#")
@@ -123,7 +133,7 @@ class Device:
         """A desired document for this device of the generation that is in force."""
         now = time.time_ns() // 1_000_000
         made = Desired(
-            tenant="default", device=self.name, enrolment=self._enrolment, epoch=1,
+            tenant="default", device=self.name, enrolment=self._enrolment, epoch=self.epoch,
             generation=self.generation, issued=now, expires=now + DAY_MS, slots=slots,
         )  # fmt: skip
         return msgspec.structs.replace(made, **changes)
