@@ -110,10 +110,10 @@ def test_a_new_code_makes_the_one_before_worthless(fleet, code):
     assert with_password(fleet, second).status_code == 200
 
 
-@pytest.mark.parametrize("wrong", ["", "epl_", "é" * 53, new_secret("epl_"), new_secret("epa_")])
-def test_a_wrong_code_is_refused(fleet, code, wrong):
-    assert refused(knock(fleet, "/code", code=wrong)) == "login-refused"
-    assert refused(with_password(fleet, wrong)) == "login-refused"
+def test_a_wrong_code_is_refused(fleet, code):
+    for wrong in ("", "epl_", "é" * 53, code[:-1], new_secret("epl_"), new_secret("epa_")):
+        assert refused(knock(fleet, "/code", code=wrong)) == "login-refused"
+        assert refused(with_password(fleet, wrong)) == "login-refused"
 
 
 @pytest.mark.parametrize("password", ["", "eleven char", "x" * 1025])
