@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
+from edgepack_contract.instructions import Identity
 from edgepack_contract.sealing import derived_secret
 from edgepack_contract.tls import client_context
 from edgepack_runtime.config import RuntimeConfig
 from edgepack_runtime.fetch import Credentials, FleetHost
+from edgepack_runtime.fsio import DurableFS
 from edgepack_runtime.identity import DeviceIdentity
 from edgepack_runtime.link import Broker
+from edgepack_runtime.orders import Orders
+from edgepack_runtime.renewal import RenewalParts, Renewer
 from edgepack_runtime.trust import Trust
 
 
@@ -24,6 +31,39 @@ def broker(config: RuntimeConfig, trust: Trust) -> Broker:
         port=mqtt.port,
         keepalive_seconds=mqtt.keepalive_seconds,
         tls=context if mqtt.tls else None,
+    )
+
+
+def renewer(
+    config: RuntimeConfig,
+    who: Identity,
+    trust: Trust,
+    orders: Orders,
+    *,
+    reconnect: Callable[[], None],
+    fs: DurableFS,
+    rng: random.Random,
+) -> Renewer | None:
+    """What keeps the certificate good; None without a certificate or a fleet to renew it."""
+    url, certificate = config.fleet.url, config.identity.certificate
+    if url is None or certificate is None:
+        return None
+    parts = RenewalParts(
+        tls=partial(trust.tls_context, config.fleet.ca),
+        take_keyring=orders.advance,
+        reconnect=reconnect,
+        refuse=partial(orders.refuse, "renewal"),
+        settle=partial(orders.settle, "renewal"),
+    )
+    return Renewer(
+        who,
+        url,
+        key=Path(config.identity.key),
+        certificate=Path(certificate),
+        parts=parts,
+        fs=fs,
+        clock=trust.clock,
+        rng=rng,
     )
 
 

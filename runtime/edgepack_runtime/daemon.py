@@ -41,7 +41,7 @@ from edgepack_runtime.activation.installer import Installer
 from edgepack_runtime.activation.journal import Journal
 from edgepack_runtime.activation.parts import SlotParts
 from edgepack_runtime.config import RuntimeConfig
-from edgepack_runtime.connections import broker, fleet_host
+from edgepack_runtime.connections import broker, fleet_host, renewer
 from edgepack_runtime.errors import DeviceError
 from edgepack_runtime.fetch import open_source
 from edgepack_runtime.fsio import DurableFS
@@ -115,6 +115,10 @@ class Daemon:
             on_connected=self._from_link_connected,
             rng=rng,
             now_ms=now_ms,
+            on_refused=self._from_link_refused,
+        )
+        self.renewer = renewer(
+            config, who, trust, self._orders, reconnect=self._link.reconnect, fs=fs, rng=rng
         )
         spool = open_spool(self._home / "spool.db", max_bytes=config.telemetry.spool_bytes)
         self._reporter = Reporter(spool, self._link, session=session, mac_key=identity.mac_key)
@@ -221,6 +225,10 @@ class Daemon:
 
     def _from_link_connected(self) -> None:
         self._loop.call_soon_threadsafe(lambda: self._spawn(self._reporter.connected()))
+
+    def _from_link_refused(self) -> None:
+        if self.renewer is not None:
+            self._loop.call_soon_threadsafe(self.renewer.ask)
 
     def _take(self, text: str, payload: bytes) -> None:
         try:

@@ -167,17 +167,18 @@ class _Connection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         super().connect()
-        if self._tls is not None:
-            # apart from the handshake, which may take long, so that it can be cut too
-            self.sock = self._tls.wrap_socket(
-                self.sock, server_hostname=self._name, do_handshake_on_connect=False
-            )
-        # the base class forgets it as soon as an answer begins
+        # remembered here: the base class forgets its socket as soon as an answer begins
         self._wire = self.sock
+        if self._tls is None:
+            return
+        # apart from the handshake, which may take long, so that it can be cut too
+        wrapped = self._tls.wrap_socket(
+            self.sock, server_hostname=self._name, do_handshake_on_connect=False
+        )
+        self.sock = self._wire = wrapped
         if self.was_cut:
             raise TimeoutError("too late")
-        if self._tls is not None:
-            self.sock.do_handshake()
+        wrapped.do_handshake()
 
     def cut(self) -> None:
         self.was_cut = True

@@ -128,6 +128,7 @@ class DeviceLink:
         on_connected: Called on paho's thread after every subscription.
         rng: Spreads reconnects of many devices.
         now_ms: Wall clock, milliseconds since 1970 UTC.
+        on_refused: Called on paho's thread when the broker does not accept this device.
     """
 
     def __init__(
@@ -139,8 +140,10 @@ class DeviceLink:
         on_connected: Callable[[], None],
         rng: random.Random,
         now_ms: Callable[[], int],
+        on_refused: Callable[[], None] = lambda: None,
     ) -> None:
         self._who = who
+        self._on_refused = on_refused
         self._broker = f"{broker.host}:{broker.port}"
         self._on_message = on_message
         self._on_connected = on_connected
@@ -250,6 +253,7 @@ class DeviceLink:
                 " and not revoked, and what the broker allows",
                 self._broker, reason, extra={"event": "mqtt_refused"},
             )  # fmt: skip
+            self._on_refused()
             return
         client.drop_out_messages()
         filters = device_filters(self._who.tenant, self._who.device)
@@ -279,6 +283,8 @@ class DeviceLink:
             "no connection to the broker %s: %s", self._broker, tls_trouble(error),
             extra={"event": "mqtt_trouble"},
         )  # fmt: skip
+        if isinstance(error, ssl.SSLError):
+            self._on_refused()
 
     def _message_callback(
         self, _client: mqtt.Client, _userdata: object, message: mqtt.MQTTMessage

@@ -60,8 +60,9 @@ class Orders:
 
     @property
     def refused(self) -> str | None:
-        """Code and words of what is refused now: the desired document, else the keyring."""
-        return self._refusals.get("desired") or self._refusals.get("keyring")
+        """Code and words of what is refused now: the desired document, the keyring, the renewal."""
+        found = (self._refusals.get(what) for what in ("desired", "keyring", "renewal"))
+        return next((words for words in found if words), None)
 
     def take_desired(self, payload: bytes) -> None:
         """Obey a document, or say why not."""
@@ -94,7 +95,7 @@ class Orders:
             self._spawn(self._advance())
 
     def refuse(self, what: str, code: str, words: str) -> None:
-        """Refuse a ``desired`` document, a part of one, or a ``keyring``."""
+        """Tell of a refused ``desired`` document, a part of one, ``keyring`` or ``renewal``."""
         self.counts[code] += 1
         said = f"{code}: {words}"
         # Whoever floods a topic with one forgery must not make this device flood the broker.
@@ -102,9 +103,28 @@ class Orders:
             return
         self._refusals[what] = said
         logger.warning(
-            "%s document refused: %s", what, said, extra={"event": f"{what}_refused", "code": code}
+            "%s refused: %s", what, said, extra={"event": f"{what}_refused", "code": code}
         )
         self._refusal_changed()
+
+    def settle(self, what: str) -> None:
+        """Nothing of a kind is refused any more."""
+        if self._refusals.pop(what, None):
+            self._refusal_changed()
+
+    async def advance(self, raw: bytes) -> bool:
+        """Take up a newer keyring, and wait for the disk; whether there is one in force now."""
+        before = self._trust.keyring
+        try:
+            advanced = await asyncio.to_thread(self._trust.advance, raw)
+        except EdgepackError as error:
+            self.refuse("keyring", error.code, str(error))
+            return False
+        self.settle("keyring")
+        if advanced:
+            self._keyring_changed(before)
+            self._try_waiting()
+        return advanced
 
     def _accepted(self, payload: bytes) -> Desired:
         clock = self._trust.clock
@@ -133,22 +153,9 @@ class Orders:
     async def _advance(self) -> None:
         try:
             while not self._keyrings.empty():
-                await self._advance_to(self._keyrings.get_nowait())
+                await self.advance(self._keyrings.get_nowait())
         finally:
             self._advancing = False
-
-    async def _advance_to(self, raw: bytes) -> None:
-        before = self._trust.keyring
-        try:
-            advanced = await asyncio.to_thread(self._trust.advance, raw)
-        except EdgepackError as error:
-            self.refuse("keyring", error.code, str(error))
-            return
-        if self._refusals.pop("keyring", None):
-            self._refusal_changed()
-        if advanced:
-            self._keyring_changed(before)
-            self._try_waiting()
 
     def _try_waiting(self) -> None:
         waiting, self._waiting = self._waiting, {}

@@ -197,6 +197,8 @@ async def _run(daemon: Daemon, server: RunningServer, stop: asyncio.Event) -> No
     daemon.start()
     tell_ports(server, f"serving on port {server.port} and {server.unix_socket}")
     work = [asyncio.create_task(daemon.run_windows()), asyncio.create_task(daemon.run_health())]
+    if daemon.renewer is not None:
+        work.append(asyncio.create_task(daemon.renewer.run()))
     try:
         await until_stopped(stop, *work)
     finally:

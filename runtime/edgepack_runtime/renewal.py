@@ -11,7 +11,8 @@ import hmac
 import logging
 import random
 import secrets
-from collections.abc import Callable, Sequence
+import ssl
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -23,7 +24,6 @@ from edgepack_contract.certificates import certificate_key, read_certificate
 from edgepack_contract.clock import TrustedClock
 from edgepack_contract.enrolment import Renewal, RenewalAnswer, renewal_due_ms, sign_renewal
 from edgepack_contract.errors import (
-    DocumentError,
     EdgepackError,
     MalformedDocumentError,
     SigningKeyError,
@@ -32,7 +32,6 @@ from edgepack_contract.errors import (
 from edgepack_contract.instructions import Identity
 from edgepack_contract.keys import PrivateKey, read_private_key
 from edgepack_contract.limits import LIMITS
-from edgepack_contract.tls import client_context
 from edgepack_runtime.enrolment import KEYRING_PATH, check_certificate
 from edgepack_runtime.errors import FleetRefusedError, FleetUntrustedError
 from edgepack_runtime.fleet_client import FleetClient, unchecked
@@ -116,16 +115,18 @@ class RenewalParts:
     """What a renewal needs of the daemon. All are called in its loop.
 
     Attributes:
-        authorities: Who may vouch for the fleet service now: certificates in PEM form.
-        take_keyring: Takes a keyring file that may be newer; raises a DocumentError to refuse it.
+        tls: How to believe the fleet service by what is in force at that moment.
+        take_keyring: Takes a keyring file that may be newer; whether one is in force by it.
         reconnect: Lets the link connect anew, with the certificate of the file.
-        report: Says why the fleet refuses this device, None when it does not any more.
+        refuse: Tells, by code and words, that the fleet refuses this device.
+        settle: Tells that it does not any more.
     """
 
-    authorities: Callable[[], Sequence[str]]
-    take_keyring: Callable[[bytes], object]
+    tls: Callable[[], ssl.SSLContext]
+    take_keyring: Callable[[bytes], Awaitable[bool]]
     reconnect: Callable[[], None]
-    report: Callable[[str | None], None]
+    refuse: Callable[[str, str], None]
+    settle: Callable[[], None]
 
 
 class Renewer:
@@ -201,6 +202,7 @@ class Renewer:
         try:
             answer = await self._asked_fleet()
             expires = self._keep(answer, before)
+            await self._parts.take_keyring(answer.keyring.encode())
         except (EdgepackError, OSError) as error:
             self._failed(error)
         except Exception:
@@ -210,7 +212,7 @@ class Renewer:
         else:
             logger.info("certificate renewed until %s", expires, extra={"event": "renewed"})
             self._attempts = Attempts(succeeded=True)
-            self._parts.report(None)
+            self._parts.settle()
             if urgent:
                 self._parts.reconnect()
 
@@ -221,22 +223,20 @@ class Renewer:
 
     async def _asked_fleet(self) -> RenewalAnswer:
         """The fleet's answer; a fleet with a new authority proves itself by a newer keyring."""
-        authorities = list(self._parts.authorities())
         key = read_private_key(self._key)
         try:
-            return await self._post(key, authorities)
+            return await self._post(key)
         except FleetUntrustedError:
             client = FleetClient(self._url, tls=unchecked())
             raw = await _in_thread(
                 client, lambda: client.get(KEYRING_PATH, max_bytes=LIMITS.keyring_bytes)
             )
-            self._parts.take_keyring(raw)
-            if list(self._parts.authorities()) == authorities:
+            if not await self._parts.take_keyring(raw):
                 raise
-        return await self._post(key, self._parts.authorities())
+        return await self._post(key)
 
-    async def _post(self, key: PrivateKey, authorities: Sequence[str]) -> RenewalAnswer:
-        client = FleetClient(self._url, tls=client_context(authorities, clock=self._clock))
+    async def _post(self, key: PrivateKey) -> RenewalAnswer:
+        client = FleetClient(self._url, tls=self._parts.tls())
         nonce = secrets.token_hex(16)
         wish = Renewal(
             tenant=self._who.tenant,
@@ -255,7 +255,7 @@ class Renewer:
         return answer
 
     def _keep(self, answer: RenewalAnswer, before: Life | None) -> str:
-        """Write the new certificate, then take the keyring; the end of the certificate in words."""
+        """Write the new certificate; returns its end in words."""
         key = read_private_key(self._key).public
         certificate = check_certificate(
             answer.certificate, key=key, device=self._who.device, now_ms=self._clock.now_ms()
@@ -266,12 +266,6 @@ class Renewer:
                 code="stale-certificate",
             )
         self._fs.atomic_write(self._certificate, answer.certificate.encode())
-        try:
-            self._parts.take_keyring(answer.keyring.encode())
-        except DocumentError as error:
-            logger.warning(
-                "keyring refused: %s", error, extra={"event": "keyring_refused", "code": error.code}
-            )
         return f"{certificate.not_valid_after_utc:%Y-%m-%d}"
 
     def _failed(self, error: Exception) -> None:
@@ -283,7 +277,7 @@ class Renewer:
                 "and the fleet is asked again in a day",
                 error, extra={"event": "renewal_refused", "code": error.code},
             )  # fmt: skip
-            self._parts.report(f"{error.code}: {error}")
+            self._parts.refuse(error.code, str(error))
             return
         self._attempts = Attempts(failures)
         logger.warning(
