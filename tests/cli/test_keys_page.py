@@ -6,6 +6,7 @@ is checked as a device would check it; the service's part has tests of its own.
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -16,11 +17,13 @@ import pytest
 from bundle_samples import one_variant
 
 from edgepack_cli.main import edgepack
+from edgepack_contract import keyring
 from edgepack_contract.keyring import open_keyring
 from edgepack_contract.keys import read_private_key
 from edgepack_contract.layout import write_bundle
 
-PAGE = (Path(__file__).parents[2] / "docs" / "keys.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "keys.md").read_text(encoding="utf-8")
 PUSH = "edgepack keys keyring push keys/keyring.json"
 SECRET = b"correct horse"
 PRELUDE = f"""
@@ -95,8 +98,8 @@ def test_several_owners_sign_together_and_replace_one(shell, tmp_path):
     assert played.returncode == 0, played.stderr
     assert "is taken away" in played.stderr
     pin = (tmp_path / "keys" / "owner.fingerprint").read_text().strip()
-    keyring = open_keyring((tmp_path / "pushed.json").read_bytes(), owner_fingerprint=pin)
-    assert (keyring.version, keyring.threshold, len(keyring.owners)) == (3, 2, 3)
+    found = open_keyring((tmp_path / "pushed.json").read_bytes(), owner_fingerprint=pin)
+    assert (found.version, found.threshold, len(found.owners)) == (3, 2, 3)
 
 
 def test_commands_in_the_text_exist():
@@ -104,3 +107,10 @@ def test_commands_in_the_text_exist():
         assert edgepack.main(
             [*words.split(), "--help"], prog_name="edgepack", standalone_mode=False
         ) in (0, None), words
+
+
+def test_every_reason_to_refuse_a_keyring_or_a_bundle_by_it_is_documented():
+    protocol = (DOCS / "protocol.md").read_text(encoding="utf-8")
+    codes = set(re.findall(r'code="([a-z-]+)"', inspect.getsource(keyring)))
+    assert len(codes) >= 10
+    assert codes <= set(re.findall(r"`([a-z-]+)`", PAGE + protocol))
