@@ -6,8 +6,11 @@ libraries has a working command line.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -17,8 +20,10 @@ from edgepack_contract import __version__
 from edgepack_contract.errors import EdgepackError
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "audit": ("edgepack_cli.commands.audit", "Look at the audit log, and verify it."),
     "build": ("edgepack_cli.commands.build", "Convert a model, search precisions, write a bundle."),
     "bundle": ("edgepack_cli.commands.bundle", "Push bundles to the fleet and list them."),
+    "context": ("edgepack_cli.commands.context", "Choose among the fleets you are logged in to."),
     "demo": ("edgepack_cli.commands.demo", "The whole loop on this machine, on real data."),
     "device": ("edgepack_cli.commands.device", "Look at devices, let them in, and put them out."),
     "enrol": ("edgepack_cli.commands.enrol", "Join a fleet, as a device of it."),
@@ -31,6 +36,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Make, list and revoke join tokens of devices.",
     ),
     "keys": ("edgepack_cli.commands.keys", "Make, show and change the keys of a fleet."),
+    "login": ("edgepack_cli.commands.login", "Log in to a fleet service with a token."),
+    "logout": ("edgepack_cli.commands.logout", "Forget the token of a fleet service."),
     "rollout": ("edgepack_cli.commands.rollout", "Roll a bundle out in stages, watch, roll back."),
     "run": ("edgepack_cli.commands.run", "Run the device daemon, or serve one bundle."),
     "sign": ("edgepack_cli.commands.sign", "Sign a bundle with a publisher key."),
@@ -40,6 +47,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "user": ("edgepack_cli.commands.user", "Add, list and reset people who log in to the page."),
     "verify": ("edgepack_cli.commands.verify", "Check a bundle's signature and every digest."),
 }
+CONTEXT_VARIABLE = "EDGEPACK_CONTEXT"
 EXTRAS = {
     "build": "packager",
     "demo": "demo",
@@ -81,8 +89,27 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="edgepack")
-def edgepack() -> None:
+@click.option(
+    "--context", metavar="NAME", help="Which fleet you are logged in to.  [EDGEPACK_CONTEXT]"
+)
+@click.pass_context
+def edgepack(ctx: click.Context, context: str | None) -> None:
     """Take a trained model to a fleet of edge devices and keep it healthy there."""
+    if context is not None:
+        ctx.with_resource(_chosen(context))
+
+
+@contextlib.contextmanager
+def _chosen(name: str) -> Iterator[None]:
+    """The context is in the environment for as long as the command runs."""
+    before = os.environ.get(CONTEXT_VARIABLE)
+    os.environ[CONTEXT_VARIABLE] = name
+    try:
+        yield
+    finally:
+        del os.environ[CONTEXT_VARIABLE]
+        if before is not None:
+            os.environ[CONTEXT_VARIABLE] = before
 
 
 def main(arguments: list[str] | None = None) -> None:

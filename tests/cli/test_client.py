@@ -145,7 +145,9 @@ def test_the_environment_says_where_and_who(tmp_path):
 @pytest.mark.parametrize(
     ("environ", "words"),
     [
-        ({}, "edgepack fleet token"),
+        ({}, "edgepack login URL"),
+        ({"EDGEPACK_TOKEN": "t", "EDGEPACK_FLEET": "http://fleet.example"}, "plain http"),
+        ({"EDGEPACK_TOKEN": "t", "EDGEPACK_FLEET": "https://f.example/x"}, "expected http://HOST"),
         ({"EDGEPACK_TOKEN": ""}, "EDGEPACK_TOKEN_FILE"),
         ({"EDGEPACK_TOKEN_FILE": "/does/not/exist"}, "/does/not/exist: No such file"),
         ({"EDGEPACK_TOKEN": "t", "EDGEPACK_FLEET": "fleet:8080"}, "expected http://HOST:PORT"),

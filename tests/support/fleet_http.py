@@ -201,11 +201,16 @@ def device_header(device: str) -> str:
 
 
 @contextmanager
-def served(fleet: Fleet) -> Iterator[str]:
-    """The application behind a real server on a free port; gives its address."""
+def served(fleet: Fleet, tls: tuple[Path, Path] | None = None) -> Iterator[str]:
+    """The application behind a real server on a free port; gives its address.
+
+    With ``tls``, a certificate for ``localhost`` and its key, it is an address of https.
+    """
+    certificate, key = tls or (None, None)
     config = uvicorn.Config(
-        fleet.app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=1
-    )
+        fleet.app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=1,
+        ssl_certfile=certificate, ssl_keyfile=key,
+    )  # fmt: skip
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -216,7 +221,7 @@ def served(fleet: Fleet) -> Iterator[str]:
         thread.join(0.01)
     try:
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}" if tls is None else f"https://localhost:{port}"
     finally:
         fleet.stopping.set()
         server.should_exit = True

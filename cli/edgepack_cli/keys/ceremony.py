@@ -11,6 +11,7 @@ from edgepack_cli.keys import transitions
 from edgepack_cli.keys.folder import KeyFolder, public_key_of, read_file, replace_file
 from edgepack_cli.keys.making import now_ms
 from edgepack_cli.keys.passphrases import read_key
+from edgepack_cli.keys.pushing import push, status
 from edgepack_cli.keys.settling import in_force, missing_words
 from edgepack_cli.keys.words import changes, describe
 from edgepack_cli.output import emit_json, note, say
@@ -30,11 +31,15 @@ FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
 @click.group()
 def command() -> None:
-    """Prepare, sign, finish and check a keyring.
+    """Prepare, sign, finish, check and push a keyring.
 
     One person prepares a proposal, owners sign it on machines of their own, and it is finished
     where it was prepared. Until then the keyring in force stays in force.
     """
+
+
+command.add_command(push)
+command.add_command(status)
 
 
 @command.command()
