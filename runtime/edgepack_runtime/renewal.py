@@ -198,23 +198,25 @@ class Renewer:
 
     async def _try(self) -> None:
         self._last_try = asyncio.get_running_loop().time()
-        before, urgent = self._life(), self._is_near_end()
         try:
-            answer = await self._asked_fleet()
-            expires = self._keep(answer, before)
-            await self._parts.take_keyring(answer.keyring.encode())
+            await self._renew()
         except (EdgepackError, OSError) as error:
             self._failed(error)
         except Exception:
             # the outermost boundary of this task: a defect here must not end serving
             logger.exception("renewal failed", extra={"event": "renewal_failed"})
             self._attempts = Attempts(self._attempts.failures + 1)
-        else:
-            logger.info("certificate renewed until %s", expires, extra={"event": "renewed"})
-            self._attempts = Attempts(succeeded=True)
-            self._parts.settle()
-            if urgent:
-                self._parts.reconnect()
+
+    async def _renew(self) -> None:
+        urgent = self._is_near_end()
+        answer = await self._asked_fleet()
+        expires = self._keep(answer, self._life())
+        self._attempts = Attempts(succeeded=True)
+        logger.info("certificate renewed until %s", expires, extra={"event": "renewed"})
+        await self._parts.take_keyring(answer.keyring.encode())
+        self._parts.settle()
+        if urgent:
+            self._parts.reconnect()
 
     def _is_near_end(self) -> bool:
         life = self._life()
