@@ -166,7 +166,10 @@ def read_private_key(path: Path, passphrase: bytes | None = None) -> PrivateKey:
             f"{path} can be read by others (mode {mode & 0o777:04o}); run: chmod 600 {path}",
             code="key-mode",
         )
-    return PrivateKey.from_pem(pem, passphrase)
+    try:
+        return PrivateKey.from_pem(pem, passphrase)
+    except SigningKeyError as error:
+        raise SigningKeyError(f"{path}: {error}", code=error.code) from error
 
 
 def read_public_key(path: Path) -> PublicKey:
@@ -176,9 +179,13 @@ def read_public_key(path: Path) -> PublicKey:
         SigningKeyError: Missing, or not a usable key.
     """
     try:
-        return PublicKey.from_pem(_read_bounded(path))
+        pem = _read_bounded(path)
     except OSError as error:
         raise SigningKeyError(f"cannot read key {path}: {error.strerror}", code="no-key") from error
+    try:
+        return PublicKey.from_pem(pem)
+    except SigningKeyError as error:
+        raise SigningKeyError(f"{path}: {error}", code=error.code) from error
 
 
 def _read_bounded(path: Path) -> bytes:

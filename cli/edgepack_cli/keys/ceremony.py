@@ -8,7 +8,13 @@ import click
 
 from edgepack_cli.errors import CommandError
 from edgepack_cli.keys import transitions
-from edgepack_cli.keys.folder import KeyFolder, public_key_of, read_file, replace_file
+from edgepack_cli.keys.folder import (
+    KeyFolder,
+    authority_in,
+    public_key_of,
+    read_file,
+    replace_file,
+)
 from edgepack_cli.keys.making import now_ms
 from edgepack_cli.keys.passphrases import read_key
 from edgepack_cli.keys.pushing import push, status
@@ -78,8 +84,7 @@ def prepare(
     for path in fleets:
         after = transitions.add_fleet(after, public_key_of(path))
     for path in authorities:
-        pem = read_file(path, LIMITS.key_file_bytes).decode("ascii", errors="replace")
-        after = transitions.add_authority(after, pem)
+        after = transitions.add_authority(after, authority_in(path))
     if new_epoch:
         after = transitions.new_epoch(after)
     after = transitions.follow(before, after, now_ms=now_ms())
@@ -140,6 +145,12 @@ def finish(folder: Path, *, proposal: Path | None) -> None:
     """
     keys = KeyFolder(folder)
     path = proposal or keys.proposal
+    if not path.exists():
+        raise CommandError(
+            f"no proposal waits in {folder}; make one with `edgepack keys rotate`, `revoke` or "
+            "`keyring prepare`",
+            code="no-proposal",
+        )
     lines, before, after = _open_proposal(path, keys.pin())
     if before != keys.keyring():
         raise CommandError(

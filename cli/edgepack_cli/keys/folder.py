@@ -17,7 +17,7 @@ from pathlib import Path
 
 from edgepack_cli.errors import CommandError
 from edgepack_contract.atomic import replacing
-from edgepack_contract.certificates import certificate_key, read_certificate
+from edgepack_contract.certificates import certificate_key, read_authority, read_certificate
 from edgepack_contract.errors import SigningKeyError
 from edgepack_contract.keyring import Keyring, advance_keyring, open_keyring, succeed_keyring
 from edgepack_contract.keys import PrivateKey, PublicKey, read_public_key, write_private_key
@@ -177,6 +177,20 @@ def public_key_of(path: Path) -> PublicKey:
     if path.suffix == ".pem":
         return certificate_key(read_certificate(read_file(path, LIMITS.key_file_bytes)))
     return read_public_key(path)
+
+
+def authority_in(path: Path) -> str:
+    """The certificate of an authority, in PEM form.
+
+    Raises:
+        SigningKeyError: The file has none.
+    """
+    raw = read_file(path, LIMITS.key_file_bytes)
+    try:
+        read_authority(raw)
+    except SigningKeyError as error:
+        raise SigningKeyError(f"{path}: {error}", code=error.code) from error
+    return raw.decode("ascii", errors="replace")
 
 
 def read_file(path: Path, most: int) -> bytes:

@@ -106,8 +106,9 @@ def change_owners(
     needed = keyring.threshold if threshold is None else threshold
     if not 1 <= needed <= len(owners) <= MAX_OWNERS:
         raise CommandError(
-            f"{needed} of {len(owners)} owner keys would have to sign, which cannot be; add an "
-            f"owner (at most {MAX_OWNERS}) or choose another threshold",
+            f"{needed} of {len(owners)} owner keys would have to sign, which cannot be; replace an "
+            f"owner (edgepack keys rotate owner), or add one (at most {MAX_OWNERS}) or choose "
+            "another threshold (edgepack keys keyring prepare)",
             code="bad-threshold",
         )
     return _replace(keyring, owners=[one.pem.decode() for one in owners], threshold=needed)

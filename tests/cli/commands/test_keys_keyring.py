@@ -254,3 +254,28 @@ def test_check_says_what_a_device_would(ceremony, cli):
     assert cli("keys", "keyring", "check", path, "--owner", "0" * 64).code == 6
     path.write_bytes(path.read_bytes()[:-40])
     assert cli("keys", "keyring", "check", path, "--owner", ceremony.owner).code == 6
+
+
+@pytest.mark.parametrize("option", ["--add-owner", "--add-publisher", "--add-fleet"])
+@pytest.mark.parametrize("name", ["fleet.key", "junk"])
+def test_a_file_that_is_no_public_key_is_named(ceremony, option, name):
+    path = ceremony.folder / name
+    if name == "junk":
+        path.write_bytes(b"junk")
+    ended = ceremony.cli("keys", "keyring", "prepare", ceremony.folder, option, path)
+    assert ended.code == 3
+    assert f"{path}: not a public key" in ended.err
+    assert not ceremony.proposal.exists()
+
+
+def test_a_file_that_is_no_authority_is_named(ceremony):
+    path = ceremony.folder / "owner-1.pub"
+    ended = ceremony.cli("keys", "keyring", "prepare", ceremony.folder, "--add-authority", path)
+    assert ended.code == 3
+    assert f"{path}: not a certificate" in ended.err
+
+
+def test_finishing_nothing_says_so(ceremony):
+    ended = ceremony.finish()
+    assert ended.code == 3
+    assert "no proposal waits" in ended.err
