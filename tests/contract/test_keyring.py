@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 from bundle_samples import fixed_key
@@ -332,3 +334,23 @@ def test_fewer_than_the_threshold_of_owners_make_nothing(first, following, data)
     forged = line(2, following[0], [*thieves, *strangers], threshold=following[1])
     with pytest.raises(UntrustedDocumentError):
         advance_keyring(current, forged)
+
+
+GOLDEN = Path(__file__).parent / "golden" / "v1" / "keyring.json"
+GOLDEN_PINS = [
+    "0f7b22bc5353cc1f727790b717728239549cd0410f10f9c087e628c644ba4987",
+    "4a523ad4dada56f0c5fe2bedb92ab65482ef7732798c9af34589d1fb2badfa97",
+]
+
+
+@pytest.mark.parametrize("pinned", GOLDEN_PINS, ids=["one owner", "two of three"])
+def test_a_keyring_file_of_version_1_is_read_for_good(pinned):
+    """It has every field, and a line each for a first owner, her three successors, and a change."""
+    raw = GOLDEN.read_bytes()
+    keyring = open_keyring(raw, owner_fingerprint=pinned)
+    assert len(keyring_lines(raw)) == 3
+    assert (keyring.version, keyring.epoch, keyring.threshold) == (3, 2, 2)
+    assert [one.status for one in keyring.publishers] == [KeyStatus.RETIRED, KeyStatus.ACTIVE]
+    assert list(keyring.fleet_keys()) == [fixed_key(33).public.fingerprint]
+    assert keyring.revoked_fleets == [fixed_key(32).public.fingerprint]
+    assert keyring.owner_fingerprint == GOLDEN_PINS[1]
