@@ -52,11 +52,19 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a wish, by which token, and whether that is news (else it was so before)."""
+    """What became of a wish.
+
+    Attributes:
+        status: What the id is now.
+        token: The name of the join token.
+        new: Whether that is news; else it was so before.
+        returning: Whether the id was a member before, so that no token alone lets it in.
+    """
 
     status: Status
     token: str
     new: bool
+    returning: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +142,8 @@ def ask(
     session.flush()
     if before is not Status.PENDING and after is Status.PENDING:
         _refuse_crowd(session)
-    return Outcome(after, row.token, new=before is not after or not again)
+    news = before is not after or not again
+    return Outcome(after, row.token, new=news, returning=device is not None)
 
 
 def approve(

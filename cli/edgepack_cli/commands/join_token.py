@@ -127,7 +127,7 @@ def _owner(keyring: Path | None) -> str:
 def _words(made: dict[str, Any]) -> str:
     devices = "one device" if made["max_uses"] == 1 else f"up to {made['max_uses']} devices"
     then = (
-        "they are let in at once"
+        "they are let in at once, but an id that was revoked waits for edgepack device approve"
         if made["mode"] == "auto"
         else "each waits for edgepack device approve"
     )

@@ -199,9 +199,10 @@ def _reply(
     now_ms: int,
 ) -> EnrolAnswer:
     if outcome.status is not Status.ACCEPTED:
+        before = " again, because its id was a member before" if outcome.returning else ""
         words = (
-            f"an operator must approve this device: edgepack device approve {wish.device} (its key "
-            f"is {wish.key.fingerprint})"
+            f"an operator must approve this device{before}: edgepack device approve {wish.device} "
+            f"(its key is {wish.key.fingerprint})"
         )
         return EnrolAnswer(
             status=Standing.PENDING, nonce=nonce, words=words, retry_seconds=RETRY_SECONDS
