@@ -15,7 +15,7 @@ from broker_tls import HOST, Mosquitto
 from world_bundles import MODEL, ROW
 from world_loop import Loop
 from world_process import Process, ask
-from world_waiting import SECONDS, eventually
+from world_waiting import SECONDS
 
 from edgepack_contract.keys import read_public_key
 
@@ -23,7 +23,7 @@ DEVICE = "pi-1"
 FLEET_CONFIG = """\
 data_dir = "fleet"
 [http]
-port = 0
+port = {http_port}
 [mqtt]
 host = "{host}"
 port = {mqtt_port}
@@ -57,7 +57,9 @@ class TlsLoop(Loop):
         self.owner = read_public_key(folder / "keys" / "owner.pub").fingerprint
         port, out = free_port(), folder / "mosquitto"
         config = folder / "fleet.toml"
-        config.write_text(FLEET_CONFIG.format(host=HOST, mqtt_port=port, owner=self.owner))
+        self.port = free_port()  # the service is restarted, and has to be found again
+        values = {"host": HOST, "mqtt_port": port, "http_port": self.port, "owner": self.owner}
+        config.write_text(FLEET_CONFIG.format(**values))
         self.cli("fleet", "mqtt-config", "--config", config, "--host", HOST, "--port", port,
                  "--out", out)  # fmt: skip
         self.mosquitto = Mosquitto(folder, out, port)
@@ -83,9 +85,7 @@ class TlsLoop(Loop):
         """Start the daemon, and wait until the broker has let it in."""
         config = self.home / "device.toml"
         config.write_text(config.read_text().replace("[serve]\n", SERVE))
-        self.daemon = Process(
-            self.folder / "daemon.log", "edgepack_cli", "run", "--config", config
-        )
+        self.daemon = Process(self.folder / "daemon.log", "edgepack_cli", "run", "--config", config)
         self.daemon.wait_said("connected to the broker")
 
     def predicts(self) -> bool:
@@ -105,8 +105,15 @@ class TlsLoop(Loop):
         self._fleet = Process(
             self.folder / "fleet.log", "edgepack_cli", "fleet", "serve", "--config", config
         )
-        self._fleet.wait_said("fleet ready ")
-        url = self._fleet.said.split("fleet ready ")[1].split()[0]
-        self._environ["EDGEPACK_FLEET"] = url
-        self.port = int(url.rsplit(":", 1)[1])
-        eventually(lambda: "connected to the broker" in self.fleet.said, lambda: self.fleet.said)
+        self._environ["EDGEPACK_FLEET"] = f"http://{HOST}:{self.port}"
+        self.wait_fleet()
+
+    def restart_fleet(self) -> None:
+        """Start the service that was killed or ended, and wait until it is at work."""
+        self.fleet.log.unlink()
+        self.fleet.start()
+        self.wait_fleet()
+
+    def wait_fleet(self) -> None:
+        self.fleet.wait_said("fleet ready ")
+        self.fleet.wait_said("connected to the broker")
