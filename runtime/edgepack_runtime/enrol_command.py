@@ -52,7 +52,8 @@ def enrol(arguments: Sequence[str]) -> int:
         if folder.is_ready:
             folder.finish()
         elif asked.make_key:
-            _say(f"key {folder.key().public.fingerprint}")
+            _say(f"key {folder.publish_key().fingerprint}")
+            _note(f"announce it with: edgepack device preauthorise {wish.device} --key KEY")
             return 0
         else:
             _join(folder, wish, asked)

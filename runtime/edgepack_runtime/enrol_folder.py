@@ -19,7 +19,7 @@ from pathlib import Path
 
 from edgepack_contract.enrolment import JoinString, Membership
 from edgepack_contract.errors import ConfigError
-from edgepack_contract.keys import PrivateKey, read_private_key
+from edgepack_contract.keys import PrivateKey, PublicKey, read_private_key
 from edgepack_contract.settings import convert
 from edgepack_runtime.config import RuntimeConfig, load_config
 from edgepack_runtime.fsio import DurableFS
@@ -27,6 +27,7 @@ from edgepack_runtime.process import only_one
 
 CONFIG_FILE = "device.toml"
 KEY_FILE = "device.key"
+PUBLIC_KEY_FILE = "device.pub"
 MAC_KEY_FILE = "mac.key"
 KEYRING_FILE = "keyring.json"
 CERTIFICATE_FILE = "device.pem"
@@ -100,6 +101,17 @@ class EnrolFolder:
         key = PrivateKey.generate()
         self._fs.atomic_write(self._staged / KEY_FILE, key.pem())
         return key
+
+    def publish_key(self) -> PublicKey:
+        """Write the public half of this device's key beside it, for an operator to take along.
+
+        Raises:
+            SigningKeyError: The key that is there cannot be used.
+            DeviceError: It cannot be written.
+        """
+        public = self.key().public
+        self._fs.atomic_write(self._home / PUBLIC_KEY_FILE, public.pem)
+        return public
 
     def keep(self, files: Mapping[str, bytes]) -> None:
         """Write down an enrolment and put it in place.

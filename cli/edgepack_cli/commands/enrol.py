@@ -24,7 +24,7 @@ import click
     help="How long to wait until an operator approves: 90s, 30m, 2h, 1d.",
 )  # fmt: skip
 @click.option("--again", is_flag=True, help="Enrol anew, with another key; old files are kept.")
-@click.option("--make-key", is_flag=True, help="Only make the key, for `device preauthorise`.")
+@click.option("--make-key", is_flag=True, help="Only make the key, and device.pub of it.")
 @click.option("--check", is_flag=True, help="Only say who the device of FOLDER is; exit 0 or 1.")
 def command(
     folder: Path, *, device: str | None, labels: tuple[str, ...], port: int, join_file: str,

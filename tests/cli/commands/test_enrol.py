@@ -14,6 +14,7 @@ from enrol_server import ENROL, KEYRING, STRANGER, TOKEN, enrol_server, keyring,
 from world_waiting import SECONDS, eventually
 
 from edgepack_contract.errors import ConfigError
+from edgepack_contract.keys import read_public_key
 from edgepack_runtime.__main__ import main
 from edgepack_runtime.enrol_command import id_of_host
 
@@ -125,6 +126,7 @@ def test_the_key_can_be_made_before(server, tmp_path):
     code, out, _ = enrol(home, "--make-key")
     assert code == 0
     assert enrol(home, "--make-key")[1] == out
+    assert read_public_key(home / "device.pub").fingerprint == out.split()[1]
     assert out.split()[1] in enrol(home, "--check")[2]
     assert enrol(home, "--device", "pi-1", typed=server.join)[0] == 0
     assert server.keys == [out.split()[1]]
