@@ -31,6 +31,7 @@ set -eu
 edgepack() {{
     case "$*" in
         "keys keyring push"*) cp "$4" pushed.json ;;
+        "keys keyring status"*) ;;
         *) yes | "{sys.executable}" -m edgepack_cli "$@" ;;
     esac
 }}

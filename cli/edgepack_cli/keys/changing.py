@@ -25,8 +25,9 @@ ROTATED = {
     "publisher": "sign with the new key from now on; what the former key signed can no longer be "
     "newly installed, apart from the bundles it stays good for, until it is signed again "
     "(edgepack sign); what runs, runs on",
-    "fleet": "both fleet keys count now: give the service the new one (`fleet` of [keys]), restart "
-    "it, then take the right from the former one: edgepack keys revoke fleet",
+    "fleet": "both fleet keys count now: name the new file beside the former one at the service "
+    "(`fleet` of [keys] takes a list), restart it, push the keyring, then take the right from the "
+    "former one: edgepack keys revoke fleet",
     "authority": "both authorities count now: give the service the new one (`authority` of "
     "[keys]), restart it and the broker, and revoke the former one when every device has a "
     "certificate of the new one: edgepack keys revoke authority",
