@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edgepack_cli.client import from_environment
+from edgepack_cli.client import FleetClient, from_environment
 from edgepack_cli.commands.device import moment, pairs
 from edgepack_cli.commands.group import labels_of
 from edgepack_cli.errors import CommandError, Exit
@@ -49,7 +49,7 @@ def create(
     Example: edgepack join-token create gateways --auto --uses 50 --hours 2 --label site=oslo
     """
     client = from_environment(os.environ)
-    pinned = owner or _owner(keyring)
+    pinned = owner or _owner(keyring, client)
     # before the token exists: one whose join string is malformed could not be shown again
     parse_join_string(str(JoinString(url or client.url, pinned, "epj_" + "x" * 49)))
     body = {
@@ -104,7 +104,7 @@ def revoke(name: str) -> None:
     say(f"join token {name} is revoked")
 
 
-def _owner(keyring: Path | None) -> str:
+def _owner(keyring: Path | None, client: FleetClient) -> str:
     """The owner to pin, from this machine and never from the server.
 
     A server that could name the owner could name itself.
@@ -114,12 +114,12 @@ def _owner(keyring: Path | None) -> str:
             raw = stream.read(LIMITS.keyring_bytes + 1)
         newest, _ = claimed_keyring(keyring_lines(raw)[-1])
         return open_keyring(raw, owner_fingerprint=newest.owner_fingerprint).owner_fingerprint
-    known = os.environ.get("EDGEPACK_OWNER")
-    if known:
-        return known
+    if client.owner is not None:
+        return client.owner
     raise CommandError(
         "a join string names the owner that devices pin, and it is not asked of the service: give "
-        "--owner FINGERPRINT (edgepack keys show prints it), --keyring FILE, or set EDGEPACK_OWNER",
+        "--owner FINGERPRINT (edgepack keys show prints it), --keyring FILE, or log in with: "
+        "edgepack login URL --owner FINGERPRINT",
         exit_code=Exit.USAGE,
     )
 

@@ -302,6 +302,7 @@ function disconnect() {
   showDevices();
   byId("rollouts").replaceChildren();
   byId("person").hidden = true;
+  byId("insecure").hidden = true;
   byId("link").className = "link";
   byId("link").textContent = "not connected";
 }
@@ -316,6 +317,17 @@ async function greet() {
   byId("who").textContent = `${me.name}, ${me.role}${me.login ? "" : " (token)"}`;
   byId("who").title = limits && `limited to ${limits}`;
   byId("person").hidden = false;
+  await warn();
+}
+
+/* Somebody let the service start although it is not safe: said for as long as it runs. */
+async function warn() {
+  const answer = await call("GET", "/api/v1/status").catch(() => null);
+  if (!answer || !answer.ok) return;
+  const { insecure } = await answer.json();
+  byId("insecure").hidden = !insecure;
+  byId("insecure").textContent = insecure &&
+    `This service is insecure (${insecure.settings.join(", ")}). It was started all the same: ${insecure.reason}`;
 }
 
 byId("logout").addEventListener("click", logOut);
