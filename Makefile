@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 SUDO   := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-FOREIGN_PACKAGES := mosquitto skopeo docker-registry chromium
+FOREIGN_PACKAGES := mosquitto skopeo docker-registry chromium curl openssl
 
 export ORT_DISABLE_TELEMETRY = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
