@@ -17,7 +17,6 @@ from edgepack_contract.enrolment import EnrolRequest
 from edgepack_contract.errors import SigningKeyError
 from edgepack_contract.keys import PublicKey
 from edgepack_contract.names import is_id
-from edgepack_fleet.authority import revoke_certificates
 from edgepack_fleet.db.schema import (
     DesiredDocument,
     DesiredSlot,
@@ -316,7 +315,6 @@ def _accept(
     session: Session, row: EnrolmentRow, *, writer: DesiredWriter, mac_key: bytes, now_ms: int
 ) -> Device:
     """Make who asked a member: a new device, or the one of this id begun anew."""
-    revoke_certificates(session, row.device, now_ms=now_ms)
     session.execute(delete(PreauthorisedRow).where(PreauthorisedRow.device == row.device))
     device = session.get(Device, row.device)
     if device is None:
