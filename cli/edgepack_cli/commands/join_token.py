@@ -31,7 +31,7 @@ def command() -> None:
 @click.option("--uses", default=1, show_default=True, help="For how many devices.")
 @click.option("--hours", default=1.0, show_default=True, help="How long it is valid.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label for them.")
-@click.option("--owner", help="Fingerprint of the owner, which devices pin.  [EDGEPACK_OWNER]")
+@click.option("--owner", help="Fingerprint of the owner to pin.  [default: that of your login]")
 @click.option(
     "--keyring", type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Take the owner from this keyring file, which you trust.",
