@@ -194,9 +194,9 @@ def refuse_demo(config: FleetConfig, keyring: Keyring) -> None:
     reaching = leaving(config)
     if keyring.demo and reaching:
         raise ConfigError(
-            f"keyring version {keyring.version} is a demo's, whose keys are no secret, and "
-            f"{' and '.join(reaching)} reaches beyond this machine; make keys with: edgepack keys "
-            "init FOLDER",
+            f"keyring version {keyring.version} is a demo's, whose keys are no secret, and by "
+            f"{' and '.join(reaching)} it would be used beyond this machine; make keys with: "
+            "edgepack keys init FOLDER",
             code="demo-keyring",
         )
 
@@ -320,16 +320,16 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "keys.authority",
         lambda f: bool(leaving(f.config)) and f.config.keys.authority is None,
-        "{leaving} reaches beyond this machine, and without an authority devices cannot be given "
-        "certificates (a broker that knows them by passwords needs these managed by hand)",
+        "without an authority, devices elsewhere (see {leaving}) cannot be given certificates; a "
+        "broker that knows them by passwords needs these managed by hand",
         "run: edgepack keys rotate authority FOLDER (edgepack keys init makes one too), and set "
         'keys.authority = "authority.key" and keys.authority_certificate = "authority.pem"',
     ),
     Rule(
         "keys.keyring",
         lambda f: f.demo and bool(leaving(f.config)),
-        "the keyring is a demo's, whose keys are no secret, and {leaving} reaches beyond this "
-        "machine",
+        "the keyring is a demo's, whose keys are no secret, and by {leaving} it would be used "
+        "beyond this machine",
         "make keys with: edgepack keys init FOLDER; or stay on 127.0.0.1",
         waivable=False,
     ),

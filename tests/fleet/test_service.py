@@ -250,7 +250,7 @@ PUBLIC = 'public_url = "https://fleet.example"\n'
         (OPEN + "behind_proxy = true\n", "", "http.trusted_proxies: behind_proxy does not say"),
         ('public_url = "http://fleet.example"\n', "", "http.public_url: http://fleet.example is"),
         (PUBLIC, "", "run: edgepack fleet init --config "),
-        (PUBLIC, "", "keys.authority: http.public_url reaches beyond this machine"),
+        (PUBLIC, "", "keys.authority: without an authority, devices elsewhere (see http.pub"),
         ("", 'host = "b.example"\n', "mqtt.tls_ca: the broker b.example is another machine"),
         ("", 'host = "b"\n', "mqtt.client_certificate: the broker b is another machine"),
         ("", 'username = "u"\npassword_file = "fleet.toml"\n', "mqtt.password_file: "),
