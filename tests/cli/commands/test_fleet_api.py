@@ -146,7 +146,7 @@ def test_tokens(fleet, cli, monkeypatch):
     row = next(
         one for one in cli("token", "list").out.splitlines() if one.startswith("ci ")
     ).split()
-    assert row[1:] == ["viewer", "2026-06-27", "-"]
+    assert row[1:] == ["viewer", "-", "2026-06-27", "-"]
     assert secret not in cli("token", "list", "--json").out
     with monkeypatch.context() as patch:
         patch.setenv("EDGEPACK_TOKEN", secret)
