@@ -163,7 +163,8 @@ def _change(
     now_ms = here.now_ms()
     with here.database.write() as session:
         row = change(session, now_ms)
-        record(session, who, at_ms=now_ms, action=action, subject=row.id, detail=detail)
+        said = detail or {"key": row.enrolment}
+        record(session, who, at_ms=now_ms, action=action, subject=row.id, detail=said)
         view = devices.view_device(session, row, now_ms=now_ms, lease_ms=lease_ms(here))
     here.wake()
     return answer(view)
