@@ -23,7 +23,7 @@ from edgepack_fleet.devices import ACCEPTED, get_device
 from edgepack_fleet.outbox import Message, put
 from edgepack_fleet.trust import Trust
 
-BATCH = 500
+BATCH = 200
 """Documents that are issued in one transaction: others wait for it."""
 
 
