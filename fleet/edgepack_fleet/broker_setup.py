@@ -7,12 +7,14 @@ there already, which the service keeps.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from edgepack_contract.certificates import Authority
 from edgepack_contract.errors import ConfigError
 from edgepack_contract.keyring import open_keyring
+from edgepack_contract.tls import client_context
 from edgepack_fleet.authority import open_authority, revocation_list
 from edgepack_fleet.broker_files import (
     CLIENT_CERTIFICATE,
@@ -29,16 +31,20 @@ from edgepack_fleet.mqtt_config import AUTHORITIES, CONFIG, REVOKED, SERVER_KEY
 from edgepack_fleet.revoked_list import merge_lists
 from edgepack_fleet.trust import read_keyring_file
 
+_HOST = re.compile(r"\A[A-Za-z0-9](?:[A-Za-z0-9.:_-]{0,251}[A-Za-z0-9])?\Z|\A::1\Z")
+
 
 def set_up_broker(config: FleetConfig, request: BrokerRequest, *, now_ms: int) -> list[str]:
     """Write the files; say what was done and what is next, line by line.
 
     Raises:
         ConfigError: There is no authority, or the keyring does not name it, or the revoked
-            certificates cannot be known, or the folder cannot be written.
+            certificates cannot be known, or a host is malformed, or a certificate of one's own
+            does not fit its key, or the folder cannot be written.
         AuthorityError, SigningKeyError: A key or certificate cannot be used.
         UntrustedDocumentError, MalformedDocumentError: The keyring does not hold.
     """
+    _check(request)
     authority = open_authority(config.keys)
     if authority is None:
         raise ConfigError(
@@ -58,6 +64,17 @@ def set_up_broker(config: FleetConfig, request: BrokerRequest, *, now_ms: int) -
         "",
         *_next_steps(request),
     ]
+
+
+def _check(request: BrokerRequest) -> None:
+    for host in request.hosts:
+        if not _HOST.match(host):
+            raise ConfigError(
+                f"--host {host[:80]!r} is neither a host name nor an address", code="bad-host"
+            )
+    if request.own is not None:
+        certificate, key = request.own
+        client_context([], certificate=certificate, key=key)  # says whether they fit
 
 
 def _authorities(config: FleetConfig, authority: Authority) -> list[bytes]:
@@ -120,6 +137,6 @@ def _next_steps(request: BrokerRequest) -> Sequence[str]:
         f'  crl_file = "{out / REVOKED}"',
         '  # broker_pid_file = "/run/mosquitto/mosquitto.pid"  if it may be signalled',
         "",
-        f"The user of the service must own {out}. docs/broker.md has the rest: who reloads the",
-        "broker, brokers on other machines, what to watch.",
+        f"The user of the service must own {out} and fleet-client.*, so that it can keep them up",
+        "to date. docs/broker.md has the rest: who reloads the broker, brokers on other machines.",
     ]

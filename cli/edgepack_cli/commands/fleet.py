@@ -126,9 +126,9 @@ def mqtt_config(
         "--server-key": server_key,
     }
     _become(
-        "mqtt-config", "--config", str(config), "--out", str(out), "--port", str(port),
-        *(part for host in hosts for part in ("--host", host)),
-        *(part for key, one in given.items() if one is not None for part in (key, str(one))),
+        "mqtt-config", "--config", str(config), f"--out={out}", f"--port={port}",
+        *(f"--host={host}" for host in hosts),
+        *(f"{key}={one}" for key, one in given.items() if one is not None),
         *(["--renew"] if renew else []),
     )  # fmt: skip
 
