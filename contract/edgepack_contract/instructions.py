@@ -157,7 +157,7 @@ def _check_dates(desired: Desired, now_ms: int, *, clock_is_behind: bool) -> Non
         )
     if desired.expires < now_ms:
         raise UntrustedDocumentError(
-            f"the desired document expired {(now_ms - desired.expires) // 1000} s ago; "
-            "what is running goes on running",
+            f"the desired document expired {(now_ms - desired.expires) // 1000} s ago by the clock "
+            "of this device, which may be wrong; what is running goes on running",
             code="expired",
         )

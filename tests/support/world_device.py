@@ -80,6 +80,7 @@ class Device:
         self.home, self.name = home, name
         self.mac_key = bytes.fromhex((home / "mac.key").read_text())
         self.generation, self.epoch = 0, 1
+        self.environ: dict[str, str] = {}
         self._enrolment = read_private_key(home / "device.key").public.fingerprint
         self._fleet_key = fleet_key
         self._peer = Peer(mqtt_port, f"edgepack/v1/default/{name}/#")
@@ -93,13 +94,10 @@ class Device:
 
     def start(self) -> None:
         """Start the daemon, once more or for the first time; it answers when this returns."""
-        if self._process is None:
-            config = self.home / "device.toml"
-            self._process = Process(
-                self.home / "daemon.log", "edgepack_cli", "run", "--config", config
-            )
-        else:
-            self._process.start()
+        config = self.home / "device.toml"
+        self._process = Process(
+            self.home / "daemon.log", "edgepack_cli", "run", "--config", config, **self.environ
+        )
         eventually(self._lives, lambda: f"a daemon that lives:\n{self.process.said}")
 
     def close(self) -> None:
