@@ -277,15 +277,12 @@ class Daemon:
             "keyring version %d of epoch %d is in force", now.version, now.epoch,
             extra={"event": "keyring_changed"},
         )  # fmt: skip
-        for digest in set(now.revoked_digests) - set(before.revoked_digests):
-            self._tell_revoked(digest)
-        self._say_reported()
-
-    def _tell_revoked(self, digest: str) -> None:
+        newly = set(now.revoked_digests) - set(before.revoked_digests)
         for name, runtime in self._slots.items():
             said = runtime.agent.status()
-            if said.running == digest:
-                self._tell(name, EventKind.VERIFY_FAILED, digest, said.code, said.words)
+            if said.running in newly:
+                self._tell(name, EventKind.VERIFY_FAILED, said.running, said.code, said.words)
+        self._say_reported()
 
     def _obey(self, desired: Desired) -> None:
         for name, wish in desired.slots.items():
@@ -362,7 +359,7 @@ class Daemon:
             self._tell(name, EventKind.DRIFT, digest, "input-changed", words, evidence=evidence)
 
     def _tell(
-        self, slot: str, kind: EventKind, digest: str, code: str, words: str, **more: Any
+        self, slot: str, kind: EventKind, digest: str | None, code: str, words: str, **more: Any
     ) -> None:
         event = Event(
             session=self._session,
