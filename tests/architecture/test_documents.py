@@ -15,7 +15,7 @@ import pytest
 from edgepack_cli.main import COMMANDS
 from edgepack_contract import instructions, messages, sealing, states, topics, window
 from edgepack_contract.dsse import PayloadType
-from edgepack_fleet import ingest
+from edgepack_fleet import hearing, ingest
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -88,9 +88,11 @@ def test_every_reason_to_refuse_is_documented(module):
 
 
 def test_every_name_under_which_the_fleet_counts_a_refusal_is_documented():
-    source = inspect.getsource(ingest)
-    names = set(re.findall(r'Refused\("([a-z-]+)"\)', source)) | set(CODE.findall(source))
-    assert {"old-session", "repeated", "unknown-device"} <= names
+    source = inspect.getsource(ingest) + inspect.getsource(hearing)
+    names = set(re.findall(r'(?:Refused|SecondHolder)\("([a-z-]+)"\)', source)) | set(
+        CODE.findall(source)
+    )
+    assert {"old-session", "repeated", "unknown-device", "clone"} <= names
     assert names <= NAMED
 
 
