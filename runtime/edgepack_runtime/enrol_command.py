@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cryptography import x509
+
 from edgepack_contract.certificates import certificate_key, read_certificate
 from edgepack_contract.clock import TrustedClock
 from edgepack_contract.enrolment import JoinString, parse_join_string
@@ -24,7 +26,6 @@ from edgepack_contract.names import check_id, is_id
 from edgepack_runtime.config import RuntimeConfig, load_config
 from edgepack_runtime.enrol_folder import KEY_FILE, STAGED_FOLDER, EnrolFolder, membership_files
 from edgepack_runtime.enrolment import Waiting, Wish, join_fleet
-from edgepack_runtime.errors import DeviceError
 from edgepack_runtime.fsio import DurableFS
 from edgepack_runtime.identity import load_identity
 from edgepack_runtime.slot_runtime import now_ms
@@ -82,20 +83,25 @@ def _check(folder: Path) -> int:
     """Say who the device of a folder is, and whether it can be."""
     try:
         config = load_config(folder / "device.toml" if folder.is_dir() else folder, {})
-        for line in membership_words(config):
+        certificate = _certificate(config)
+        for line in membership_words(config, certificate):
             _say(line)
     except (EdgepackError, OSError) as error:
         _note(f"not a member of a fleet: {error}")
         _note_key(folder)
         return 1
+    if certificate is not None and certificate.not_valid_after_utc <= _now():
+        where = config.fleet.url or "a fleet, of which fleet.url is not set"
+        _note(f"the certificate has ended; the daemon renews it when it reaches {where}")
+        return 1
     return 0
 
 
-def membership_words(config: RuntimeConfig) -> list[str]:
+def membership_words(config: RuntimeConfig, certificate: x509.Certificate | None) -> list[str]:
     """Who a device is, line by line.
 
     Raises:
-        EdgepackError: A file is missing, malformed, of another key, or out of date.
+        EdgepackError: A file is missing or malformed.
     """
     found, keyring = load_identity(config), _read_keyring(config)
     broker = config.mqtt
@@ -103,16 +109,21 @@ def membership_words(config: RuntimeConfig) -> list[str]:
         f"device       {config.device} (tenant {config.tenant})",
         f"owner        {config.identity.owner}",
         f"key          {found.identity.enrolment}",
-        f"certificate  {_certificate_words(config)}",
+        f"certificate  {_certificate_words(certificate)}",
         f"keyring      version {keyring.version}, epoch {keyring.epoch}",
         f"broker       {broker.host}:{broker.port} {'with' if broker.tls else 'without'} TLS",
         f"fleet        {config.fleet.url or '-'}",
     ]
 
 
-def _certificate_words(config: RuntimeConfig) -> str:
+def _certificate(config: RuntimeConfig) -> x509.Certificate | None:
+    """What the device shows to the broker; None when it needs nothing, on loopback.
+
+    Raises:
+        EdgepackError: It cannot be read, or is of another key.
+    """
     if config.identity.certificate is None:
-        return "none"
+        return None
     path = Path(config.identity.certificate)
     certificate = read_certificate(_read(path, LIMITS.key_file_bytes))
     key = read_private_key(Path(config.identity.key)).public
@@ -121,15 +132,20 @@ def _certificate_words(config: RuntimeConfig) -> str:
             f"{path} is not for {config.identity.key}; enrol again with --again",
             code="wrong-certificate",
         )
+    return certificate
+
+
+def _certificate_words(certificate: x509.Certificate | None) -> str:
+    if certificate is None:
+        return "none"
     ends = certificate.not_valid_after_utc
-    now = datetime.fromtimestamp(TrustedClock(now_ms).now_ms() / 1000, UTC)
-    if ends <= now:
-        raise DeviceError(
-            f"the certificate ended {ends:%Y-%m-%d}; the daemon renews it as soon as it reaches "
-            f"{config.fleet.url or 'a fleet, of which fleet.url is not set'}, within a year",
-            code="expired-certificate",
-        )
-    return f"until {ends:%Y-%m-%dT%H:%M:%SZ} ({(ends - now).days} days left)"
+    left = ends - _now()
+    said = f"{left.days} days left" if left.days >= 0 else "over"
+    return f"until {ends:%Y-%m-%dT%H:%M:%SZ} ({said})"
+
+
+def _now() -> datetime:
+    return datetime.fromtimestamp(TrustedClock(now_ms).now_ms() / 1000, UTC)
 
 
 def _read_keyring(config: RuntimeConfig) -> Keyring:

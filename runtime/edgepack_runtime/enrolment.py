@@ -224,13 +224,13 @@ def _until_decided(
             asked = answer.retry_seconds
             if attempt == 0:
                 waiting.tell(_pending_words(answer, key, wish))
-        pause = pause_seconds(asked, attempt, waiting.rng)
-        if waiting.monotonic() + pause > deadline:
+        left = deadline - waiting.monotonic()
+        if left <= 0:
             raise StillPendingError(
                 f"nobody has approved {wish.device} yet; run the same command again to go on, "
                 f"the key is kept. To approve it: edgepack device approve {wish.device}"
             )
-        waiting.sleep(pause)
+        waiting.sleep(min(pause_seconds(asked, attempt, waiting.rng), left))
         attempt += 1
 
 

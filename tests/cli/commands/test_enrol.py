@@ -246,6 +246,27 @@ def test_what_is_not_a_member_says_so(tmp_path):
     assert err.startswith("not a member of a fleet: ")
 
 
+def test_a_certificate_that_ended_is_said(runtime, server, tmp_path):
+    home = tmp_path / "pi-1"
+    assert runtime(home, "--device", "pi-1", typed=str(server.join))[0] == 0
+    server.days = -1
+    key = server.members["pi-1"]
+    (home / "device.pem").write_bytes(server.issue("pi-1", key).pem)
+    code, out, err = runtime(home, "--check")
+    assert code == 1
+    assert "Z (over)" in out
+    assert f"the daemon renews it when it reaches {server.url}" in err
+
+
+def test_a_certificate_of_another_key_is_none(runtime, server, tmp_path):
+    home = tmp_path / "pi-1"
+    assert runtime(home, "--device", "pi-1", typed=str(server.join))[0] == 0
+    (home / "device.pem").write_bytes(server.issue("pi-1", STRANGER.public).pem)
+    code, _, err = runtime(home, "--check")
+    assert code == 1
+    assert "is not for" in err
+
+
 @pytest.mark.parametrize("file", ["mac.key", "device.key", "keyring.json", "device.pem"])
 def test_a_membership_with_a_missing_file_is_none(runtime, server, tmp_path, file):
     home = tmp_path / "pi-1"
