@@ -18,7 +18,7 @@ import click
     "--join-file", default="-", show_default=True, metavar="FILE",
     help="The join string, in a file that only its owner can read; - is the standard input.",
 )  # fmt: skip
-@click.option("--join", hidden=True)
+@click.option("--join", hidden=True, help="The join string itself; for loopback only.")
 @click.option(
     "--wait", default="1h", show_default=True, metavar="TIME",
     help="How long to wait until an operator approves: 90s, 30m, 2h, 1d.",
