@@ -81,7 +81,8 @@ def test_a_document_that_is_obeyed_dates_the_time(desk):
 @pytest.mark.parametrize(
     ("changes", "code"),
     [({"key": STRANGER}, "unknown-key"), ({"expires": NOW - 1}, "expired"),
-     ({"epoch": 7}, "wrong-epoch"), ({"device": "pi-2"}, "wrong-device"), ({"issued": NOW + DAY_MS}, "future-dated")],
+     ({"epoch": 7}, "wrong-epoch"), ({"device": "pi-2"}, "wrong-device"),
+     ({"issued": NOW + DAY_MS}, "future-dated")],
 )  # fmt: skip
 def test_what_is_refused_dates_nothing_is_counted_and_said_once(desk, changes, code):
     async def go():
