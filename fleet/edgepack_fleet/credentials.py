@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from sqlalchemy.orm import Session
 
@@ -20,10 +21,11 @@ from edgepack_contract.enrolment import (
 from edgepack_contract.errors import UntrustedDocumentError
 from edgepack_contract.keys import PublicKey
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.loopback import is_loopback
 from edgepack_fleet.authority import issue_certificate
 from edgepack_fleet.config import FleetConfig
 from edgepack_fleet.db.schema import CertificateRow, Device
-from edgepack_fleet.errors import NotAdmittedError, NotFoundError
+from edgepack_fleet.errors import BrokerError, NotAdmittedError, NotFoundError
 from edgepack_fleet.membership import Status
 
 COMEBACK_MS = COMEBACK_DAYS * 86_400_000
@@ -35,21 +37,37 @@ class Papers:
 
     tenant: str
     keyring: bytes
-    broker: BrokerAddress
     authority: Authority | None
 
 
-def broker_address(config: FleetConfig) -> BrokerAddress:
-    """Where devices reach the broker: as ``[enrolment]`` says, else where this service does."""
+def broker_address(config: FleetConfig, public_url: str) -> BrokerAddress:
+    """Where devices reach the broker: as ``[enrolment]`` says, else where this service does.
+
+    Raises:
+        BrokerError: With code ``broker-address``: devices on other machines could not use it, or
+            only in the clear.
+    """
     said, ours = config.enrolment, config.mqtt
-    return BrokerAddress(
+    address = BrokerAddress(
         host=said.broker_host or ours.host,
         port=said.broker_port or ours.port,
         tls=ours.tls_ca is not None if said.broker_tls is None else said.broker_tls,
     )
+    if is_loopback(urlsplit(public_url).hostname or "") or (
+        address.tls and not is_loopback(address.host)
+    ):
+        return address
+    raise BrokerError(
+        f"devices would be told to reach the broker at {address.host}:{address.port} "
+        f"{'with' if address.tls else 'without'} TLS, which is of no use on other machines; set "
+        "enrolment.broker_host, broker_port and broker_tls = true to where they reach it",
+        code="broker-address",
+    )
 
 
-def membership_of(session: Session, device: Device, papers: Papers, *, now_ms: int) -> Membership:
+def membership_of(
+    session: Session, device: Device, papers: Papers, broker: BrokerAddress, *, now_ms: int
+) -> Membership:
     """Everything that an accepted device needs."""
     certificate: CertificateRow | None = None
     if papers.authority is not None:
@@ -59,7 +77,7 @@ def membership_of(session: Session, device: Device, papers: Papers, *, now_ms: i
         device=device.id,
         mac_key=device.mac_key.hex(),
         keyring=papers.keyring.decode(),
-        broker=papers.broker,
+        broker=broker,
         certificate=None if certificate is None else certificate.pem,
         certificate_expires=None if certificate is None else certificate.expires_ms,
     )

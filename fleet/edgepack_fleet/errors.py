@@ -72,6 +72,6 @@ class AuthorityError(OperationError):
 
 
 class BrokerError(OperationError):
-    """The MQTT broker refused the connection or its settings."""
+    """The MQTT broker refused the connection, or its address or settings are of no use."""
 
     default_code = "broker"

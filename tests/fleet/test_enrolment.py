@@ -32,7 +32,7 @@ from edgepack_fleet.db.schema import (
     PreauthorisedRow,
 )
 from edgepack_fleet.desired import SlotWish
-from edgepack_fleet.errors import RequestError
+from edgepack_fleet.errors import BrokerError, RequestError
 from edgepack_fleet.ingest import Incoming, Ingest
 from edgepack_fleet.join_tokens import Mode, Terms, create_join_token
 from edgepack_fleet.membership import Status
@@ -182,9 +182,33 @@ def test_a_certificate_is_on_the_list_until_a_month_after_its_end(fleet):
     assert sizes[0] > sizes[1]
 
 
-def test_where_the_broker_is(fleet):
-    said = broker_address(fleet.context.config)
-    assert (said.host, said.port, said.tls) == ("127.0.0.1", 1883, False)
+HERE, THERE = "http://127.0.0.1:8080", "https://fleet.example"
+
+
+@pytest.mark.parametrize(
+    ("said", "url", "expected"),
+    [
+        ({}, HERE, ("127.0.0.1", 1883, False)),
+        ({"broker_port": 1884}, HERE, ("127.0.0.1", 1884, False)),
+        ({"broker_host": "b.example", "broker_tls": True}, HERE, ("b.example", 1883, True)),
+        ({"broker_host": "b.example", "broker_tls": True}, THERE, ("b.example", 1883, True)),
+        ({}, THERE, None),
+        ({"broker_host": "b.example"}, THERE, None),
+        ({"broker_host": "b.example", "broker_tls": False}, THERE, None),
+        ({"broker_tls": True}, THERE, None),
+    ],
+)
+def test_where_the_broker_is(fleet, said, url, expected):
+    config = fleet.context.config
+    enrolment_config = msgspec.convert(said, type(config.enrolment))
+    config = msgspec.structs.replace(config, enrolment=enrolment_config)
+    if expected is None:
+        with pytest.raises(BrokerError, match="broker_host") as refused:
+            broker_address(config, url)
+        assert refused.value.code == "broker-address"
+        return
+    found = broker_address(config, url)
+    assert (found.host, found.port, found.tls) == expected
 
 
 class Membership(RuleBasedStateMachine):

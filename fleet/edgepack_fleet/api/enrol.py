@@ -61,6 +61,7 @@ def enrol(
 ) -> Response:
     """Ask to join, with a join token. While the answer is pending, ask the same again."""
     wish, papers = enrolment.read_wish(body), _papers(here)
+    broker = broker_address(here.config, here.public_url)
     now_ms, mac_key = here.now_ms(), secrets.token_bytes(MAC_KEY_BYTES)
     with here.database.write() as session:
         outcome = enrolment.ask(session, wish, writer=here.writer, mac_key=mac_key, now_ms=now_ms)
@@ -70,7 +71,11 @@ def enrol(
             record(
                 session, by, at_ms=now_ms, action="device.enrol", subject=wish.device, detail=detail
             )
-        reply = _reply(session, wish, outcome, body.nonce, papers, now_ms)
+        reply = _waiting(wish, outcome, body.nonce)
+        if outcome.status is Status.ACCEPTED:
+            row = devices.get_device(session, wish.device)
+            member = membership_of(session, row, papers, broker, now_ms=now_ms)
+            reply = EnrolAnswer(status=Standing.ACCEPTED, nonce=body.nonce, member=member)
     here.wake()
     return _secret(answer(reply))
 
@@ -185,30 +190,19 @@ def _papers(here: Context) -> Papers:
     return Papers(
         tenant=here.config.tenant,
         keyring=here.keeper.trust.file,
-        broker=broker_address(here.config),
         authority=open_authority(here.config.keys),
     )
 
 
-def _reply(
-    session: Session,
-    wish: enrolment.Wish,
-    outcome: enrolment.Outcome,
-    nonce: str,
-    papers: Papers,
-    now_ms: int,
-) -> EnrolAnswer:
-    if outcome.status is not Status.ACCEPTED:
-        before = " again, because its id was a member before" if outcome.returning else ""
-        words = (
-            f"an operator must approve this device{before}: edgepack device approve {wish.device} "
-            f"(its key is {wish.key.fingerprint})"
-        )
-        return EnrolAnswer(
-            status=Standing.PENDING, nonce=nonce, words=words, retry_seconds=RETRY_SECONDS
-        )
-    member = membership_of(session, devices.get_device(session, wish.device), papers, now_ms=now_ms)
-    return EnrolAnswer(status=Standing.ACCEPTED, nonce=nonce, member=member)
+def _waiting(wish: enrolment.Wish, outcome: enrolment.Outcome, nonce: str) -> EnrolAnswer:
+    before = " again, because its id was a member before" if outcome.returning else ""
+    words = (
+        f"an operator must approve this device{before}: edgepack device approve {wish.device} "
+        f"(its key is {wish.key.fingerprint})"
+    )
+    return EnrolAnswer(
+        status=Standing.PENDING, nonce=nonce, words=words, retry_seconds=RETRY_SECONDS
+    )
 
 
 def _secret(response: Response) -> Response:

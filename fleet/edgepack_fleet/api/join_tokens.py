@@ -15,6 +15,7 @@ from edgepack_fleet.api.bodies import JsonBody
 from edgepack_fleet.api.context import Here
 from edgepack_fleet.api.problems import ForbiddenError
 from edgepack_fleet.api.records import record
+from edgepack_fleet.credentials import broker_address
 from edgepack_fleet.grants import Role
 from edgepack_fleet.join_tokens import (
     DEFAULT_TTL_SECONDS,
@@ -48,6 +49,8 @@ def create(
     An operator makes those whose devices wait for approval, an admin also those whose do not.
     """
     check_every_group(who)
+    # said to the operator who can mend it, before a device meets it
+    broker_address(here.config, here.public_url)
     if body.mode is Mode.AUTO and who.role.rank < Role.ADMIN.rank:
         raise ForbiddenError(
             f"{who.name} has the role {who.role}, and a join token that accepts devices without "
