@@ -117,6 +117,7 @@ def starts_and_stops(light, folder, *arguments, url):
 def test_the_daemon_starts_and_stops_even_without_a_broker(light, tmp_path):
     owner = PrivateKey.generate()
     write_private_key(tmp_path / "device.key", PrivateKey.generate())
+    (tmp_path / "mac.key").touch(0o600)
     (tmp_path / "mac.key").write_text("ab" * 32)
     ring = make_keyring(owner, version=1, epoch=1, publishers=[], fleets=[])
     (tmp_path / "keyring.json").write_bytes(ring)
