@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
+from broker_process import SECONDS
 from cryptography import x509
 from fleet_devices import NOW, FakeDevice, RecordingPublisher
 from sqlalchemy import select
@@ -332,18 +335,25 @@ class Hearer:
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, "mosquitto"], stdout=subprocess.PIPE, text=True
         )
+        self._lines: queue.Queue[str] = queue.Queue()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
         assert self.line() == "ready\n"
         self.pid_file.write_text(f"{self.process.pid}\n")
 
     def line(self):
-        assert self.process.stdout is not None
-        return self.process.stdout.readline()
+        return self._lines.get(timeout=SECONDS)
 
     def close(self):
         self.process.kill()
         self.process.wait()
+        self._reader.join()
+
+    def _read(self):
         assert self.process.stdout is not None
-        self.process.stdout.close()
+        with self.process.stdout as lines:
+            for line in lines:
+                self._lines.put(line)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from edgepack_contract.topics import Kind
 from edgepack_fleet.broker_files import put_file
 from edgepack_fleet.config import MqttConfig
 from edgepack_fleet.eviction import evict
-from edgepack_fleet.mqtt_config import AUTHORITIES, MAX_PACKET_BYTES, REVOKED
+from edgepack_fleet.mqtt_config import AUTHORITIES, CONFIG, MAX_PACKET_BYTES, REVOKED
 
 pytestmark = pytest.mark.foreign("mosquitto")
 
@@ -148,7 +148,7 @@ def test_a_will_on_anothers_topic_is_not_published(broker):
 
 
 def test_the_id_and_the_user_of_another_are_not_to_be_had(broker):
-    victim, fleet = broker.client("pi-2"), broker.client(FLEET)
+    victim, fleet = broker.client("pi-2", client_id="pi-2"), broker.client(FLEET)
     thief = broker.client("pi-1", client_id="pi-2")
     thief.subscribe(f"{ROOT}/pi-2/desired", f"{ROOT}/pi-1/desired")
     fleet.publish(f"{ROOT}/pi-2/desired", b"for pi-2")
@@ -282,6 +282,21 @@ def test_who_is_connected_stays_after_the_list_and_goes_when_evicted(own):
     assert other.publish(f"{ROOT}/pi-2/health", b"untouched")
     other.close()
     revoked.close()
+
+
+def test_an_eviction_works_where_clients_choose_their_ids(own):
+    """Other brokers have no common name as client id; our daemon's is the device's id."""
+    own.kill()
+    path = own.out / CONFIG
+    path.write_text(path.read_text().replace("use_username_as_clientid true", ""))
+    own.start()
+    device, other = own.client("pi-1", client_id="pi-1"), own.client("pi-2", client_id="pi-2")
+    config = MqttConfig(host=HOST, port=own.port, tls_ca=str(own.out / AUTHORITIES))
+    evict("pi-1", config, own.authority, now_ms=wall_ms())
+    assert device.ended.wait(SECONDS)
+    assert other.publish(f"{ROOT}/pi-2/health", b"untouched")
+    for client in (device, other):
+        client.close()
 
 
 def test_an_eviction_clears_nothing_that_is_retained(own):
