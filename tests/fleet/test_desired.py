@@ -79,8 +79,8 @@ def here(tmp_path):
 def keyring(key=FLEET_KEY, epoch=1):
     owner = PrivateKey.generate().public.pem.decode()
     return Keyring(
-        schema="edgepack-keyring/1", version=1, epoch=epoch, issued=0, owners=[owner], publishers=[],
-        fleets=[key.public.pem.decode()],
+        schema="edgepack-keyring/1", version=1, epoch=epoch, issued=0, owners=[owner],
+        publishers=[], fleets=[key.public.pem.decode()],
     )  # fmt: skip
 
 
