@@ -1,4 +1,4 @@
-"""How edgepack's clients check who they are talking to: devices, the command, and the service.
+"""How edgepack's clients check who they are talking to, and how its servers show who they are.
 
 A clock that is wrong for certain (see :mod:`.clock`) cannot say that a certificate is not valid
 *yet*, so a board that wakes up in 1970 can still connect; that one *has ended* is judged by a lower
@@ -7,14 +7,15 @@ bound of the time that no online key can move.
 
 from __future__ import annotations
 
+import socket
 import ssl
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgepack_contract.clock import TrustedClock
-from edgepack_contract.errors import ConfigError
+from edgepack_contract.errors import ConfigError, EdgepackError
 from edgepack_contract.limits import LIMITS
 
 _NO_CHECK_TIME = ssl.VerifyFlags(0x200000)
@@ -82,6 +83,61 @@ def client_context(
     return context
 
 
+def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """A server's TLS settings: 1.2 or newer, HTTP/1.1.
+
+    Raises:
+        ConfigError: The files cannot be read, are not PEM, or do not belong together (code
+            ``bad-tls``).
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        if max(certificate.stat().st_size, key.stat().st_size) > LIMITS.key_file_bytes:
+            raise ValueError(f"one is larger than {LIMITS.key_file_bytes} bytes")
+        # a key with a passphrase would otherwise ask for it on a terminal that nobody watches
+        context.load_cert_chain(certificate, key, password=lambda: "")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{certificate} and {key} are not a certificate and its key: {_ssl_words(error)}",
+            code="bad-tls",
+        ) from error
+    return context
+
+
+class FreshHandshake:
+    """What paho takes for a TLS context: one is made anew for every connection.
+
+    So a certificate that was renewed, or other authorities, need no restart.
+
+    Args:
+        make: Makes the context of the next connection.
+    """
+
+    check_hostname = True
+
+    def __init__(self, make: Callable[[], ssl.SSLContext]) -> None:
+        self._make = make
+
+    def wrap_socket(self, plain: socket.socket, **options: Any) -> ssl.SSLSocket:
+        """See :meth:`ssl.SSLContext.wrap_socket`; it shakes hands at once.
+
+        Raises:
+            OSError: There can be no TLS now; any other error would end paho's thread.
+        """
+        # paho would leave a socket open whose handshake failed
+        options["do_handshake_on_connect"] = True
+        try:
+            return self._make().wrap_socket(plain, **options)
+        except EdgepackError as error:
+            plain.close()
+            raise OSError(str(error)) from error
+        except OSError:
+            plain.close()
+            raise
+
+
 def read_authorities(path: Path) -> list[str]:
     """The certificates in a file, for :func:`client_context`.
 
@@ -142,6 +198,13 @@ def _show(context: ssl.SSLContext, certificate: Path, key: Path | None) -> None:
             f"cannot read {certificate} or {key or certificate}: {error.strerror}",
             code="bad-certificate",
         ) from error
+
+
+def _ssl_words(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        reason = error.reason or ""
+        return reason.replace("_", " ").lower() or "not PEM, or with a passphrase"
+    return getattr(error, "strerror", None) or str(error)
 
 
 class _ClientSocket(ssl.SSLSocket):

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import ssl
-import stat
-from pathlib import Path
 
-from cryptography import x509
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
+from edgepack_contract.gate import FileFacts, Waiver
+from edgepack_contract.gate_facts import file_facts, tls_facts
 from edgepack_contract.keyring import open_keyring
-from edgepack_contract.limits import LIMITS
 from edgepack_fleet.auditlog import append_audit
-from edgepack_fleet.config import FleetConfig, HttpConfig
+from edgepack_fleet.config import FleetConfig
 from edgepack_fleet.db.database import Database
 from edgepack_fleet.db.schema import LoginCodeRow, PasskeyRow, TokenRow, UserRow
 from edgepack_fleet.grants import Role
-from edgepack_fleet.security import Facts, FileFacts, TlsFacts, Waiver, leaving
+from edgepack_fleet.security import Facts, leaving
 from edgepack_fleet.trust import LOCAL, read_keyring_file
-
-logger = logging.getLogger(__name__)
-
-REASON_VARIABLE = "EDGEPACK_ALLOW_INSECURE"
-REMIND_SECONDS = 3600.0
 
 
 def gather_facts(config: FleetConfig, *, source: str, now_ms: int) -> Facts:
@@ -44,7 +35,7 @@ def gather_facts(config: FleetConfig, *, source: str, now_ms: int) -> Facts:
         now=now_ms / 1000,
         source=source,
         files=_files(config),
-        tls=_tls(config.http),
+        tls=tls_facts(config.http.tls_certificate, config.http.tls_key),
         demo=keyring.demo,
         admins=_count_admins(config, now_ms) if reached else 0,
     )
@@ -60,15 +51,6 @@ def record_waiver(session: Session, waiver: Waiver, *, now_ms: int) -> None:
         subject=waiver.reason[:256],
         detail={"settings": waiver.settings},
     )
-
-
-def remind(waiver: Waiver) -> None:
-    """Say in the log what was waived."""
-    for violation in waiver.violations:
-        logger.warning(
-            "insecure (%s): %s", waiver.reason, violation,
-            extra={"event": "insecure", "setting": violation.key},
-        )  # fmt: skip
 
 
 def count_admins(session: Session, *, now_ms: int) -> int:
@@ -104,38 +86,5 @@ def _files(config: FleetConfig) -> dict[str, tuple[FileFacts, ...]]:
         "mqtt.client_key": config.mqtt.client_key,
         "data_dir": config.data_dir,
     }
-    files = {key: (_file(path),) for key, path in named.items() if path is not None}
-    return files | {"keys.fleet": tuple(_file(path) for path in config.keys.fleet_files)}
-
-
-def _file(path: str) -> FileFacts:
-    try:
-        found = Path(path).stat()
-    except OSError:
-        return FileFacts(path)
-    return FileFacts(path, stat.S_IMODE(found.st_mode), of_root=found.st_uid == 0)
-
-
-def _tls(http: HttpConfig) -> TlsFacts | None:
-    if http.tls_certificate is None or http.tls_key is None:
-        return None
-    try:
-        with Path(http.tls_certificate).open("rb") as stream:
-            raw = stream.read(LIMITS.key_file_bytes)
-        certificate = x509.load_pem_x509_certificate(raw)
-    except OSError as error:
-        return TlsFacts(problem=f"cannot read {http.tls_certificate}: {error.strerror}")
-    except ValueError:
-        return TlsFacts(problem=f"{http.tls_certificate} has no certificate in PEM form")
-    try:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        # an encrypted key would ask whoever sits at the terminal
-        context.load_cert_chain(http.tls_certificate, http.tls_key, password="")
-    except ssl.SSLError as error:
-        return TlsFacts(
-            problem=f"{http.tls_key} is not the unencrypted PEM key of {http.tls_certificate} "
-            f"({error.reason or 'no key in it'})"
-        )
-    except OSError as error:
-        return TlsFacts(problem=f"cannot read {http.tls_key}: {error.strerror}")
-    return TlsFacts(expires=certificate.not_valid_after_utc.timestamp())
+    files = {key: (file_facts(path),) for key, path in named.items() if path is not None}
+    return files | {"keys.fleet": tuple(file_facts(path) for path in config.keys.fleet_files)}

@@ -24,10 +24,9 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edgepack_contract.certificates import Authority
 from edgepack_contract.keys import PrivateKey, write_private_key
-from edgepack_contract.tls import client_context, read_authorities, tls_trouble
+from edgepack_contract.tls import FreshHandshake, client_context, read_authorities, tls_trouble
 from edgepack_fleet.config import MqttConfig
 from edgepack_fleet.errors import BrokerError
-from edgepack_fleet.handshake import Handshake
 
 REPEAT_MS = 30_000
 """How long after an eviction the same device is evicted again, at the earliest."""
@@ -85,7 +84,7 @@ def evict(device: str, config: MqttConfig, authority: Authority, *, now_ms: int)
     client = mqtt.Client(
         CallbackAPIVersion.VERSION2, client_id=device, clean_session=True, protocol=mqtt.MQTTv311
     )
-    client.tls_set_context(Handshake(lambda: context))  # type: ignore[arg-type]
+    client.tls_set_context(FreshHandshake(lambda: context))  # type: ignore[arg-type]
     client.connect_timeout = CONNECT_SECONDS
     _come_and_go(client, config)
 

@@ -28,11 +28,10 @@ from edgepack_contract.errors import ConfigError
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.messages import FleetState
 from edgepack_contract.states import Presence
-from edgepack_contract.tls import client_context, read_authorities, tls_trouble
+from edgepack_contract.tls import FreshHandshake, client_context, read_authorities, tls_trouble
 from edgepack_contract.topics import fleet_filters, fleet_state_topic
 from edgepack_fleet.config import MqttConfig
 from edgepack_fleet.errors import BrokerError
-from edgepack_fleet.handshake import Handshake
 from edgepack_fleet.outbox import Message
 
 logger = logging.getLogger(__name__)
@@ -57,7 +56,7 @@ class _Client(mqtt.Client):
         self._take_password()
         if config.tls_ca is not None:
             _tls(config)
-            self.tls_set_context(Handshake(lambda: _tls(config)))  # type: ignore[arg-type]
+            self.tls_set_context(FreshHandshake(lambda: _tls(config)))  # type: ignore[arg-type]
 
     def reconnect(self) -> MQTTErrorCode:
         """See :meth:`paho.mqtt.client.Client.reconnect`."""

@@ -6,85 +6,23 @@ means every address but loopback, also ``0.0.0.0`` inside a container.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from urllib.parse import urlsplit
 
 from edgepack_contract.errors import ConfigError
+from edgepack_contract.gate import (
+    OTHERS,
+    FileFacts,
+    Rule,
+    TlsFacts,
+    Violation,
+    day,
+    is_local_url,
+    is_safe_url,
+)
 from edgepack_contract.keyring import Keyring
 from edgepack_contract.loopback import is_loopback
 from edgepack_fleet.config import FleetConfig, HttpConfig, MqttConfig
-
-OTHERS = 0o077
-ROOTS_GROUP = 0o037
-"""Group may read what root owns: how a container is given a secret as a mounted file."""
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """One reason not to start.
-
-    Attributes:
-        key: The setting to change.
-        words: What is wrong with it, and why that matters.
-        fix: The setting or the command that mends it.
-        waivable: Whether a stated reason may let the service start in spite of it.
-    """
-
-    key: str
-    words: str
-    fix: str
-    waivable: bool
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.words}; {self.fix}"
-
-
-@dataclass(frozen=True, slots=True)
-class Waiver:
-    """Somebody's reason to run in spite of violations; it is told for as long as it runs."""
-
-    reason: str
-    violations: tuple[Violation, ...]
-
-    @property
-    def settings(self) -> list[str]:
-        """The settings that are insecure."""
-        return sorted({violation.key for violation in self.violations})
-
-
-@dataclass(frozen=True, slots=True)
-class FileFacts:
-    """A file or folder that a setting names.
-
-    Attributes:
-        path: Where.
-        mode: Its permission bits, None when it is not there or cannot be looked at.
-        of_root: Whether root owns it.
-    """
-
-    path: str
-    mode: int | None = None
-    of_root: bool = False
-
-    def is_open(self, forbidden: int) -> bool:
-        """Whether it has any of the forbidden permission bits."""
-        return self.mode is not None and bool(self.mode & forbidden)
-
-
-@dataclass(frozen=True, slots=True)
-class TlsFacts:
-    """The certificate and key of the listener.
-
-    Attributes:
-        problem: Why they cannot be used, None when they can.
-        expires: When the certificate ends, seconds since 1970 UTC.
-    """
-
-    problem: str | None = None
-    expires: float = math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +66,7 @@ class Facts:
     def is_reached(self) -> bool:
         """Whether others reach it, by itself or through a proxy."""
         url = self.http.public_url
-        return self.listens or (url is not None and not _on_loopback(url))
+        return self.listens or (url is not None and not is_local_url(url))
 
     @property
     def broker_elsewhere(self) -> bool:
@@ -138,7 +76,7 @@ class Facts:
     def opened(self, key: str, forbidden: int | None = None) -> FileFacts | None:
         """The first file of a setting that others can read, as far as that is forbidden."""
         for file in self.files.get(key, ()):
-            if file.is_open(forbidden or (ROOTS_GROUP if file.of_root else OTHERS)):
+            if file.is_told() if forbidden is None else file.is_open(forbidden):
                 return file
         return None
 
@@ -149,7 +87,7 @@ def leaving(config: FleetConfig) -> list[str]:
     url = config.http.public_url
     found = {
         "http.host": facts.listens,
-        "http.public_url": url is not None and not _on_loopback(url),
+        "http.public_url": url is not None and not is_local_url(url),
         "mqtt.host": facts.broker_elsewhere,
     }
     return [key for key, leaves in found.items() if leaves]
@@ -157,32 +95,7 @@ def leaving(config: FleetConfig) -> list[str]:
 
 def security_gate(facts: Facts) -> list[Violation]:
     """Everything that keeps the service from starting; empty when nothing does. Total."""
-    return [rule.violation(facts) for rule in RULES if rule.broken(facts)]
-
-
-def admit(facts: Facts, reason: str | None) -> Waiver | None:
-    """Let the service start, or not.
-
-    Args:
-        facts: What it was told, and what its files are like.
-        reason: Why it shall run although it is insecure; None or blank when nobody says so.
-
-    Returns:
-        None when it is secure, else what was waived.
-
-    Raises:
-        ConfigError: It is insecure, and no reason was given or none can waive it (code
-            ``insecure``); the message has a line for each violation.
-    """
-    violations = security_gate(facts)
-    if not violations:
-        return None
-    stated = (reason or "").strip()
-    if stated and all(violation.waivable for violation in violations):
-        return Waiver(stated, tuple(violations))
-    count = f"{len(violations)} setting{'s are' if len(violations) > 1 else ' is'} insecure"
-    lines = "".join(f"\n  {violation}" for violation in violations)
-    raise ConfigError(f"refusing to start, {count}:{lines}", code="insecure")
+    return [rule.violation(_told(facts, rule.key)) for rule in RULES if rule.broken(facts)]
 
 
 def refuse_demo(config: FleetConfig, keyring: Keyring) -> None:
@@ -201,24 +114,7 @@ def refuse_demo(config: FleetConfig, keyring: Keyring) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One row: the setting, when it is insecure, and templates of what to say then."""
-
-    key: str
-    broken: Callable[[Facts], bool]
-    words: str
-    fix: str
-    waivable: bool = True
-
-    def violation(self, facts: Facts) -> Violation:
-        """What is said of ``facts``, which break this rule."""
-        told = _told(facts, self.key)
-        words, fix = self.words.format_map(told), self.fix.format_map(told)
-        return Violation(self.key, words, fix, self.waivable)
-
-
-def _secret(key: str, whose: str) -> Rule:
+def _secret(key: str, whose: str) -> Rule[Facts]:
     """A secret of which others could take a copy."""
     return Rule(
         key,
@@ -228,7 +124,7 @@ def _secret(key: str, whose: str) -> Rule:
     )
 
 
-RULES: tuple[Rule, ...] = (
+RULES: tuple[Rule[Facts], ...] = (
     Rule(
         "http.host",
         lambda f: (
@@ -280,7 +176,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "http.public_url",
-        lambda f: f.http.public_url is not None and not _https_or_loopback(f.http.public_url),
+        lambda f: f.http.public_url is not None and not is_safe_url(f.http.public_url),
         "{url} is neither https nor plain http on this machine, so bundles and logins would travel "
         "in the clear",
         "set http.public_url to the https address by which devices and browsers reach the service",
@@ -353,32 +249,7 @@ def _told(facts: Facts, key: str) -> dict[str, str]:
         "leaving": " and ".join(leaving(facts.config)),
         "tls_path": facts.http.tls_certificate or "",
         "tls_problem": tls.problem or "",
-        "expired": _day(tls.expires),
+        "expired": day(tls.expires),
         "path": file.path,
         "mode": f"{file.mode or 0:04o}",
     }
-
-
-def _day(seconds: float) -> str:
-    try:
-        return datetime.fromtimestamp(seconds, UTC).date().isoformat()
-    except (OverflowError, ValueError, OSError):
-        return "an unknown day"
-
-
-def _on_loopback(url: str) -> bool:
-    try:
-        return is_loopback(urlsplit(url).hostname or "")
-    except ValueError:
-        return False
-
-
-def _https_or_loopback(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname
-    except ValueError:
-        return False
-    if not host:
-        return False
-    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))

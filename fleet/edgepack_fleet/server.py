@@ -17,13 +17,14 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgepack_contract.errors import ConfigError
+from edgepack_contract.gate import REASON_VARIABLE, admit
 from edgepack_contract.loopback import is_loopback
-from edgepack_fleet.admission import REASON_VARIABLE, gather_facts
+from edgepack_fleet.admission import gather_facts
 from edgepack_fleet.api.app import build_app
 from edgepack_fleet.api.context import Context
 from edgepack_fleet.api.problems import refusal
 from edgepack_fleet.config import FleetConfig, HttpConfig
-from edgepack_fleet.security import admit
+from edgepack_fleet.security import security_gate
 from edgepack_fleet.service import FleetService, wall_ms
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def serve(config: FleetConfig, announce: Callable[[str], None], *, source: str) 
             :class:`FleetService`.
     """
     facts = gather_facts(config, source=source, now_ms=wall_ms())
-    waiver = admit(facts, os.environ.get(REASON_VARIABLE))
+    waiver = admit(security_gate(facts), os.environ.get(REASON_VARIABLE))
     listener = bind(config.http)
     with contextlib.closing(listener):
         url = public_url(config.http, listener)

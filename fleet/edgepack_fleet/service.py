@@ -20,7 +20,9 @@ from functools import partial
 from sqlalchemy.exc import OperationalError
 
 from edgepack_contract.errors import EdgepackError
-from edgepack_fleet.admission import REMIND_SECONDS, record_waiver, remind
+from edgepack_contract.gate import REMIND_SECONDS, Waiver
+from edgepack_contract.gate_facts import remind
+from edgepack_fleet.admission import record_waiver
 from edgepack_fleet.broker_guard import BrokerGuard
 from edgepack_fleet.bundles import BundleStore
 from edgepack_fleet.config import FleetConfig
@@ -30,7 +32,7 @@ from edgepack_fleet.desired import DesiredWriter, put_all_again
 from edgepack_fleet.ingest import Incoming, Ingest
 from edgepack_fleet.link import FleetLink
 from edgepack_fleet.outbox import Message, publish_pending
-from edgepack_fleet.security import Waiver, refuse_demo
+from edgepack_fleet.security import refuse_demo
 from edgepack_fleet.trust import KeyringKeeper, read_trust
 
 logger = logging.getLogger(__name__)

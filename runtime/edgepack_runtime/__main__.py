@@ -19,9 +19,9 @@ from edgepack_contract.errors import (
     SourceError,
     UnsupportedBundleError,
 )
+from edgepack_contract.gate import REASON_VARIABLE
 from edgepack_contract.keyring import open_keyring
 from edgepack_contract.limits import LIMITS
-from edgepack_runtime.admission import REASON_VARIABLE
 from edgepack_runtime.config import OpsConfig, ServeConfig, load_config
 from edgepack_runtime.enrol_command import enrol
 from edgepack_runtime.errors import FleetError, FleetUntrustedError, StillPendingError

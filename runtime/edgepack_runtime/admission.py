@@ -6,24 +6,20 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from cryptography import x509
-
 from edgepack_contract.errors import ConfigError, EdgepackError
+from edgepack_contract.gate import REMIND_SECONDS, Waiver, day
+from edgepack_contract.gate_facts import file_facts, remind, tls_facts
 from edgepack_contract.keyring import Keyring, open_keyring
 from edgepack_contract.limits import LIMITS
 from edgepack_runtime.config import OpsConfig, RuntimeConfig, ServeConfig
-from edgepack_runtime.security import Facts, FileFacts, TlsFacts, TokenFacts, Waiver
-from edgepack_runtime.serving.access import read_token, tls_context
+from edgepack_runtime.security import Facts, TokenFacts
+from edgepack_runtime.serving.access import read_token
 
 logger = logging.getLogger(__name__)
-
-REASON_VARIABLE = "EDGEPACK_ALLOW_INSECURE"
-REMIND_SECONDS = 3600.0
 
 
 def device_facts(config: RuntimeConfig) -> Facts:
@@ -63,13 +59,24 @@ def reminding(waiver: Waiver | None) -> Iterator[None]:
             task.cancel()
 
 
+def warn_of_expiry(facts: Facts) -> None:
+    """Say that callers will refuse the listener's certificate.
+
+    It is no reason not to start: a clock that is wrong, or a certificate that nobody renewed, must
+    not end what is served to this machine.
+    """
+    if facts.tls is not None and facts.tls.expires <= facts.now:
+        logger.warning(
+            "the certificate %s expired on %s, so callers will refuse it: put a new one there, and "
+            "send SIGHUP",
+            facts.serve.tls_certificate, day(facts.tls.expires),
+            extra={"event": "certificate_expired"},
+        )  # fmt: skip
+
+
 async def _remind(waiver: Waiver) -> None:
     while True:
-        for violation in waiver.violations:
-            logger.warning(
-                "insecure (%s): %s", waiver.reason, violation,
-                extra={"event": "insecure", "setting": violation.key},
-            )  # fmt: skip
+        remind(waiver)
         await asyncio.sleep(REMIND_SECONDS)
 
 
@@ -80,32 +87,10 @@ def _listener_facts(serve: ServeConfig, ops: OpsConfig, named: dict[str, str]) -
         serve=serve,
         ops=ops,
         now=time.time(),
-        files={key: _file(path) for key, path in named.items()},
-        tls=_tls(serve),
+        files={key: file_facts(path) for key, path in named.items()},
+        tls=tls_facts(serve.tls_certificate, serve.tls_key),
         token=_token(Path(serve.token_file)) if serve.token_file is not None else None,
     )
-
-
-def _file(path: str) -> FileFacts:
-    try:
-        found = Path(path).stat()
-    except OSError:
-        return FileFacts(path)
-    return FileFacts(path, stat.S_IMODE(found.st_mode), of_root=found.st_uid == 0)
-
-
-def _tls(serve: ServeConfig) -> TlsFacts | None:
-    if serve.tls_certificate is None or serve.tls_key is None:
-        return None
-    certificate = Path(serve.tls_certificate)
-    try:
-        tls_context(certificate, Path(serve.tls_key))
-        with certificate.open("rb") as stream:
-            raw = stream.read(LIMITS.key_file_bytes)
-        expires = x509.load_pem_x509_certificate(raw).not_valid_after_utc.timestamp()
-    except (ConfigError, OSError, ValueError) as error:
-        return TlsFacts(problem=str(error))
-    return TlsFacts(expires=expires)
 
 
 def _token(path: Path) -> TokenFacts:

@@ -25,11 +25,10 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edgepack_contract.canonical import canonical_json
-from edgepack_contract.errors import EdgepackError
 from edgepack_contract.messages import State
 from edgepack_contract.sealing import seal
 from edgepack_contract.states import Presence
-from edgepack_contract.tls import tls_trouble
+from edgepack_contract.tls import FreshHandshake, tls_trouble
 from edgepack_contract.topics import Kind, device_filters, device_topic
 
 logger = logging.getLogger(__name__)
@@ -64,35 +63,6 @@ class Broker:
     port: int
     keepalive_seconds: int = 60
     tls: Callable[[], ssl.SSLContext] | None = None
-
-
-class _FreshContext:
-    """What paho takes for a TLS context: made anew for every connection.
-
-    So a certificate that was renewed, or authorities of a newer keyring, need no restart.
-    """
-
-    check_hostname = True
-
-    def __init__(self, make: Callable[[], ssl.SSLContext]) -> None:
-        self._make = make
-
-    def wrap_socket(self, plain: socket.socket, **options: Any) -> ssl.SSLSocket:
-        """See :meth:`ssl.SSLContext.wrap_socket`.
-
-        Raises:
-            OSError: There can be no TLS now; any other error would end paho's thread.
-        """
-        # paho would leave a socket open whose handshake failed
-        options["do_handshake_on_connect"] = True
-        try:
-            return self._make().wrap_socket(plain, **options)
-        except EdgepackError as error:
-            plain.close()
-            raise OSError(str(error)) from error
-        except OSError:
-            plain.close()
-            raise
 
 
 class _Client(mqtt.Client):
@@ -154,7 +124,7 @@ class DeviceLink:
         self._connected = threading.Event()
         self._client = self._make_client(rng)
         if broker.tls is not None:
-            self._client.tls_set_context(_FreshContext(broker.tls))  # type: ignore[arg-type]
+            self._client.tls_set_context(FreshHandshake(broker.tls))  # type: ignore[arg-type]
         self._client.connect_async(broker.host, broker.port, keepalive=broker.keepalive_seconds)
 
     def _make_client(self, rng: random.Random) -> mqtt.Client:

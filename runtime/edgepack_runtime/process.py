@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edgepack_contract.errors import ConfigError
-from edgepack_runtime.admission import device_facts, reminding
+from edgepack_contract.gate import Waiver, admit
+from edgepack_runtime.admission import device_facts, reminding, warn_of_expiry
 from edgepack_runtime.config import RuntimeConfig
 from edgepack_runtime.daemon import Daemon
 from edgepack_runtime.errors import DeviceError
 from edgepack_runtime.fsio import DurableFS
 from edgepack_runtime.identity import load_identity
-from edgepack_runtime.security import Facts, Waiver, admit, security_gate
+from edgepack_runtime.security import Facts, security_gate
 from edgepack_runtime.serving.access import Guard
 from edgepack_runtime.serving.app import App
 from edgepack_runtime.serving.server import RunningServer, serve
@@ -45,7 +46,9 @@ async def run_device(config: RuntimeConfig, reason: str | None = None) -> None:
             or the identity is not usable.
         EdgepackError: A part cannot start.
     """
-    waiver = admit(device_facts(config), reason)
+    facts = device_facts(config)
+    waiver = admit(security_gate(facts), reason)
+    warn_of_expiry(facts)
     stop = stop_event()
     home = Path(config.state_dir)
     fs = DurableFS()
@@ -85,6 +88,7 @@ def reload(server: RunningServer, facts: Facts, waiver: Waiver | None) -> None:
         if refused:
             raise ConfigError("; ".join(refused), code="insecure")
         server.reload()
+        warn_of_expiry(facts)
     except ConfigError as error:
         words = "certificate and token stay as they are: %s"
         logger.warning(words, error, extra={"event": "reload_refused"})

@@ -6,23 +6,24 @@ means every address but loopback, also ``0.0.0.0`` inside a container.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from urllib.parse import urlsplit
 
-from edgepack_contract.errors import ConfigError
+from edgepack_contract.gate import (
+    OTHERS,
+    OTHERS_WRITE,
+    FileFacts,
+    Rule,
+    TlsFacts,
+    Violation,
+    is_local_url,
+    is_safe_url,
+)
 from edgepack_contract.loopback import is_loopback
 from edgepack_runtime.config import FleetConfig, MqttConfig, OpsConfig, ServeConfig
 
 TOKEN_CHARACTERS = 32
 """Fewer can be guessed over a network."""
-
-OTHERS = 0o077
-OTHERS_WRITE = 0o022
-ROOTS_GROUP = 0o037
-"""Group may read what root owns: how a container is given a secret as a mounted file."""
 
 FLAGS = {
     "serve.host": "--host",
@@ -34,67 +35,6 @@ FLAGS = {
     "identity.keyring": "--keyring",
 }
 """What the settings are called by ``edgepack run --bundle``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """One reason not to start.
-
-    Attributes:
-        key: The setting to change.
-        words: What is wrong with it, and why that matters.
-        fix: The setting or the command that mends it.
-        waivable: Whether a stated reason may let the daemon start in spite of it.
-    """
-
-    key: str
-    words: str
-    fix: str
-    waivable: bool
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.words}; {self.fix}"
-
-
-@dataclass(frozen=True, slots=True)
-class Waiver:
-    """Somebody's reason to run in spite of violations, told for as long as the daemon runs."""
-
-    reason: str
-    violations: tuple[Violation, ...]
-
-    def told(self) -> dict[str, object]:
-        """What ``/health`` says of it: settings, but no paths."""
-        keys = sorted({violation.key for violation in self.violations})
-        return {"reason": self.reason, "settings": keys}
-
-
-@dataclass(frozen=True, slots=True)
-class FileFacts:
-    """A file or folder that a setting names.
-
-    Attributes:
-        path: Where.
-        mode: Its permission bits, None when it is not there or cannot be looked at.
-        of_root: Whether root owns it.
-    """
-
-    path: str
-    mode: int | None = None
-    of_root: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TlsFacts:
-    """The certificate and key of the listener.
-
-    Attributes:
-        problem: Why they cannot be used, None when they can.
-        expires: When the certificate ends, seconds since 1970 UTC.
-    """
-
-    problem: str | None = None
-    expires: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,19 +99,19 @@ class Facts:
             "serve.host": self.serves_others,
             "ops.host": self.ops.host is not None and not is_loopback(self.ops.host),
             "mqtt.host": self.broker_elsewhere,
-            "fleet.url": self.fleet.url is not None and not _on_loopback(self.fleet.url),
+            "fleet.url": self.fleet.url is not None and not is_local_url(self.fleet.url),
         }
         return [self.name(key) for key, leaves in found.items() if leaves]
 
     def exposed(self, key: str, forbidden: int = OTHERS) -> bool:
         """Whether the file of a setting has any of the forbidden permission bits."""
         file = self.files.get(key)
-        return file is not None and file.mode is not None and bool(file.mode & forbidden)
+        return file is not None and file.is_open(forbidden)
 
     def secret_exposed(self, key: str) -> bool:
         """Whether others can read a secret; what root owns, its group may."""
         file = self.files.get(key)
-        return self.exposed(key, ROOTS_GROUP if file is not None and file.of_root else OTHERS)
+        return file is not None and file.is_told()
 
     def name(self, key: str) -> str:
         """A setting as the user wrote it."""
@@ -184,52 +124,14 @@ class Facts:
 
 def security_gate(facts: Facts) -> list[Violation]:
     """Everything that keeps a daemon from starting; empty when nothing does. Total."""
-    return [rule.violation(facts) for rule in RULES if rule.broken(facts)]
+    return [
+        rule.violation(_told(facts, rule.key), key=facts.name(rule.key))
+        for rule in RULES
+        if rule.broken(facts)
+    ]
 
 
-def admit(facts: Facts, reason: str | None) -> Waiver | None:
-    """Let a daemon start, or not.
-
-    Args:
-        facts: What it was told, and what its files are like.
-        reason: Why it shall run although it is insecure; None or blank when nobody says so.
-
-    Returns:
-        None when it is secure, else what was waived.
-
-    Raises:
-        ConfigError: It is insecure, and no reason was given or none can waive it (code
-            ``insecure``); the message has a line for each violation.
-    """
-    violations = security_gate(facts)
-    if not violations:
-        return None
-    stated = (reason or "").strip()
-    if stated and all(violation.waivable for violation in violations):
-        return Waiver(stated, tuple(violations))
-    count = f"{len(violations)} setting{'s are' if len(violations) > 1 else ' is'} insecure"
-    lines = "".join(f"\n  {violation}" for violation in violations)
-    raise ConfigError(f"refusing to start, {count}:{lines}", code="insecure")
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One row: the setting, when it is insecure, and templates of what to say then."""
-
-    key: str
-    broken: Callable[[Facts], bool]
-    words: str
-    fix: str
-    waivable: bool = True
-
-    def violation(self, facts: Facts) -> Violation:
-        """What is said of ``facts``, which break this rule."""
-        told = _told(facts, self.key)
-        key = facts.name(self.key)
-        return Violation(key, self.words.format_map(told), self.fix.format_map(told), self.waivable)
-
-
-RULES: tuple[Rule, ...] = (
+RULES: tuple[Rule[Facts], ...] = (
     Rule(
         "serve.tls_certificate",
         lambda f: f.serves_others and f.serve.tls_certificate is None,
@@ -263,12 +165,6 @@ RULES: tuple[Rule, ...] = (
         "{tls_problem}",
         "give a PEM certificate (its chain after it), and its unencrypted PEM key as {key}",
         waivable=False,
-    ),
-    Rule(
-        "serve.tls_certificate",
-        lambda f: f.tls is not None and not f.tls.problem and f.tls.expires <= f.now,
-        "the certificate expired on {expired}, so callers will refuse it",
-        "renew it and put the new one at {tls_path}",
     ),
     Rule(
         "serve.tls_key",
@@ -331,7 +227,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "fleet.url",
-        lambda f: f.fleet.url is not None and not _https_or_loopback(f.fleet.url),
+        lambda f: f.fleet.url is not None and not is_safe_url(f.fleet.url),
         "{url} is neither https nor plain http on this machine",
         "set fleet.url to the fleet's https address",
     ),
@@ -365,36 +261,10 @@ def _told(facts: Facts, key: str) -> dict[str, str]:
         "certificate": facts.name("serve.tls_certificate"),
         "key": facts.name("serve.tls_key"),
         "token_file": facts.name("serve.token_file"),
-        "tls_path": facts.serve.tls_certificate or "",
         "tls_problem": tls.problem or "",
-        "expired": _day(tls.expires),
         "token_path": facts.serve.token_file or "",
         "token_problem": token.problem or "",
         "characters": str(token.characters),
         "path": file.path,
         "mode": f"{file.mode or 0:04o}",
     }
-
-
-def _day(seconds: float) -> str:
-    try:
-        return datetime.fromtimestamp(seconds, UTC).date().isoformat()
-    except (OverflowError, ValueError, OSError):
-        return "an unknown day"
-
-
-def _on_loopback(url: str) -> bool:
-    try:
-        return is_loopback(urlsplit(url).hostname or "")
-    except ValueError:
-        return False
-
-
-def _https_or_loopback(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return False
-    if not parts.hostname:
-        return False
-    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))

@@ -10,14 +10,15 @@ from pathlib import Path
 
 from edgepack_contract.bundle import BundleFile, copy_blob, open_bundle, open_variant
 from edgepack_contract.errors import SourceError
+from edgepack_contract.gate import admit
 from edgepack_contract.hardware import this_machine
 from edgepack_contract.keyring import Keyring
 from edgepack_contract.trusted import TrustedBundle
 from edgepack_contract.variants import select_variant
-from edgepack_runtime.admission import bundle_facts, reminding
+from edgepack_runtime.admission import bundle_facts, reminding, warn_of_expiry
 from edgepack_runtime.config import OpsConfig, ServeConfig
 from edgepack_runtime.process import on_hangup, reload, stop_event, tell_ports, until_stopped
-from edgepack_runtime.security import admit
+from edgepack_runtime.security import security_gate
 from edgepack_runtime.serving.access import Guard
 from edgepack_runtime.serving.app import App
 from edgepack_runtime.serving.model import ServingModel
@@ -53,7 +54,9 @@ async def run_bundle(
         ModelLoadError: It does not load.
         ConfigError: ``listen`` is insecure, or taken.
     """
-    waiver = admit(bundle_facts(listen, ops, keyring), reason)
+    facts = bundle_facts(listen, ops, keyring)
+    waiver = admit(security_gate(facts), reason)
+    warn_of_expiry(facts)
     stop = stop_event()
     with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
         bundle = _extract(path, Path(folder), keyring)

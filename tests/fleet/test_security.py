@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from urllib.parse import urlsplit
 
@@ -12,18 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepack_contract.errors import ConfigError
+from edgepack_contract.gate import FileFacts, TlsFacts, admit
 from edgepack_contract.loopback import is_loopback
 from edgepack_fleet.config import FleetConfig, HttpConfig, KeysConfig, MqttConfig
-from edgepack_fleet.security import (
-    RULES,
-    Facts,
-    FileFacts,
-    TlsFacts,
-    admit,
-    leaving,
-    refuse_demo,
-    security_gate,
-)
+from edgepack_fleet.security import RULES, Facts, leaving, refuse_demo, security_gate
 
 KEYS = KeysConfig(fleet="fleet.key", keyring="keyring.json", owner="ab" * 32)
 AUTHORITY = msgspec.structs.replace(
@@ -106,7 +97,7 @@ def test_each_row_is_refused_with_its_key_and_what_mends_it(found, key, words):
     assert words in str(violation)
     assert "{" not in str(violation)
     with pytest.raises(ConfigError, match="refusing to start, 1 setting is insecure:\n  ") as got:
-        admit(found, None)
+        admit(security_gate(found), None)
     assert got.value.code == "insecure"
 
 
@@ -130,13 +121,13 @@ SECURE = [
 @pytest.mark.parametrize("found", SECURE)
 def test_what_is_secure_or_stays_on_this_machine_starts(found):
     assert broken(found) == []
-    assert admit(found, None) is None
+    assert admit(security_gate(found), None) is None
 
 
 def test_all_that_is_wrong_is_said_at_once_one_a_line():
     found = facts(http={"host": "0.0.0.0"}, mqtt={"host": "b"}, keys=KEYS, admins=0)
     with pytest.raises(ConfigError) as got:
-        admit(found, "  ")
+        admit(security_gate(found), "  ")
     lines = str(got.value).splitlines()
     assert lines[0] == "refusing to start, 5 settings are insecure:"
     assert [line.split(":")[0].strip() for line in lines[1:]] == [
@@ -145,7 +136,7 @@ def test_all_that_is_wrong_is_said_at_once_one_a_line():
 
 
 def test_a_reason_lets_it_start_but_for_a_demo_or_what_cannot_work():
-    waiver = admit(facts(http={"host": "0.0.0.0"}), "behind a VPN")
+    waiver = admit(security_gate(facts(http={"host": "0.0.0.0"})), "behind a VPN")
     assert (waiver.reason, waiver.settings) == ("behind a VPN", ["http.host"])
     for found in (
         facts(http={"host": "0.0.0.0"}, demo=True),
@@ -153,7 +144,7 @@ def test_a_reason_lets_it_start_but_for_a_demo_or_what_cannot_work():
         facts(http=OUT, tls=TlsFacts("no")),
     ):
         with pytest.raises(ConfigError):
-            admit(found, "behind a VPN")
+            admit(security_gate(found), "behind a VPN")
 
 
 def test_a_demos_keyring_is_refused_for_what_reaches_beyond():
@@ -233,4 +224,4 @@ def test_it_is_total_and_demos_are_never_waived(found):
         assert violation.fix
     if found.demo and leaving(found.config):
         with pytest.raises(ConfigError):
-            admit(dataclasses.replace(found), "a good reason")
+            admit(security_gate(found), "a good reason")

@@ -21,11 +21,13 @@ from hypothesis import strategies as st
 from world_device import make_home
 from world_process import ask, run_to_end, running
 
+from edgepack_contract import gate_facts
 from edgepack_contract.errors import ConfigError
+from edgepack_contract.gate import FileFacts, TlsFacts, Violation, Waiver, admit
 from edgepack_contract.keyring import Publisher, make_keyring
 from edgepack_contract.keys import read_private_key
 from edgepack_runtime import admission
-from edgepack_runtime.admission import bundle_facts, device_facts, reminding
+from edgepack_runtime.admission import bundle_facts, device_facts, reminding, warn_of_expiry
 from edgepack_runtime.config import (
     FleetConfig,
     MqttConfig,
@@ -33,17 +35,7 @@ from edgepack_runtime.config import (
     ServeConfig,
     load_config,
 )
-from edgepack_runtime.security import (
-    RULES,
-    Facts,
-    FileFacts,
-    TlsFacts,
-    TokenFacts,
-    Violation,
-    Waiver,
-    admit,
-    security_gate,
-)
+from edgepack_runtime.security import RULES, Facts, TokenFacts, security_gate
 
 NOW = 1_800_000_000.0
 SERVE = ServeConfig(host="0.0.0.0", tls_certificate="/c", tls_key="/k", token_file="/t")
@@ -84,8 +76,6 @@ ROWS = [
      "serve.tls_certificate", "without its certificate", "set serve.tls_certificate"),
     ({"tls": TlsFacts(problem="/c is not PEM")},
      "serve.tls_certificate", "/c is not PEM", "give a PEM certificate"),
-    ({"tls": TlsFacts(expires=NOW)},
-     "serve.tls_certificate", "expired on 2027-01-15", "put the new one at /c"),
     (mode("serve.tls_key", 0o640),
      "serve.tls_key", "(mode 0640)", "chmod 600 /serve.tls_key"),
     ({"token": TokenFacts(problem="cannot read the token /t")},
@@ -135,7 +125,7 @@ def test_every_rule_has_a_row():
 @pytest.mark.parametrize("facts", [SECURE, LOOPBACK], ids=["secure", "loopback"])
 def test_nothing_to_say(facts):
     assert security_gate(facts) == []
-    assert admit(facts, None) is admit(facts, "a reason") is None
+    assert admit(security_gate(facts), None) is admit(security_gate(facts), "a reason") is None
 
 
 @pytest.mark.parametrize(
@@ -159,7 +149,7 @@ def test_what_loopback_may(changes):
 
 def test_explicit_settings_count_on_loopback_too():
     changes = {
-        "serve": serve(host="127.0.0.1"), "token": TokenFacts(5), "tls": TlsFacts(expires=0),
+        "serve": serve(host="127.0.0.1"), "token": TokenFacts(5), "tls": TlsFacts(problem="bad"),
     }  # fmt: skip
     assert [one.key for one in violations(changes, LOOPBACK)] == [
         "serve.tls_certificate", "serve.token_file",
@@ -178,7 +168,7 @@ def test_demo_keys_stay_on_loopback(host, where):
     facts = dataclasses.replace(LOOPBACK, demo=True, **{where: beyond[where]})
     assert "identity.keyring" in [one.key for one in security_gate(facts)]
     with pytest.raises(ConfigError, match="demo"):
-        admit(facts, "just for an hour")
+        admit(security_gate(facts), "just for an hour")
 
 
 HOSTS = {
@@ -263,18 +253,17 @@ def test_a_silent_gate_promises_what_is_off_loopback(facts):
 
 def test_a_reason_waives_what_can_be_waived():
     facts = dataclasses.replace(LOOPBACK, serve=ServeConfig(host="0.0.0.0"))
-    waiver = admit(facts, "  no network there  ")
+    waiver = admit(security_gate(facts), "  no network there  ")
     assert waiver is not None
-    assert waiver.told() == {
-        "reason": "no network there", "settings": ["serve.tls_certificate", "serve.token_file"],
-    }  # fmt: skip
+    assert waiver.reason == "no network there"
+    assert waiver.settings == ["serve.tls_certificate", "serve.token_file"]
 
 
 @pytest.mark.parametrize("reason", [None, "", "   "])
 def test_no_reason_waives_nothing(reason):
     facts = dataclasses.replace(LOOPBACK, serve=ServeConfig(host="0.0.0.0"))
     with pytest.raises(ConfigError, match="refusing to start, 2 settings are insecure") as raised:
-        admit(facts, reason)
+        admit(security_gate(facts), reason)
     assert raised.value.code == "insecure"
     _, *lines = str(raised.value).splitlines()
     assert [line.split(":")[0].strip() for line in lines] == [
@@ -287,7 +276,7 @@ def test_no_reason_waives_nothing(reason):
 )
 def test_what_cannot_work_or_must_not_be_is_never_waived(changes):
     with pytest.raises(ConfigError, match="1 setting is insecure"):
-        admit(dataclasses.replace(SECURE, **changes), "a good reason")
+        admit(security_gate(dataclasses.replace(SECURE, **changes)), "a good reason")
 
 
 def test_a_waiver_is_said_again_and_again(caplog, monkeypatch):
@@ -297,11 +286,14 @@ def test_a_waiver_is_said_again_and_again(caplog, monkeypatch):
         heard = asyncio.Event()
         handler = logging.Handler()
         handler.emit = lambda _record: len(caplog.records) >= 3 and heard.set()
-        logging.getLogger(admission.__name__).addHandler(handler)
-        with reminding(waiver), reminding(None):
-            async with asyncio.timeout(60):
-                await heard.wait()
-        logging.getLogger(admission.__name__).removeHandler(handler)
+        logger = logging.getLogger(gate_facts.__name__)
+        logger.addHandler(handler)
+        try:
+            with reminding(waiver), reminding(None):
+                async with asyncio.timeout(60):
+                    await heard.wait()
+        finally:
+            logger.removeHandler(handler)
 
     monkeypatch.setattr(admission, "REMIND_SECONDS", 0.0)
     asyncio.run(run())
@@ -380,11 +372,17 @@ def test_tls_files_that_cannot_be_used(tmp_path, harm, words):
     assert words in found.words
 
 
-def test_an_expired_certificate(tmp_path):
+def test_an_expired_certificate_is_told_and_ends_nothing(tmp_path, caplog):
+    """A clock that is ahead makes every certificate look like that; serving goes on."""
     tls = make_tls(tmp_path / "tls", ended_days=3)
     listen = ServeConfig(tls_certificate=str(tls.certificate), tls_key=str(tls.key))
-    (found,) = security_gate(bundle_facts(listen, OpsConfig(), None))
-    assert "expired on 20" in found.words
+    facts = bundle_facts(listen, OpsConfig(), None)
+    assert security_gate(facts) == []
+    warn_of_expiry(facts)
+    assert "expired on 20" in caplog.text
+    caplog.clear()
+    warn_of_expiry(dataclasses.replace(facts, now=0.0))
+    assert not caplog.text
 
 
 @pytest.mark.parametrize(

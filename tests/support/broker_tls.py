@@ -22,9 +22,8 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from edgepack_contract.certificates import Authority, Issued
 from edgepack_contract.keys import PrivateKey, write_private_key
-from edgepack_contract.tls import client_context, read_authorities
+from edgepack_contract.tls import FreshHandshake, client_context, read_authorities
 from edgepack_fleet.broker_files import BrokerRequest, Trusted, put_file, write_broker_files
-from edgepack_fleet.handshake import Handshake
 from edgepack_fleet.mqtt_config import AUTHORITIES, REVOKED
 
 HOST = "127.0.0.1"
@@ -167,7 +166,7 @@ class Client:
         self._client = mqtt.Client(
             CallbackAPIVersion.VERSION2, client_id=client_id, reconnect_on_failure=False
         )
-        self._client.tls_set_context(Handshake(lambda: context))
+        self._client.tls_set_context(FreshHandshake(lambda: context))
         if will is not None:
             self._client.will_set(will, b"will", qos=1, retain=True)
         self._client.on_connect = self._came

@@ -8,12 +8,12 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from edgepack_contract.gate import Waiver
 from edgepack_fleet.api.origin import own_origins
 from edgepack_fleet.bundles import BundleStore
 from edgepack_fleet.config import FleetConfig
 from edgepack_fleet.db.database import Database
 from edgepack_fleet.desired import DesiredWriter
-from edgepack_fleet.security import Waiver
 from edgepack_fleet.trust import KeyringKeeper
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from edgepack_contract.errors import ConfigError
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.tls import server_context
 from edgepack_runtime.config import ServeConfig
 from edgepack_runtime.serving.asgi import CLOSE, Asgi, Receive, Scope, Send, error_response
 
@@ -57,7 +58,7 @@ class Guard:
         config = self._config
         context, token = None, None
         if config.tls_certificate is not None and config.tls_key is not None:
-            context = tls_context(Path(config.tls_certificate), Path(config.tls_key))
+            context = server_context(Path(config.tls_certificate), Path(config.tls_key))
         if config.token_file is not None:
             token = _digest(read_token(Path(config.token_file)).encode())
         self._context, self._token = context, token
@@ -102,29 +103,6 @@ class TokenRequired:
         await error_response(401, words, _CHALLENGE, CLOSE).send(send)
 
 
-def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """A server's TLS settings: 1.2 or newer, HTTP/1.1.
-
-    Raises:
-        ConfigError: The files cannot be read, are not PEM, or do not belong together (code
-            ``bad-tls``).
-    """
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        if max(certificate.stat().st_size, key.stat().st_size) > LIMITS.key_file_bytes:
-            raise ValueError(f"one is larger than {LIMITS.key_file_bytes} bytes")
-        # a key with a passphrase would otherwise ask for it on a terminal that nobody watches
-        context.load_cert_chain(certificate, key, password=lambda: "")
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{certificate} and {key} are not a certificate and its key: {_ssl_words(error)}",
-            code="bad-tls",
-        ) from error
-    return context
-
-
 def read_token(path: Path) -> str:
     """Read the token that callers must bear.
 
@@ -147,10 +125,3 @@ def read_token(path: Path) -> str:
 def _digest(token: bytes) -> bytes:
     # digests are of one length, so that comparing them takes the same time for every token
     return hashlib.sha256(token).digest()
-
-
-def _ssl_words(error: Exception) -> str:
-    if isinstance(error, ssl.SSLError):
-        reason = error.reason or ""
-        return reason.replace("_", " ").lower() or "not PEM, or with a passphrase"
-    return getattr(error, "strerror", None) or str(error)

@@ -12,8 +12,8 @@ import msgspec
 
 from edgepack_contract import __version__
 from edgepack_contract.errors import EdgepackError
+from edgepack_contract.gate import Waiver
 from edgepack_runtime.inference.errors import InputError
-from edgepack_runtime.security import Waiver
 from edgepack_runtime.serving import oip, status
 from edgepack_runtime.serving.asgi import (
     HttpError,
@@ -163,7 +163,7 @@ class App:
 
     async def _server(self, _request: Request) -> Response:
         told = {"name": "edgepack", "version": __version__, "extensions": oip.EXTENSIONS}
-        insecure = {"insecure": self._waiver.told()} if self._waiver else {}
+        insecure = {"insecure": status.waived(self._waiver)} if self._waiver else {}
         return json_response(told | insecure)
 
     async def _metadata(self, request: Request) -> Response:

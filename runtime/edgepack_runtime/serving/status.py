@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from edgepack_contract import __version__
+from edgepack_contract.gate import Waiver
 from edgepack_contract.states import Phase
-from edgepack_runtime.security import Waiver
 from edgepack_runtime.serving.slot import Slot, Tenure
 
 PhaseOf = Callable[[str], Phase | None]
@@ -29,9 +29,14 @@ def health(
         "status": "ok" if ready else "degraded" if slots else "no models",
         "edgepack": __version__,
         "uptime_seconds": round(uptime_seconds, 3),
-        "insecure": waiver.told() if waiver else None,
+        "insecure": waived(waiver) if waiver else None,
         "slots": {name: _slot(slot, phase_of(name)) for name, slot in sorted(slots.items())},
     }
+
+
+def waived(waiver: Waiver) -> dict[str, object]:
+    """What is said of a waiver: settings, but no paths."""
+    return {"reason": waiver.reason, "settings": waiver.settings}
 
 
 def model_stats(name: str, tenure: Tenure, last_ms: int | None) -> dict[str, Any]:

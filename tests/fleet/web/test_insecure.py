@@ -8,7 +8,7 @@ import pytest
 from chromium import chromium
 from fleet_http import open_fleet, served
 
-from edgepack_fleet.security import Violation, Waiver
+from edgepack_contract.gate import Violation, Waiver
 
 REASON = "<b>until Monday</b>"
 

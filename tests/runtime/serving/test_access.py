@@ -13,8 +13,8 @@ from certificate_files import make_tls, make_token
 from world_waiting import eventually
 
 from edgepack_contract.errors import ConfigError
+from edgepack_contract.gate import Violation, Waiver
 from edgepack_runtime.config import OpsConfig, ServeConfig
-from edgepack_runtime.security import Violation, Waiver
 from edgepack_runtime.serving import server as server_module
 from edgepack_runtime.serving.access import Guard, TokenRequired
 from edgepack_runtime.serving.app import App
