@@ -99,7 +99,7 @@ class TlsFacts:
     expires: float = math.inf
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rule(Generic[F]):
     """One row: the setting, when it is insecure, and templates of what to say then."""
 
