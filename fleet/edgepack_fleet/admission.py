@@ -80,11 +80,13 @@ def _count_admins(config: FleetConfig, now_ms: int) -> int:
 
 def _files(config: FleetConfig) -> dict[str, tuple[FileFacts, ...]]:
     named = {
-        "keys.authority": config.keys.authority,
         "http.tls_key": config.http.tls_key,
         "mqtt.password_file": config.mqtt.password_file,
         "mqtt.client_key": config.mqtt.client_key,
         "data_dir": config.data_dir,
     }
-    files = {key: (file_facts(path),) for key, path in named.items() if path is not None}
-    return files | {"keys.fleet": tuple(file_facts(path) for path in config.keys.fleet_files)}
+    several = {"keys.authority": config.keys.authority_files, "keys.fleet": config.keys.fleet_files}
+    return {
+        **{key: (file_facts(path),) for key, path in named.items() if path is not None},
+        **{key: tuple(file_facts(path) for path in paths) for key, paths in several.items()},
+    }

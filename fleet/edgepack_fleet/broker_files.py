@@ -1,7 +1,8 @@
 """Writes what a Mosquitto of this fleet needs: texts, certificates, keys, revoked certificates.
 
 Doing it again changes nothing but what has to change: keys stay, certificates are issued again for
-the same key when they end soon, when the hosts or the authority are others, or when asked.
+the same key when they end soon, when the hosts are others, when their authority is not believed
+any more, or when asked.
 """
 
 from __future__ import annotations
@@ -67,11 +68,16 @@ class BrokerRequest:
 
 @dataclass(frozen=True, slots=True)
 class Trusted:
-    """Who may vouch for clients, who issues now, and the list of what it took back."""
+    """Who may vouch for clients, who issues now, and the lists of what was taken back."""
 
     authority: Authority
     authorities: Sequence[bytes]
     revoked: bytes
+
+    @property
+    def certificates(self) -> list[x509.Certificate]:
+        """Of those who may vouch for clients."""
+        return [read_certificate(pem) for pem in self.authorities]
 
 
 def write_broker_files(
@@ -91,9 +97,9 @@ def write_broker_files(
             _put(out / CONFIG, config_text(plan).encode()),
             _put(out / ACCESS, access_text(request.tenant).encode()),
             _put(out / AUTHORITIES, b"".join(trusted.authorities)),
-            *_server(request, trusted.authority, now_ms),
+            *_server(request, trusted, now_ms),
             _put(out / REVOKED, trusted.revoked),
-            *_client(request, trusted.authority, now_ms),
+            *_client(request, trusted, now_ms),
         ]
     except OSError as error:
         raise ConfigError(
@@ -102,16 +108,31 @@ def write_broker_files(
 
 
 def is_due(
-    certificate: x509.Certificate, authority: Authority, names: Sequence[str], *, now_ms: int
+    certificate: x509.Certificate,
+    believed: Sequence[x509.Certificate],
+    names: Sequence[str],
+    *,
+    now_ms: int,
 ) -> bool:
-    """Whether a certificate must be issued again: for other names, by another, or it ends soon."""
-    try:
-        certificate.verify_directly_issued_by(authority.certificate)
-    except (InvalidSignature, ValueError, TypeError):
+    """Whether a certificate must be issued again.
+
+    It must when it is for other names, ends soon, or none of the authorities that are ``believed``
+    issued it. One of an authority that has a successor stays for as long as both are believed:
+    devices that have not heard of the successor could not connect.
+    """
+    if not any(_is_issued_by(certificate, one) for one in believed):
         return True
     begin = int(certificate.not_valid_before_utc.timestamp() * 1000)
     end = int(certificate.not_valid_after_utc.timestamp() * 1000)
     return _names(certificate) != set(names) or now_ms >= renewal_due_ms(begin, end)
+
+
+def _is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
 
 
 def _names(certificate: x509.Certificate) -> set[str]:
@@ -124,7 +145,7 @@ def _names(certificate: x509.Certificate) -> set[str]:
     return addresses | set(found.get_values_for_type(x509.DNSName))
 
 
-def _server(request: BrokerRequest, authority: Authority, now_ms: int) -> list[tuple[str, str]]:
+def _server(request: BrokerRequest, trusted: Trusted, now_ms: int) -> list[tuple[str, str]]:
     out = request.out
     if request.own is not None:
         certificate, key = (read_bounded(path) for path in request.own)
@@ -134,21 +155,21 @@ def _server(request: BrokerRequest, authority: Authority, now_ms: int) -> list[t
         ]
 
     def issue(key: PublicKey) -> Issued:
-        return authority.issue_server(key, hosts=request.hosts, now_ms=now_ms)
+        return trusted.authority.issue_server(key, hosts=request.hosts, now_ms=now_ms)
 
     return certify(out / SERVER_CERTIFICATE, out / SERVER_KEY, issue, lambda certificate: (
-        request.renew or is_due(certificate, authority, request.hosts, now_ms=now_ms)
+        request.renew or is_due(certificate, trusted.certificates, request.hosts, now_ms=now_ms)
     ))  # fmt: skip
 
 
-def _client(request: BrokerRequest, authority: Authority, now_ms: int) -> list[tuple[str, str]]:
+def _client(request: BrokerRequest, trusted: Trusted, now_ms: int) -> list[tuple[str, str]]:
     out = request.out
 
     def issue(key: PublicKey) -> Issued:
-        return issue_service(key, authority, now_ms=now_ms)
+        return issue_service(key, trusted.authority, now_ms=now_ms)
 
     return certify(out / CLIENT_CERTIFICATE, out / CLIENT_KEY, issue, lambda certificate: (
-        request.renew or is_due(certificate, authority, [FLEET_NODE], now_ms=now_ms)
+        request.renew or is_due(certificate, trusted.certificates, [FLEET_NODE], now_ms=now_ms)
     ))  # fmt: skip
 
 

@@ -12,25 +12,33 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cryptography import x509
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from edgepack_contract.certificates import Authority, certificate_key, read_certificate
 from edgepack_contract.errors import ConfigError, EdgepackError
+from edgepack_contract.keyring import Keyring
+from edgepack_contract.tls import read_authorities
 from edgepack_contract.topics import FLEET_NODE, RETAINED, device_topic
-from edgepack_fleet.authority import open_authority, revocation_list
+from edgepack_fleet.authority import (
+    LISTS_FILE,
+    every_list,
+    issuing_authority,
+    named_authorities,
+    open_authorities,
+)
 from edgepack_fleet.broker_files import is_due, issue_service, put_file, read_bounded
-from edgepack_fleet.config import FleetConfig
+from edgepack_fleet.config import FleetConfig, MqttConfig
 from edgepack_fleet.db.database import Database
 from edgepack_fleet.db.schema import CertificateRow, Device
 from edgepack_fleet.errors import BrokerError
 from edgepack_fleet.eviction import INSIST_MS, REPEAT_MS, Revocation, due, evict
 from edgepack_fleet.membership import Status
 from edgepack_fleet.outbox import Message, put
-from edgepack_fleet.revoked_list import merge_lists
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +68,7 @@ class BrokerGuard:
     Args:
         config: Where the broker, the list and the authority are.
         database: What was revoked, and who was evicted.
+        keyring: The keyring in force, which says who may issue.
         now_ms: Wall clock, milliseconds since 1970 UTC.
         on_commit: Called when there may be something to publish.
     """
@@ -69,11 +78,13 @@ class BrokerGuard:
         config: FleetConfig,
         database: Database,
         *,
+        keyring: Callable[[], Keyring],
         now_ms: Callable[[], int],
         on_commit: Callable[[], None],
     ) -> None:
         self._config = config
         self._database = database
+        self._keyring = keyring
         self._now_ms = now_ms
         self._on_commit = on_commit
         self._strangers: dict[str, None] = {}
@@ -113,9 +124,9 @@ class BrokerGuard:
         self._marked = self._whom()
         for step in (self._keep_list, self._renew_own, self._evict_marked):
             try:
-                authority = open_authority(self._config.keys)
-                if authority is not None and self._config.mqtt.tls_ca is not None:
-                    step(authority)
+                authorities = open_authorities(self._config.keys)
+                if authorities and self._config.mqtt.tls_ca is not None:
+                    step(authorities)
             except EdgepackError as error:
                 self._complain(str(error))
 
@@ -127,36 +138,30 @@ class BrokerGuard:
                 # the outer boundary of the thread: without it revoked devices would stay
                 logger.exception("cannot guard the broker", extra={"event": "guard_failed"})
 
-    def _keep_list(self, authority: Authority) -> None:
+    def _keep_list(self, authorities: Sequence[Authority]) -> None:
         now_ms = self._now_ms()
         with self._database.read() as session:
             listed = _how_much(session)
             seems_done = listed == self._listed and not self._must_reload
             if seems_done and now_ms - self._looked_ms < THOROUGH_MS:
                 return
-            fresh = revocation_list(session, authority, now_ms)
-        if self._write(fresh):
+            lists = every_list(session, self._config, authorities, now_ms)
+        if self._write(lists):
             self._written_ms = now_ms
         # a Mosquitto that is reading its files when SIGHUP comes misses it: it is told again
         self._must_reload |= now_ms - self._written_ms < INSIST_MS
         self._must_reload = self._must_reload and not self._reload()
         self._listed, self._looked_ms = listed, now_ms
 
-    def _write(self, fresh: bytes) -> bool:
-        """Replace the list if it does not say the same; whether it was replaced."""
-        if self._config.mqtt.crl_file is None:
-            return False
-        path = Path(self._config.mqtt.crl_file)
-        old = read_bounded(path) if path.exists() else b""
-        merged = merge_lists(old, fresh)
-        if merged is None:
-            return False
-        try:
-            put_file(path, merged)
-        except OSError as error:
-            raise ConfigError(f"cannot write mqtt.crl_file {path}: {error.strerror}") from error
-        logger.info("wrote the list of revoked certificates", extra={"event": "crl_written"})
-        return True
+    def _write(self, lists: bytes) -> bool:
+        """Replace the lists where others are; whether the broker's were replaced."""
+        named = self._config.mqtt.crl_file
+        written = named is not None and _replace(Path(named), lists, "mqtt.crl_file")
+        if written:
+            logger.info("wrote the list of revoked certificates", extra={"event": "crl_written"})
+        # what a former authority took back must not be lost with the broker's folder
+        _replace(self._config.data_path / LISTS_FILE, lists, "the lists of revoked certificates")
+        return written
 
     def _reload(self) -> bool:
         """Have the broker read the list; False to try again in the next round."""
@@ -178,7 +183,7 @@ class BrokerGuard:
         self._stopping.wait(RELOAD_SECONDS)
         return True
 
-    def _renew_own(self, authority: Authority) -> None:
+    def _renew_own(self, authorities: Sequence[Authority]) -> None:
         """Issue the service's own certificate again before it ends; the link then takes it."""
         mqtt, now_ms = self._config.mqtt, self._now_ms()
         if mqtt.client_certificate is None or now_ms - self._own_looked_ms < THOROUGH_MS:
@@ -186,10 +191,12 @@ class BrokerGuard:
         self._own_looked_ms = now_ms
         path = Path(mqtt.client_certificate)
         old = read_certificate(read_bounded(path))
-        ours = old.issuer == authority.certificate.subject
-        if not ours or not is_due(old, authority, [FLEET_NODE], now_ms=now_ms):
+        ours = any(old.issuer == one.certificate.subject for one in authorities)
+        keyring = self._keyring()
+        issuer, believed = issuing_authority(authorities, keyring), named_authorities(keyring)
+        if issuer is None or not ours or not is_due(old, believed, [FLEET_NODE], now_ms=now_ms):
             return
-        issued = issue_service(certificate_key(old), authority, now_ms=now_ms)
+        issued = issue_service(certificate_key(old), issuer, now_ms=now_ms)
         try:
             put_file(path, issued.pem)
         except OSError as error:
@@ -200,7 +207,10 @@ class BrokerGuard:
             ) from error
         logger.info("renewed the service's own certificate", extra={"event": "client_renewed"})
 
-    def _evict_marked(self, authority: Authority) -> None:
+    def _evict_marked(self, authorities: Sequence[Authority]) -> None:
+        if not self._marked:
+            return
+        authority = evicting_authority(authorities, self._keyring(), self._config.mqtt)
         for device in self._marked[:EVICTIONS]:
             if self._stopping.is_set() or not self._evict(device, authority):
                 return
@@ -239,6 +249,42 @@ class BrokerGuard:
         if words not in self._complained:
             self._complained[words] = now_ms
             logger.error("%s", words, extra={"event": "guard_failed"})
+
+
+def evicting_authority(
+    authorities: Sequence[Authority], keyring: Keyring, mqtt: MqttConfig
+) -> Authority:
+    """Whose certificate the broker accepts: one of ``mqtt.tls_ca``, the newest of the keyring.
+
+    One that the keyring does not name any more does while the broker has no newer one. A broker
+    whose own certificate is of somebody else, so that ``tls_ca`` has none of ours, is taken to
+    accept whom the keyring names.
+
+    Raises:
+        ConfigError: ``mqtt.tls_ca`` is no file of certificates.
+    """
+    pem = "".join(read_authorities(Path(mqtt.tls_ca or "")))
+    try:
+        accepted = x509.load_pem_x509_certificates(pem.encode())
+    except ValueError as error:
+        raise ConfigError(f"mqtt.tls_ca {mqtt.tls_ca}: no certificates in PEM form") from error
+    there = [one for one in authorities if one.certificate in accepted]
+    return (
+        issuing_authority(there, keyring)
+        or next(iter(reversed(there)), None)
+        or issuing_authority(authorities, keyring)
+        or authorities[-1]
+    )
+
+
+def _replace(path: Path, content: bytes, what: str) -> bool:
+    try:
+        if path.exists() and read_bounded(path) == content:
+            return False
+        put_file(path, content)
+    except OSError as error:
+        raise ConfigError(f"cannot write {what} {path}: {error.strerror}") from error
+    return True
 
 
 def _how_much(session: Session) -> tuple[int, int]:

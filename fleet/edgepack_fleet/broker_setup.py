@@ -15,7 +15,12 @@ from edgepack_contract.certificates import Authority
 from edgepack_contract.errors import ConfigError
 from edgepack_contract.keyring import open_keyring
 from edgepack_contract.tls import client_context
-from edgepack_fleet.authority import open_authority, revocation_list
+from edgepack_fleet.authority import (
+    known_lists,
+    open_authorities,
+    require_issuer,
+    revocation_list,
+)
 from edgepack_fleet.broker_files import (
     CLIENT_CERTIFICATE,
     CLIENT_KEY,
@@ -28,7 +33,7 @@ from edgepack_fleet.config import FleetConfig
 from edgepack_fleet.db.database import Database
 from edgepack_fleet.errors import StorageError
 from edgepack_fleet.mqtt_config import AUTHORITIES, CONFIG, REVOKED, SERVER_KEY
-from edgepack_fleet.revoked_list import merge_lists
+from edgepack_fleet.revoked_list import listed_issuers, merge_lists
 from edgepack_fleet.trust import read_keyring_file
 
 _HOST = re.compile(r"\A[A-Za-z0-9](?:[A-Za-z0-9.:_-]{0,251}[A-Za-z0-9])?\Z|\A::1\Z")
@@ -45,18 +50,12 @@ def set_up_broker(config: FleetConfig, request: BrokerRequest, *, now_ms: int) -
         UntrustedDocumentError, MalformedDocumentError: The keyring does not hold.
     """
     _check(request)
-    authority = open_authority(config.keys)
-    if authority is None:
-        raise ConfigError(
-            "keys.authority and keys.authority_certificate are not set, so there is nobody to "
-            "issue certificates; `edgepack keys init` makes authority.key and authority.pem",
-            code="no-authority",
-        )
-    trusted = Trusted(
-        authority=authority,
-        authorities=_authorities(config, authority),
-        revoked=_revoked(config, authority, request.out / REVOKED, now_ms),
-    )
+    keyring = open_keyring(read_keyring_file(config.keys), owner_fingerprint=config.keys.owner)
+    # also former ones: devices with their certificates still connect
+    named = [pem.strip().encode() + b"\n" for pem in keyring.authorities]
+    issuer = require_issuer(config.keys, keyring)
+    revoked = _revoked(config, request.out / REVOKED, now_ms)
+    trusted = Trusted(authority=issuer, authorities=named, revoked=revoked)
     done = write_broker_files(request, trusted, now_ms=now_ms)
     return [
         f"{request.out}:",
@@ -77,38 +76,35 @@ def _check(request: BrokerRequest) -> None:
         client_context([], certificate=certificate, key=key)  # says whether they fit
 
 
-def _authorities(config: FleetConfig, authority: Authority) -> list[bytes]:
-    """Every authority of the keyring: devices with a certificate of a former one still connect."""
-    keyring = open_keyring(read_keyring_file(config.keys), owner_fingerprint=config.keys.owner)
-    known = [pem.strip().encode() + b"\n" for pem in keyring.authorities]
-    if authority.pem.strip() + b"\n" not in known:
-        raise ConfigError(
-            f"the keyring {config.keys.keyring} does not name the authority "
-            f"{config.keys.authority_certificate}: devices would not believe the broker; have the "
-            "owner add it: edgepack keys rotate authority FOLDER",
-            code="unknown-authority",
-        )
-    return known
-
-
-def _revoked(config: FleetConfig, authority: Authority, path: Path, now_ms: int) -> bytes:
-    old = read_bounded(path) if path.exists() else b""
-    if not config.database_url.startswith("sqlite:///") or not _database(config).exists():
-        fresh = authority.revocation_list([], now_ms=now_ms)
-        return merge_lists(old, fresh) or old
+def _revoked(config: FleetConfig, path: Path, now_ms: int) -> bytes:
+    """The lists of every authority, with what is in the folder and in the service's own files."""
+    authorities = open_authorities(config.keys)
+    known = known_lists(config) + (read_bounded(path) if path.exists() else b"")
+    if config.database_url.startswith("sqlite:///") and not _database(config).exists():
+        return merge_lists(known, [one.revocation_list([], now_ms=now_ms) for one in authorities])
     try:
         database = Database(config.database_url)
         with contextlib.closing(database), database.read() as session:
-            fresh = revocation_list(session, authority, now_ms)
+            fresh = [revocation_list(session, one, now_ms) for one in authorities]
     except StorageError as error:
-        if error.code != "in-use" or not old:
+        if error.code != "in-use" or not listed_issuers(known):
             raise ConfigError(
                 f"cannot tell which certificates are revoked: {error}; or fetch the list from the "
                 f"running service first: curl -o {path} URL/api/v1/crl",
                 code="no-list",
             ) from error
-        return old
-    return merge_lists(old, fresh) or old
+        return _completed(known, authorities, now_ms)
+    return merge_lists(known, fresh)
+
+
+def _completed(known: bytes, authorities: Sequence[Authority], now_ms: int) -> bytes:
+    """What the running service keeps; an authority that it has not yet has taken back nothing."""
+    there, empty = listed_issuers(known), []
+    for one in authorities:
+        pem = one.revocation_list([], now_ms=now_ms)
+        if not listed_issuers(pem) <= there:
+            empty.append(pem)
+    return merge_lists(known, empty)
 
 
 def _database(config: FleetConfig) -> Path:

@@ -28,6 +28,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Seconds = Annotated[float, msgspec.Meta(ge=0.05, le=366 * 86400)]
 Fingerprint = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Files = Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
 
 
 class DatabaseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -83,19 +84,30 @@ class KeysConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     ``fleet`` may name several files: the key that the keyring names last is used. ``authority`` and
     ``authority_certificate`` issue the certificates with which devices connect; without them
-    devices connect without any, which is for loopback.
+    devices connect without any, which is for loopback. Both may name several files, in the same
+    order: the authority that the keyring names last issues, and each lists what it took back.
     """
 
-    fleet: str | Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    fleet: str | Files
     keyring: str
     owner: Fingerprint
-    authority: str | None = None
-    authority_certificate: str | None = None
+    authority: str | Files | None = None
+    authority_certificate: str | Files | None = None
 
     @property
     def fleet_files(self) -> tuple[str, ...]:
         """The files of the fleet keys."""
-        return (self.fleet,) if isinstance(self.fleet, str) else self.fleet
+        return _as_files(self.fleet)
+
+    @property
+    def authority_files(self) -> tuple[str, ...]:
+        """The files of the authorities' keys."""
+        return _as_files(self.authority)
+
+    @property
+    def authority_certificate_files(self) -> tuple[str, ...]:
+        """The files of the authorities' certificates, in the order of their keys."""
+        return _as_files(self.authority_certificate)
 
 
 class EnrolmentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -197,6 +209,12 @@ def _at(section: S, base: Path, *names: str) -> S:
     return msgspec.structs.replace(section, **found)
 
 
+def _as_files(named: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    if named is None:
+        return ()
+    return (named,) if isinstance(named, str) else named
+
+
 def _below(base: Path, path: str | tuple[str, ...]) -> str | tuple[str, ...]:
     if isinstance(path, str):
         return str(base / path)
@@ -228,6 +246,12 @@ def _check_authority(keys: KeysConfig) -> None:
         raise ConfigError(
             "keys.authority and keys.authority_certificate belong together: set both; `edgepack "
             "keys init` makes authority.key and authority.pem"
+        )
+    paths, certificates = keys.authority_files, keys.authority_certificate_files
+    if len(paths) != len(certificates):
+        raise ConfigError(
+            f"keys.authority names {len(paths)} files and keys.authority_certificate "
+            f"{len(certificates)}: each key needs its certificate, in the same order"
         )
 
 

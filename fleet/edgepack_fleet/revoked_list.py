@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 BEGIN = b"-----BEGIN X509 CRL-----"
 
+Issuer = tuple[x509.Name, bytes | None]
 
-def merge_lists(old: bytes, fresh: bytes) -> bytes | None:
-    """The file with the fresh list in place of the older one of the same issuer.
+
+def merge_lists(known: bytes, fresh: Sequence[bytes]) -> bytes:
+    """One list for each authority: a fresh one where it says something else than the known one.
 
     A broker refuses everybody whose issuer has no list, so those of former authorities stay.
 
-    Returns:
-        None when the file lists the same certificates already.
+    Args:
+        known: Lists in PEM, in any number, also several of an authority; what is none is left out.
+        fresh: One list each, in PEM.
     """
-    new = x509.load_pem_x509_crl(fresh)
-    others = []
-    for one in _lists(old):
-        if _issuer(one) != _issuer(new):
-            others.append(one.public_bytes(Encoding.PEM))
-        elif _serials(one) == _serials(new):
-            return None
-    return fresh + b"".join(others)
+    newest = _newest(known)
+    merged = []
+    for pem in fresh:
+        new = x509.load_pem_x509_crl(pem)
+        old = newest.pop(_issuer(new), None)
+        merged.append(new if old is None or _serials(old) != _serials(new) else old)
+    return b"".join(one.public_bytes(Encoding.PEM) for one in [*merged, *newest.values()])
+
+
+def listed_issuers(pem: bytes) -> set[Issuer]:
+    """Whose lists a file has: name and key identifier."""
+    return set(_newest(pem))
+
+
+def _newest(pem: bytes) -> dict[Issuer, x509.CertificateRevocationList]:
+    found: dict[Issuer, x509.CertificateRevocationList] = {}
+    for one in _lists(pem):
+        issuer = _issuer(one)
+        if issuer not in found or _number(found[issuer]) < _number(one):
+            found[issuer] = one
+    return found
 
 
 def _lists(pem: bytes) -> list[x509.CertificateRevocationList]:
@@ -37,12 +55,19 @@ def _lists(pem: bytes) -> list[x509.CertificateRevocationList]:
     return found
 
 
-def _issuer(crl: x509.CertificateRevocationList) -> tuple[x509.Name, bytes | None]:
+def _issuer(crl: x509.CertificateRevocationList) -> Issuer:
     try:
         known = crl.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier)
     except x509.ExtensionNotFound:
         return crl.issuer, None
     return crl.issuer, known.value.key_identifier
+
+
+def _number(crl: x509.CertificateRevocationList) -> int:
+    try:
+        return crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    except x509.ExtensionNotFound:
+        return 0
 
 
 def _serials(crl: x509.CertificateRevocationList) -> set[int]:

@@ -94,7 +94,13 @@ class FleetService:
             ttl_ms=int(timings.desired_ttl * 1000),
             refresh_ms=int(timings.desired_refresh * 1000),
         )
-        self.guard = BrokerGuard(config, self.database, now_ms=self.now_ms, on_commit=self.wake)
+        self.guard = BrokerGuard(
+            config,
+            self.database,
+            keyring=lambda: self.keeper.trust.keyring,
+            now_ms=self.now_ms,
+            on_commit=self.wake,
+        )
         self.ingest = Ingest(
             self.database,
             tenant=config.tenant,

@@ -9,7 +9,7 @@ from edgepack_contract.certificates import Issued
 from edgepack_contract.errors import ConfigError
 from edgepack_contract.keyring import open_keyring
 from edgepack_contract.keys import PublicKey
-from edgepack_fleet.authority import open_authority
+from edgepack_fleet.authority import named_authorities, require_issuer
 from edgepack_fleet.broker_files import certify, is_due
 from edgepack_fleet.config import FleetConfig
 from edgepack_fleet.trust import read_keyring_file
@@ -22,8 +22,8 @@ def make_certificate(
 ) -> list[str]:
     """Write key and certificate; a key that is there stays. Say line by line what was done.
 
-    The certificate is issued again when it is for other hosts or of another authority, when two
-    thirds of its life are over, or when ``renew`` asks for it.
+    The certificate is issued again when it is for other hosts, when the keyring does not name its
+    authority any more, when two thirds of its life are over, or when ``renew`` asks for it.
 
     Raises:
         ConfigError: There is no authority, or the keyring does not name it, or the folder cannot be
@@ -31,21 +31,8 @@ def make_certificate(
         AuthorityError, SigningKeyError: A key or certificate cannot be used.
         UntrustedDocumentError, MalformedDocumentError: The keyring does not hold.
     """
-    authority = open_authority(config.keys)
-    if authority is None:
-        raise ConfigError(
-            "keys.authority and keys.authority_certificate are not set, so there is nobody to "
-            "issue a certificate; `edgepack keys init` makes authority.key and authority.pem",
-            code="no-authority",
-        )
     keyring = open_keyring(read_keyring_file(config.keys), owner_fingerprint=config.keys.owner)
-    if authority.pem.strip() not in [pem.strip().encode() for pem in keyring.authorities]:
-        raise ConfigError(
-            f"the keyring {config.keys.keyring} does not name the authority "
-            f"{config.keys.authority_certificate}: devices would not believe the service; have the "
-            "owner add it: edgepack keys rotate authority FOLDER",
-            code="unknown-authority",
-        )
+    authority, believed = require_issuer(config.keys, keyring), named_authorities(keyring)
 
     def issue(key: PublicKey) -> Issued:
         return authority.issue_server(key, hosts=hosts, now_ms=now_ms)
@@ -53,7 +40,7 @@ def make_certificate(
     try:
         out.mkdir(parents=True, exist_ok=True, mode=0o700)
         done = certify(out / CERTIFICATE, out / KEY, issue, lambda certificate: (
-            renew or is_due(certificate, authority, hosts, now_ms=now_ms)
+            renew or is_due(certificate, believed, hosts, now_ms=now_ms)
         ))  # fmt: skip
     except OSError as error:
         raise ConfigError(f"cannot write into {out}: {error.strerror}", code="no-folder") from error

@@ -11,7 +11,7 @@ from fleet_devices import FakeDevice
 from world_process import run_to_end
 
 from edgepack_contract.certificates import Authority
-from edgepack_contract.keys import PrivateKey, read_public_key, write_private_key
+from edgepack_contract.keys import PrivateKey, read_private_key, read_public_key, write_private_key
 from edgepack_fleet.db.database import Database
 from edgepack_fleet.db.schema import CertificateRow
 from edgepack_fleet.service import wall_ms
@@ -61,14 +61,17 @@ class Place:
     def database(self):
         return Database(f"sqlite:///{self.folder / 'fleet' / 'fleet.db'}")
 
+    def fingerprint(self, name="authority"):
+        return read_private_key(self.folder / "keys" / f"{name}.key").public.fingerprint
+
     def revoke_one(self):
         database = self.database()
         with contextlib.closing(database), database.write() as session:
             FakeDevice("pi-1").enrol(session)
             session.add(
                 CertificateRow(
-                    serial="abc", device="pi-1", pem="", issued_ms=wall_ms(),
-                    expires_ms=wall_ms() + 86_400_000, revoked_ms=wall_ms(),
+                    serial="abc", device="pi-1", pem="", authority=self.fingerprint(),
+                    issued_ms=wall_ms(), expires_ms=wall_ms() + 86_400_000, revoked_ms=wall_ms(),
                 )
             )  # fmt: skip
 

@@ -88,6 +88,34 @@ def test_fleet_keys_may_be_several_files(tmp_path):
         load(tmp_path, GOOD.replace('"keys/fleet.key"', "[]"))
 
 
+PAIR = "[keys]\nauthority = {}\nauthority_certificate = {}\n"
+
+
+def test_authorities_may_be_one_or_several(tmp_path):
+    one = GOOD.replace("[keys]\n", PAIR.format('"a.key"', '"a.pem"'))
+    keys = load(tmp_path, one).keys
+    assert keys.authority_files == (str(tmp_path / "a.key"),)
+    assert keys.authority_certificate_files == (str(tmp_path / "a.pem"),)
+    two = GOOD.replace("[keys]\n", PAIR.format('["a.key", "/b.key"]', '["a.pem", "/b.pem"]'))
+    keys = load(tmp_path, two).keys
+    assert keys.authority_files == (str(tmp_path / "a.key"), "/b.key")
+    assert keys.authority_certificate_files == (str(tmp_path / "a.pem"), "/b.pem")
+    assert load(tmp_path, GOOD).keys.authority_files == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "certificate", "said"),
+    [
+        ('["a.key", "b.key"]', '"a.pem"', "names 2 files and keys.authority_certificate 1"),
+        ('"a.key"', '["a.pem", "b.pem"]', "in the same order"),
+        ("[]", "[]", r"keys\.authority"),
+    ],
+)
+def test_every_authority_needs_key_and_certificate(tmp_path, key, certificate, said):
+    with pytest.raises(ConfigError, match=said):
+        load(tmp_path, GOOD.replace("[keys]\n", PAIR.format(key, certificate)))
+
+
 def test_every_setting_has_a_variable():
     names = environment_names()
     assert {"EDGEPACK_FLEET_DATA_DIR", "EDGEPACK_FLEET_MQTT_PASSWORD_FILE"} <= names

@@ -19,7 +19,7 @@ from edgepack_contract.keys import PrivateKey
 from edgepack_contract.messages import Desired, Probation
 from edgepack_contract.topics import Kind
 from edgepack_fleet import devices, enrolment
-from edgepack_fleet.authority import SAME_MS, issue_certificate, open_authority, revocation_list
+from edgepack_fleet.authority import SAME_MS, issue_certificate, open_authorities, revocation_list
 from edgepack_fleet.credentials import broker_address
 from edgepack_fleet.db.schema import (
     CertificateRow,
@@ -151,7 +151,7 @@ def test_a_device_that_is_added_by_hand_waits_no_longer(fleet):
 def test_a_certificate_of_an_authority_that_was_replaced_is_not_given_again(fleet):
     fleet.add_device("pi-1")
     config = fleet.context.config
-    authority = open_authority(config.keys)
+    (authority,) = open_authorities(config.keys)
     other = type(authority).create(PrivateKey.generate(), name="a test fleet", now_ms=NOW)
     with fleet.context.database.write() as session:
         device = session.get_one(Device, "pi-1")
@@ -170,7 +170,7 @@ def test_a_certificate_of_an_authority_that_was_replaced_is_not_given_again(flee
 
 def test_a_certificate_is_on_the_list_until_a_month_after_its_end(fleet):
     fleet.add_device("pi-1")
-    authority = open_authority(fleet.context.config.keys)
+    (authority,) = open_authorities(fleet.context.config.keys)
     with fleet.context.database.write() as session:
         device = session.get_one(Device, "pi-1")
         end = issue_certificate(session, authority, device, now_ms=NOW).expires_ms

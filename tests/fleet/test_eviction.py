@@ -17,9 +17,12 @@ from fleet_devices import NOW, FakeDevice, RecordingPublisher
 from sqlalchemy import select
 
 from edgepack_contract.certificates import Authority, certificate_key, read_certificate
+from edgepack_contract.keyring import make_keyring, open_keyring
 from edgepack_contract.keys import PrivateKey, write_private_key
+from edgepack_contract.limits import LIMITS
 from edgepack_contract.topics import FLEET_NODE
 from edgepack_fleet import broker_guard
+from edgepack_fleet.authority import LISTS_FILE
 from edgepack_fleet.broker_files import issue_service
 from edgepack_fleet.broker_guard import BrokerGuard, tell_broker
 from edgepack_fleet.config import FleetConfig, KeysConfig, MqttConfig
@@ -59,6 +62,7 @@ class Evictions:
     def __init__(self, crl_file):
         self.devices: list[str] = []
         self.listed: list[set[int]] = []
+        self.issuers: list[Authority] = []
         self.fails = False
         self._crl_file = crl_file
 
@@ -66,6 +70,7 @@ class Evictions:
         if self.fails:
             raise BrokerError("it is away")
         self.devices.append(device)
+        self.issuers.append(authority)
         self.listed.append(serials(self._crl_file))
 
 
@@ -82,33 +87,53 @@ class Place:
         self.crl_file = folder / "crl.pem"
         self.evictions = Evictions(self.crl_file)
         self.database = Database(f"sqlite:///{folder / 'fleet.db'}")
-        key = PrivateKey.generate()
-        self.authority = Authority.create(key, name="edgepack test", now_ms=NOW)
-        write_private_key(folder / "authority.key", key)
-        (folder / "authority.pem").write_bytes(self.authority.pem)
+        self.authority = self.make_authority("authority")
+        self.former = self.make_authority("former")
+        self.named, self.configured = [self.authority], ["authority"]
+        self.ca = folder / "ca.pem"
+        self.ca.write_bytes(self.authority.pem)
         self.begin()
+
+    def make_authority(self, name):
+        key = PrivateKey.generate()
+        authority = Authority.create(key, name=f"edgepack {name}", now_ms=NOW)
+        write_private_key(self.folder / f"{name}.key", key)
+        (self.folder / f"{name}.pem").write_bytes(authority.pem)
+        return authority
+
+    def keyring(self):
+        owner = PrivateKey.generate()
+        file = make_keyring(
+            owner, version=1, epoch=1, publishers=[], fleets=[owner.public],
+            authorities=[one.pem.decode() for one in self.named],
+        )  # fmt: skip
+        return open_keyring(file, owner_fingerprint=owner.public.fingerprint)
 
     def begin(self, **mqtt):
         self.config = FleetConfig(
             data_dir=str(self.folder),
             keys=KeysConfig(
                 fleet="", keyring="", owner="0" * 64,
-                authority=str(self.folder / "authority.key"),
-                authority_certificate=str(self.folder / "authority.pem"),
+                authority=tuple(str(self.folder / f"{one}.key") for one in self.configured),
+                authority_certificate=tuple(
+                    str(self.folder / f"{one}.pem") for one in self.configured
+                ),
             ),
-            mqtt=MqttConfig(**{"tls_ca": "ca.pem", "crl_file": str(self.crl_file)} | mqtt),
+            mqtt=MqttConfig(**{"tls_ca": str(self.ca), "crl_file": str(self.crl_file)} | mqtt),
         )  # fmt: skip
         self.guard = BrokerGuard(
-            self.config, self.database, now_ms=lambda: self.now_ms, on_commit=lambda: None
-        )
+            self.config, self.database, keyring=self.keyring,
+            now_ms=lambda: self.now_ms, on_commit=lambda: None,
+        )  # fmt: skip
 
-    def enrol(self, name, serial, *, status="accepted"):
+    def enrol(self, name, serial, *, status="accepted", by=None):
         with self.database.write() as session:
             FakeDevice(name).enrol(session)
             session.get_one(Device, name).status = status
             session.add(
                 CertificateRow(
                     serial=f"{serial:x}", device=name, pem="", issued_ms=NOW,
+                    authority=(by or self.authority).key.public.fingerprint,
                     expires_ms=NOW + 90 * DAY_MS,
                 )
             )  # fmt: skip
@@ -396,6 +421,119 @@ def test_no_other_process_is_ever_sent_a_signal(tmp_path, content):
             tell_broker(tmp_path / "pid")
     finally:
         signal.signal(signal.SIGHUP, previous)
+
+
+def lists(path):
+    """By the name of the authority: what its list says."""
+    begin = b"-----BEGIN X509 CRL-----"
+    parts = [x509.load_pem_x509_crl(begin + one) for one in path.read_bytes().split(begin)[1:]]
+    return {
+        one.issuer.rfc4514_string().removeprefix("CN="): {row.serial_number for row in one}
+        for one in parts
+    }
+
+
+class TestTwoAuthorities:
+    @pytest.fixture
+    def place(self, place):
+        place.named, place.configured = [place.former, place.authority], ["authority", "former"]
+        place.ca.write_bytes(place.former.pem + place.authority.pem)
+        place.begin()
+        return place
+
+    def test_each_lists_what_it_took_back_also_when_the_keyring_names_it_no_more(self, place):
+        place.enrol("pi-1", 1, by=place.former)
+        place.enrol("pi-2", 2)
+        place.guard.round()
+        assert lists(place.crl_file) == {"edgepack authority": set(), "edgepack former": set()}
+        place.revoke("pi-2")
+        place.after(5)
+        assert lists(place.crl_file) == {"edgepack authority": {2}, "edgepack former": set()}
+        place.named = [place.authority]
+        place.revoke("pi-1")
+        place.after(5)
+        assert lists(place.crl_file) == {"edgepack authority": {2}, "edgepack former": {1}}
+
+    def test_the_last_list_of_one_whose_key_is_gone_is_kept_without_the_brokers_file(self, place):
+        place.enrol("pi-1", 1, by=place.former)
+        place.revoke("pi-1")
+        place.guard.round()
+        place.crl_file.unlink()
+        place.named, place.configured = [place.authority], ["authority"]
+        place.begin()
+        place.guard.round()
+        wanted = {"edgepack authority": set(), "edgepack former": {1}}
+        assert lists(place.crl_file) == wanted
+        assert (place.folder / LISTS_FILE).read_bytes() == place.crl_file.read_bytes()
+
+    @pytest.mark.parametrize(
+        ("named", "accepted", "by"),
+        [
+            (["former", "authority"], ["former", "authority"], "authority"),
+            (["authority", "former"], ["former", "authority"], "former"),
+            # the broker has not heard of the new one
+            (["former", "authority"], ["former"], "former"),
+            (["authority"], ["former"], "former"),
+            # the broker still accepts the former one
+            (["authority"], ["former", "authority"], "authority"),
+            (["former"], ["former", "authority"], "former"),
+            # its own certificate is of somebody else
+            (["former", "authority"], ["stranger"], "authority"),
+            (["former"], ["stranger"], "former"),
+        ],
+    )
+    def test_who_vouches_for_the_eviction_is_somebody_whom_the_broker_accepts(
+        self, place, named, accepted, by
+    ):
+        stranger = Authority.create(PrivateKey.generate(), name="stranger", now_ms=NOW)
+        known = {"former": place.former, "authority": place.authority, "stranger": stranger}
+        place.named = [known[one] for one in named]
+        place.ca.write_bytes(b"".join(known[one].pem for one in accepted))
+        place.enrol("pi-1", 1, by=place.former)
+        place.revoke("pi-1")
+        place.guard.round()
+        assert place.evictions.devices == ["pi-1"]
+        assert place.evictions.issuers[0].certificate == known[by].certificate
+
+    @pytest.mark.parametrize("content", [b"", b"no certificate"])
+    def test_a_file_of_authorities_that_is_none_is_said(self, place, content, caplog):
+        place.ca.write_bytes(content)
+        place.enrol("pi-1", 1)
+        place.revoke("pi-1")
+        place.guard.round()
+        assert f"mqtt.tls_ca {place.ca}" in caplog.text
+        assert lists(place.crl_file)["edgepack authority"] == {1}
+
+    def test_the_services_own_certificate_follows_when_its_authority_is_believed_no_more(
+        self, place
+    ):
+        path, key = place.folder / "client.pem", PrivateKey.generate()
+        path.write_bytes(issue_service(key.public, place.former, now_ms=NOW).pem)
+        before = path.read_bytes()
+        place.begin(client_certificate=str(path), client_key="k")
+        place.after(60)
+        assert path.read_bytes() == before
+        place.named = [place.authority]
+        place.after(60)
+        read_certificate(path.read_bytes()).verify_directly_issued_by(place.authority.certificate)
+
+    def test_when_the_keyring_names_none_of_them_nothing_is_issued(self, place):
+        path, key = place.folder / "client.pem", PrivateKey.generate()
+        path.write_bytes(issue_service(key.public, place.former, now_ms=NOW).pem)
+        before = path.read_bytes()
+        place.named = []
+        place.begin(client_certificate=str(path), client_key="k")
+        place.after(60)
+        assert path.read_bytes() == before
+        assert set(lists(place.crl_file)) == {"edgepack authority", "edgepack former"}
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * (LIMITS.revocation_list_bytes + 1)])
+def test_lists_that_cannot_be_what_they_should_be_are_replaced_or_said(place, content, caplog):
+    (place.folder / LISTS_FILE).write_bytes(content)
+    place.guard.round()
+    assert ("revoked.pem is too large" in caplog.text) == bool(content)
+    assert place.crl_file.exists() != bool(content)
 
 
 @pytest.mark.parametrize(("days", "renewed"), [(0, False), (500, False), (600, True), (900, True)])

@@ -33,7 +33,7 @@ from edgepack_fleet.mqtt_config import (
     device_writes,
     fleet_writes,
 )
-from edgepack_fleet.revoked_list import merge_lists
+from edgepack_fleet.revoked_list import listed_issuers, merge_lists
 
 DAY_MS = 86_400_000
 AUTHORITY = Authority.create(PrivateKey.generate(), name="edgepack test", now_ms=NOW)
@@ -265,15 +265,34 @@ def test_a_list_takes_the_place_of_the_older_one_of_its_issuer_only():
     old = AUTHORITY.revocation_list([("a", NOW)], now_ms=NOW)
     others = OTHER.revocation_list([("b", NOW)], now_ms=NOW)
     fresh = AUTHORITY.revocation_list([("a", NOW), ("c", NOW)], now_ms=NOW)
-    merged = merge_lists(old + others, fresh)
-    assert merged is not None
+    merged = merge_lists(old + others, [fresh])
     assert listed(merged) == [{0xA, 0xC}, {0xB}]
-    assert merge_lists(merged, fresh) is None
+    assert merge_lists(merged, [fresh]) == merged
     later = AUTHORITY.revocation_list([("a", NOW), ("c", NOW)], now_ms=NOW + DAY_MS)
-    assert merge_lists(merged, later) is None
+    assert merge_lists(merged, [later]) == merged
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_of_two_known_lists_of_a_former_authority_the_newer_stays(backwards):
+    known = [
+        OTHER.revocation_list([("b", NOW)], now_ms=NOW),
+        OTHER.revocation_list([("b", NOW), ("d", NOW)], now_ms=NOW + DAY_MS),
+    ]
+    fresh = AUTHORITY.revocation_list([], now_ms=NOW)
+    merged = merge_lists(b"".join(known[::-1] if backwards else known), [fresh])
+    assert listed(merged) == [set(), {0xB, 0xD}]
+    assert listed_issuers(merged) == listed_issuers(known[0]) | listed_issuers(fresh)
+
+
+def test_authorities_of_one_name_have_a_list_each():
+    twin = Authority.create(
+        PrivateKey.generate(), name=common_name(AUTHORITY.certificate), now_ms=NOW
+    )
+    lists = [one.revocation_list([], now_ms=NOW) for one in (AUTHORITY, twin)]
+    assert listed(merge_lists(b"", lists)) == [set(), set()]
 
 
 @pytest.mark.parametrize("old", [b"", b"no list", b"-----BEGIN X509 CRL-----\nbroken\n"])
 def test_what_is_no_list_is_replaced(old):
     fresh = AUTHORITY.revocation_list([], now_ms=NOW)
-    assert merge_lists(old, fresh) == fresh
+    assert merge_lists(old, [fresh]) == fresh

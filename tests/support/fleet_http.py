@@ -125,15 +125,16 @@ class Fleet:
 def make_keys(folder: Path) -> KeysConfig:
     """The keys of a service in its folder: the owner names one publisher and one fleet key."""
     publisher = Publisher(key=PUBLISHER.public.pem.decode(), names=["*"])
-    file = make_keyring(
-        OWNER, version=1, epoch=1, publishers=[publisher], fleets=[FLEET_KEY.public]
-    )
-    (folder / "keyring.json").write_bytes(file)
     if not (folder / "fleet.key").exists():
         write_private_key(folder / "fleet.key", FLEET_KEY)
         write_private_key(folder / "authority.key", AUTHORITY_KEY)
         authority = Authority.create(AUTHORITY_KEY, name="a test fleet", now_ms=START_MS)
         (folder / "authority.pem").write_bytes(authority.pem)
+    file = make_keyring(
+        OWNER, version=1, epoch=1, publishers=[publisher], fleets=[FLEET_KEY.public],
+        authorities=[(folder / "authority.pem").read_text()],
+    )  # fmt: skip
+    (folder / "keyring.json").write_bytes(file)
     return KeysConfig(
         fleet=str(folder / "fleet.key"),
         keyring=str(folder / "keyring.json"),

@@ -22,7 +22,7 @@ from edgepack_fleet.api.context import Context, Here
 from edgepack_fleet.api.devices import lease_ms
 from edgepack_fleet.api.limits import limited
 from edgepack_fleet.api.records import record
-from edgepack_fleet.authority import open_authority, revocation_list
+from edgepack_fleet.authority import every_list, issuer_of_devices, open_authorities
 from edgepack_fleet.credentials import Papers, broker_address, membership_of, renew
 from edgepack_fleet.errors import NotFoundError
 from edgepack_fleet.membership import Status
@@ -103,14 +103,14 @@ def renewal(
 
 @router.get("/crl", include_in_schema=False)
 def crl(_: Public, here: Here) -> Response:
-    """The list of revoked certificates, for brokers, in PEM."""
-    authority = open_authority(here.config.keys)
-    if authority is None:
+    """The lists of revoked certificates, for brokers: one in PEM for each authority."""
+    authorities = open_authorities(here.config.keys)
+    if not authorities:
         raise NotFoundError(
             "this service issues no certificates: keys.authority is not set", code="no-authority"
         )
     with here.database.read() as session:
-        pem = revocation_list(session, authority, here.now_ms())
+        pem = every_list(session, here.config, authorities, here.now_ms())
     return Response(pem, media_type=PEM_TYPE, headers={"Cache-Control": "no-cache"})
 
 
@@ -187,10 +187,11 @@ def _announce(session: Session, who: Caller, body: Preauthorisation, now_ms: int
 
 
 def _papers(here: Context) -> Papers:
+    trust = here.keeper.trust
     return Papers(
         tenant=here.config.tenant,
-        keyring=here.keeper.trust.file,
-        authority=open_authority(here.config.keys),
+        keyring=trust.file,
+        authority=issuer_of_devices(here.config.keys, trust.keyring),
     )
 
 

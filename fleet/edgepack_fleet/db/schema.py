@@ -113,8 +113,9 @@ class EnrolmentRow(Base):
 
 
 class CertificateRow(Base):
-    """A device certificate that was issued; ``serial`` is hex. Revoked ones are in the CRL.
+    """A device certificate that was issued; ``serial`` is hex.
 
+    ``authority`` is the fingerprint of its issuer's key, on whose list it is once revoked.
     ``evicted_ms`` is when its device's session at the broker was last ended because of that.
     """
 
@@ -122,6 +123,7 @@ class CertificateRow(Base):
 
     serial: Mapped[str] = mapped_column(String(40), primary_key=True)
     device: Mapped[str] = mapped_column(String(63), index=True)
+    authority: Mapped[str] = mapped_column(String(64))
     pem: Mapped[str]
     issued_ms: Mapped[int]
     expires_ms: Mapped[int]

@@ -86,6 +86,7 @@ def _create_enrolment() -> None:
         "certificates",
         sa.Column("serial", sa.String(length=40), nullable=False),
         sa.Column("device", sa.String(length=63), nullable=False),
+        sa.Column("authority", sa.String(length=64), nullable=False),
         sa.Column("pem", sa.String(), nullable=False),
         sa.Column("issued_ms", sa.BigInteger(), nullable=False),
         sa.Column("expires_ms", sa.BigInteger(), nullable=False),
