@@ -12,7 +12,7 @@ from edgepack_contract.gate_facts import file_facts, tls_facts
 from edgepack_contract.keyring import open_keyring
 from edgepack_fleet.auditlog import append_audit
 from edgepack_fleet.config import FleetConfig
-from edgepack_fleet.db.database import Database
+from edgepack_fleet.db.database import Database, is_there
 from edgepack_fleet.db.schema import LoginCodeRow, PasskeyRow, TokenRow, UserRow
 from edgepack_fleet.grants import Role
 from edgepack_fleet.security import Facts, leaving
@@ -74,6 +74,8 @@ def count_admins(session: Session, *, now_ms: int) -> int:
 
 
 def _count_admins(config: FleetConfig, now_ms: int) -> int:
+    if not is_there(config.database_url):
+        return 0
     with contextlib.closing(Database(config.database_url)) as database, database.read() as session:
         return count_admins(session, now_ms=now_ms)
 

@@ -44,6 +44,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self._path = _file_of(url)
+        _make_folder(self._path.parent)
         self._write_lock = threading.Lock()
         self._lock_file = _lock(self._path.with_name(f"{self._path.name}.lock"))
         try:
@@ -78,6 +79,11 @@ class Database:
         os.close(self._lock_file)
 
 
+def is_there(url: str) -> bool:
+    """Whether there is a database to open, which opening would make otherwise."""
+    return _file_of(url).exists()
+
+
 def _file_of(url: str) -> Path:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite" or not parsed.database:
@@ -85,12 +91,14 @@ def _file_of(url: str) -> Path:
             f"database {parsed.render_as_string(hide_password=True)} is not of the form "
             "sqlite:///FILE, the only one this version stores in"
         )
-    path = Path(parsed.database).absolute()
+    return Path(parsed.database).absolute()
+
+
+def _make_folder(path: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise StorageError(f"cannot make folder {path.parent}: {error.strerror}") from error
-    return path
+        raise StorageError(f"cannot make folder {path}: {error.strerror}") from error
 
 
 def _lock(path: Path) -> int:
