@@ -47,6 +47,11 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+def listing(authority, *serials):
+    revoked = [(serial, wall_ms()) for serial in serials]
+    return authority.revocation_list(revoked, now_ms=wall_ms())
+
+
 class Machine:
     """The folder of a broker, and the service that the script asks."""
 
@@ -59,8 +64,7 @@ class Machine:
         self.reloaded = folder / "reloaded"
 
     def offer(self, *serials, by=None):
-        revoked = [(serial, wall_ms()) for serial in serials]
-        self.service.body = (by or self.authority).revocation_list(revoked, now_ms=wall_ms())
+        self.service.body = listing(by or self.authority, *serials)
 
     def fetch(self):
         """Run the script; whether the broker was reloaded, and what was said."""
@@ -116,3 +120,52 @@ def test_a_spoilt_list_is_replaced(machine):
     machine.offer("a1")
     assert machine.fetch()[:2] == (0, True)
     assert machine.list.read_bytes() == machine.service.body
+
+
+@pytest.fixture(params=["other name", "same name"])
+def former(machine, request):
+    """An authority that has a successor; both are in force."""
+    same = request.param == "same name"
+    former = new_authority("edgepack test" if same else "edgepack former")
+    (machine.folder / "ca.pem").write_bytes(former.pem + machine.authority.pem)
+    return former
+
+
+@pytest.mark.parametrize("first", ["former", "newer"])
+def test_every_authority_has_its_list_and_a_change_of_any_is_read(machine, former, first):
+    def offer(of_former, of_newer):
+        lists = [listing(former, *of_former), listing(machine.authority, *of_newer)]
+        machine.service.body = b"".join(lists if first == "former" else lists[::-1])
+        return lists
+
+    for serials in (((), ()), (("a1",), ()), (("a1",), ("b2",))):
+        lists = offer(*serials)
+        assert machine.fetch() == (0, True, "")
+        assert machine.list.read_bytes() == b"".join(lists)
+        offer(*serials)
+        assert machine.fetch() == (0, False, "")
+
+
+def test_while_one_has_no_list_nothing_changes_because_its_devices_would_be_refused(
+    machine, former
+):
+    machine.service.body = listing(machine.authority) + listing(former)
+    assert machine.fetch()[:2] == (0, True)
+    before = machine.list.read_bytes()
+    machine.service.body = listing(machine.authority, "a1") + listing(new_authority(), "b2")
+    code, reloaded, said = machine.fetch()
+    assert (code, reloaded) == (1, False)
+    assert former.certificate.subject.rfc4514_string().removeprefix("CN=") in said
+    assert machine.list.read_bytes() == before
+
+
+def test_the_list_of_one_that_is_believed_no_more_is_left_out(machine):
+    gone = new_authority("edgepack gone")
+    machine.service.body = listing(gone, "b2") + listing(machine.authority, "a1")
+    assert machine.fetch() == (0, True, "")
+    assert machine.list.read_bytes() == listing_of(machine.service.body, 1)
+
+
+def listing_of(pem, number):
+    begin = b"-----BEGIN X509 CRL-----"
+    return begin + pem.split(begin)[number + 1]
