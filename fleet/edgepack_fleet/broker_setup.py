@@ -11,12 +11,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgepack_contract.certificates import Authority
+from edgepack_contract.certificates import Authority, certificate_key, common_name
 from edgepack_contract.errors import ConfigError
-from edgepack_contract.keyring import open_keyring
+from edgepack_contract.keyring import Keyring, open_keyring
 from edgepack_contract.tls import client_context
 from edgepack_fleet.authority import (
     known_lists,
+    named_authorities,
     open_authorities,
     require_issuer,
     revocation_list,
@@ -33,7 +34,7 @@ from edgepack_fleet.config import FleetConfig
 from edgepack_fleet.db.database import Database
 from edgepack_fleet.errors import StorageError
 from edgepack_fleet.mqtt_config import AUTHORITIES, CONFIG, REVOKED, SERVER_KEY
-from edgepack_fleet.revoked_list import listed_issuers, merge_lists
+from edgepack_fleet.revoked_list import key_identifier, listed_issuers, merge_lists
 from edgepack_fleet.trust import read_keyring_file
 
 _HOST = re.compile(r"\A[A-Za-z0-9](?:[A-Za-z0-9.:_-]{0,251}[A-Za-z0-9])?\Z|\A::1\Z")
@@ -60,6 +61,7 @@ def set_up_broker(config: FleetConfig, request: BrokerRequest, *, now_ms: int) -
     return [
         f"{request.out}:",
         *(f"  {name:<18} {became}" for name, became in done),
+        *_without_list(keyring, revoked),
         "",
         *_next_steps(request),
     ]
@@ -105,6 +107,17 @@ def _completed(known: bytes, authorities: Sequence[Authority], now_ms: int) -> b
         if not listed_issuers(pem) <= there:
             empty.append(pem)
     return merge_lists(known, empty)
+
+
+def _without_list(keyring: Keyring, revoked: bytes) -> list[str]:
+    listed = {identifier for _, identifier in listed_issuers(revoked)}
+    return [
+        f"  Nobody knows what {common_name(one)} has taken back, so the broker will refuse its "
+        "clients: name its files too in keys.authority and keys.authority_certificate, or have "
+        "the owner revoke it: edgepack keys revoke authority"
+        for one in named_authorities(keyring)
+        if key_identifier(certificate_key(one)) not in listed
+    ]
 
 
 def _database(config: FleetConfig) -> Path:

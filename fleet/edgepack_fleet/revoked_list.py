@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from edgepack_contract.keys import PublicKey
+
 BEGIN = b"-----BEGIN X509 CRL-----"
 
 Issuer = tuple[x509.Name, bytes | None]
@@ -33,6 +35,12 @@ def merge_lists(known: bytes, fresh: Sequence[bytes]) -> bytes:
 def listed_issuers(pem: bytes) -> set[Issuer]:
     """Whose lists a file has: name and key identifier."""
     return set(_newest(pem))
+
+
+def key_identifier(key: PublicKey) -> bytes:
+    """How the lists of an authority name its key."""
+    named = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.key)
+    return named.key_identifier or b""
 
 
 def _newest(pem: bytes) -> dict[Issuer, x509.CertificateRevocationList]:

@@ -76,8 +76,24 @@ class Place:
             )  # fmt: skip
 
     def listed(self):
-        crl = x509.load_pem_x509_crl((self.out / "crl.pem").read_bytes())
-        return {one.serial_number for one in crl}
+        (crl,) = self.lists()
+        return crl
+
+    def lists(self):
+        begin, pem = b"-----BEGIN X509 CRL-----", (self.out / "crl.pem").read_bytes()
+        lists = [x509.load_pem_x509_crl(begin + one) for one in pem.split(begin)[1:]]
+        return [{one.serial_number for one in crl} for crl in lists]
+
+    def keys(self, *words):
+        done = run_to_end("edgepack_cli", "keys", *words, self.folder / "keys")
+        assert done.returncode == 0, done.stderr
+
+    def issuer(self, name):
+        certificate = x509.load_pem_x509_certificate((self.out / name).read_bytes())
+        for path in (self.folder / "keys").glob("authority*.pem"):
+            if x509.load_pem_x509_certificate(path.read_bytes()).subject == certificate.issuer:
+                return path.stem
+        return None
 
 
 @pytest.fixture
@@ -137,6 +153,73 @@ def test_an_authority_that_devices_do_not_know_is_refused(place):
     (place.folder / "keys" / "other.pem").write_bytes(other.pem)
     place.configure(AUTHORITY.format(name="other"))
     assert "edgepack keys rotate authority" in place.refused()
+
+
+BOTH = (
+    'authority = ["keys/authority.key", "keys/authority-2.key"]\n'
+    'authority_certificate = ["keys/authority.pem", "keys/authority-2.pem"]\n'
+)
+ISSUED = ("server.pem", "fleet-client.pem")
+
+
+def test_while_two_authorities_count_both_may_vouch_and_have_lists_and_certificates_stay(place):
+    place.revoke_one()
+    assert place.run().returncode == 0
+    place.keys("rotate", "authority")
+    place.configure(BOTH)
+    done = place.run()
+    assert done.stdout.count("kept, valid until") == 2
+    assert "Nobody knows" not in done.stdout
+    assert (place.out / "ca.pem").read_text().count("BEGIN CERTIFICATE") == 2
+    assert place.lists() == [{0xABC}, set()]
+    assert {place.issuer(name) for name in ISSUED} == {"authority"}
+    assert place.run("--renew").returncode == 0
+    assert {place.issuer(name) for name in ISSUED} == {"authority-2"}
+
+
+def test_when_the_keyring_names_the_former_no_more_certificates_are_of_the_new_one(place):
+    place.revoke_one()
+    assert place.run().returncode == 0
+    place.keys("rotate", "authority")
+    place.keys("revoke", "authority", "authority")
+    place.configure(BOTH)
+    assert place.run().stdout.count("issued, valid until") == 2
+    assert (place.out / "ca.pem").read_bytes() == (
+        place.folder / "keys" / "authority-2.pem"
+    ).read_bytes()
+    assert {place.issuer(name) for name in ISSUED} == {"authority-2"}
+    assert place.lists() == [{0xABC}, set()]
+
+
+def test_while_a_service_runs_that_has_not_yet_the_new_authority_it_has_an_empty_list(place):
+    place.revoke_one()
+    assert place.run().returncode == 0
+    place.keys("rotate", "authority")
+    place.configure(BOTH)
+    running = place.database()
+    done = place.run()
+    running.close()
+    assert done.returncode == 0, done.stderr
+    assert sorted(place.lists(), key=len) == [set(), {0xABC}]
+
+
+def test_an_authority_that_counts_and_whose_list_nobody_knows_is_named(place):
+    place.keys("rotate", "authority")
+    place.configure(AUTHORITY.format(name="authority-2"))
+    done = place.run()
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if "Nobody knows" in line]
+    assert f"edgepack authority {place.fingerprint()[:16]}" in line
+
+
+def test_key_and_certificate_must_stand_at_the_same_place(place):
+    place.keys("rotate", "authority")
+    crossed = '"keys/authority-2.pem", "keys/authority.pem"'
+    place.configure(BOTH.replace('"keys/authority.pem", "keys/authority-2.pem"', crossed))
+    done = place.run()
+    assert done.returncode != 0
+    assert "authority.key with keys.authority_certificate" in done.stderr
+    assert "belongs to another key" in done.stderr
 
 
 @pytest.mark.parametrize("host", ["bad host", "https://broker", "-x", ""])

@@ -8,7 +8,7 @@ import threading
 import msgspec
 import pytest
 from cryptography import x509
-from fleet_http import AUTHORITY_KEY, START_MS, device_header, open_fleet
+from fleet_http import AUTHORITY_KEY, FLEET_KEY, OWNER, START_MS, device_header, open_fleet
 from sqlalchemy import func, select
 
 from edgepack_contract.certificates import Authority, common_name, make_request, read_certificate
@@ -21,8 +21,8 @@ from edgepack_contract.enrolment import (
     Standing,
     sign_renewal,
 )
-from edgepack_contract.keyring import open_keyring
-from edgepack_contract.keys import PrivateKey
+from edgepack_contract.keyring import make_keyring, open_keyring
+from edgepack_contract.keys import PrivateKey, read_private_key, write_private_key
 from edgepack_contract.sealing import derived_secret
 from edgepack_fleet import enrolment
 from edgepack_fleet.db.schema import (
@@ -105,6 +105,67 @@ def actions(fleet):
 
 def codes(answer):
     return answer.status_code, answer.json()["code"]
+
+
+def add_authority(fleet, name):
+    """Make another authority in the folder of the service; nobody knows of it yet."""
+    key = PrivateKey.generate()
+    authority = Authority.create(key, name=f"a test fleet {name}", now_ms=START_MS)
+    write_private_key(fleet.folder / f"{name}.key", key)
+    (fleet.folder / f"{name}.pem").write_bytes(authority.pem)
+    return authority
+
+
+def configured(fleet, *names):
+    config = fleet.context.config
+    keys = msgspec.structs.replace(
+        config.keys,
+        authority=tuple(str(fleet.folder / f"{name}.key") for name in names),
+        authority_certificate=tuple(str(fleet.folder / f"{name}.pem") for name in names),
+    )
+    return msgspec.structs.replace(config, keys=keys)
+
+
+def name_authorities(fleet, *authorities):
+    """Put a keyring in force that names these, in this order."""
+    before = fleet.context.keeper.trust.keyring
+    file = make_keyring(
+        OWNER, version=before.version + 1, epoch=before.epoch, publishers=before.publishers,
+        fleets=[FLEET_KEY.public], authorities=[one.pem.decode() for one in authorities],
+    )  # fmt: skip
+    fleet.context.keeper.push(file, actor="test", address="here", now_ms=START_MS)
+
+
+def listed(fleet):
+    """What each authority has taken back, by its name, as brokers are told."""
+    begin, pem = b"-----BEGIN X509 CRL-----", fleet.client().get("/api/v1/crl").content
+    lists = [x509.load_pem_x509_crl(begin + one) for one in pem.split(begin)[1:]]
+    return {
+        one.issuer.rfc4514_string().removeprefix("CN="): {row.serial_number for row in one}
+        for one in lists
+    }
+
+
+def test_the_keyrings_last_authority_issues_and_each_lists_what_it_took_back(fleet):
+    old = Authority.open(
+        read_private_key(fleet.folder / "authority.key"),
+        (fleet.folder / "authority.pem").read_bytes(),
+    )
+    new = add_authority(fleet, "new")
+    object.__setattr__(fleet.context, "config", configured(fleet, "new", "authority"))
+    secret, joiner = auto(fleet), Joiner(fleet)
+    first = read_certificate(joiner.asks(secret).member.certificate.encode())
+    first.verify_directly_issued_by(old.certificate)
+    name_authorities(fleet, old, new)
+    answer = msgspec.json.decode(joiner.renew().content)
+    second = read_certificate(answer["certificate"].encode())
+    second.verify_directly_issued_by(new.certificate)
+    assert listed(fleet) == {"a test fleet": set(), "a test fleet new": set()}
+    act(fleet, "pi-1", "revoke")
+    both = {"a test fleet": {first.serial_number}, "a test fleet new": {second.serial_number}}
+    assert listed(fleet) == both
+    name_authorities(fleet, new)
+    assert listed(fleet) == both
 
 
 class TestJoining:
@@ -213,6 +274,16 @@ class TestJoining:
         assert (member.certificate, member.certificate_expires) == (None, None)
         assert codes(Joiner(fleet).renew()) == (403, "bad-renewal")
         assert codes(fleet.client().get("/api/v1/crl")) == (404, "no-authority")
+
+    def test_an_authority_that_devices_would_not_believe_issues_nothing(self, fleet):
+        secret, other = auto(fleet), add_authority(fleet, "other")
+        object.__setattr__(fleet.context, "config", configured(fleet, "other"))
+        answer = Joiner(fleet).ask(secret)
+        assert codes(answer) == (503, "unknown-authority")
+        assert "other.pem" in answer.json()["detail"]
+        assert row(fleet, JoinTokenRow, "auto").uses == 0
+        name_authorities(fleet, other)
+        assert Joiner(fleet).asks(secret).member.certificate is not None
 
     def test_an_authority_that_cannot_be_read_is_503_and_nothing_is_used_up(self, fleet):
         secret = auto(fleet)
