@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from bundle_samples import one_variant
+from cryptography import x509
 
 from edgepack_cli.main import edgepack
 from edgepack_contract import keyring
@@ -35,11 +36,32 @@ edgepack() {{
         *) yes | "{sys.executable}" -m edgepack_cli "$@" ;;
     esac
 }}
+configure() {{
+    cat service.toml - > fleet.toml
+}}
+"""
+
+
+SERVICE = """\
+data_dir = "fleet"
+[keys]
+fleet = "keys/fleet.key"
+keyring = "keys/keyring.json"
+owner = "{owner}"
+"""
+FORMER = 'authority = "keys/authority.key"\nauthority_certificate = "keys/authority.pem"\n'
+HOSTED = """
+edgepack fleet certificate --config fleet.toml --host fleet.example --out tls
+edgepack fleet mqtt-config --config fleet.toml --host broker.example --out broker
 """
 
 
 def blocks(text):
-    return "\n".join(re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    """The commands, and what the page says to write into the service's configuration."""
+    found = re.findall(r"^```(sh|toml)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return "\n".join(
+        body if kind == "sh" else f"configure <<'END'\n{body}END\n" for kind, body in found
+    )
 
 
 def sections(text, mark):
@@ -84,6 +106,7 @@ def test_a_drill_runs_and_who_pinned_the_first_owner_accepts_its_result(drill, s
     made = shell(MAKE)
     assert made.returncode == 0, made.stderr
     pinned = (tmp_path / "keys" / "owner.fingerprint").read_text().strip()
+    (tmp_path / "service.toml").write_text(SERVICE.format(owner=pinned))
     publisher = read_private_key(tmp_path / "keys" / "publisher.key", SECRET)
     write_bundle(tmp_path / "digits-1.4.0.edgepack", one_variant(), signer=publisher)
     played = shell(DRILLS[drill])
@@ -92,6 +115,37 @@ def test_a_drill_runs_and_who_pinned_the_first_owner_accepts_its_result(drill, s
         pushed = (tmp_path / "pushed.json").read_bytes()
         assert open_keyring(pushed, owner_fingerprint=pinned, minimum_version=2)
         assert pushed == (tmp_path / "keys" / "keyring.json").read_bytes()
+
+
+def issuers(folder):
+    """Which authority has issued what the service and the broker show."""
+    names = {
+        x509.load_pem_x509_certificate(path.read_bytes()).subject: path.stem
+        for path in (folder / "keys").glob("authority*.pem")
+    }
+    shown = ["tls/service.pem", "broker/server.pem", "broker/fleet-client.pem"]
+    return [
+        names[x509.load_pem_x509_certificate((folder / one).read_bytes()).issuer] for one in shown
+    ]
+
+
+@pytest.mark.parametrize("drill", ["The authority is lost, or expires", "The authority is stolen"])
+def test_after_the_drill_service_and_broker_have_the_new_authority_and_no_other(
+    drill, shell, tmp_path
+):
+    assert shell(MAKE).returncode == 0
+    owner = (tmp_path / "keys" / "owner.fingerprint").read_text().strip()
+    (tmp_path / "service.toml").write_text(SERVICE.format(owner=owner))
+    (tmp_path / "fleet.toml").write_text(SERVICE.format(owner=owner) + FORMER)
+    assert shell(HOSTED).returncode == 0
+    assert issuers(tmp_path) == ["authority"] * 3
+    played = shell(DRILLS[drill])
+    assert played.returncode == 0, played.stderr
+    assert "Nobody knows" not in played.stdout
+    assert issuers(tmp_path) == ["authority-2"] * 3
+    new = (tmp_path / "keys" / "authority-2.pem").read_bytes()
+    assert (tmp_path / "broker" / "ca.pem").read_bytes() == new
+    assert (tmp_path / "broker" / "crl.pem").read_text().count("BEGIN X509 CRL") == 2
 
 
 def test_several_owners_sign_together_and_replace_one(shell, tmp_path):
