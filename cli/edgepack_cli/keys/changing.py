@@ -28,9 +28,10 @@ ROTATED = {
     "fleet": "both fleet keys count now: name the new file beside the former one at the service "
     "(`fleet` of [keys] takes a list), restart it, push the keyring, then take the right from the "
     "former one: edgepack keys revoke fleet",
-    "authority": "both authorities count now: give the service the new one (`authority` of "
-    "[keys]), restart it and the broker, and revoke the former one when every device has a "
-    "certificate of the new one: edgepack keys revoke authority",
+    "authority": "both authorities count now: name the new files beside the former ones at the "
+    "service (`authority` and `authority_certificate` of [keys] take lists), push the keyring, run "
+    "edgepack fleet mqtt-config, reload the broker, restart the service, and revoke the former one "
+    "when every device has a certificate of the new one: edgepack keys revoke authority",
 }
 REVOKED = {
     "owner": "this key cannot sign keyrings any more, for devices that have the new keyring",
