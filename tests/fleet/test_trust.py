@@ -175,7 +175,8 @@ def test_a_keyring_that_names_the_next_key_is_taken_once_its_file_is_there(place
 
 
 def test_lines_that_old_devices_need_are_kept_when_only_the_newest_is_pushed(place):
-    before = open_keyring(place.file, owner_fingerprint=OWNER.public.fingerprint)
+    first = place.file
+    before = open_keyring(first, owner_fingerprint=OWNER.public.fingerprint)
     theirs = msgspec.structs.replace(before, version=2, owners=[NEW_OWNER.public.pem.decode()])
     handover = sign_keyring(theirs, [OWNER, NEW_OWNER])
     place.keeper.push(handover, **ANN)
@@ -184,7 +185,7 @@ def test_lines_that_old_devices_need_are_kept_when_only_the_newest_is_pushed(pla
     for owner in (OWNER, NEW_OWNER):
         opened = open_keyring(place.file, owner_fingerprint=owner.public.fingerprint)
         assert opened.version == 3
-    assert place.file == succeed_keyring(succeed_keyring(signed(1), handover), third)
+    assert place.file == succeed_keyring(succeed_keyring(first, handover), third)
 
 
 def test_a_folder_that_takes_no_file_is_said_and_nothing_changes(place, monkeypatch):
