@@ -18,7 +18,7 @@ demo: $(VENV)/.demo   ## The whole loop on this machine: make demo, or make demo
 	@$(BIN)/edgepack demo $(ARGS)
 
 test: $(VENV)/.dev    ## Every test that needs no Debian tools
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not foreign" $(ARGS)
 
 test-foreign: $(VENV)/.dev   ## Tests against Debian's tools, which it installs
 	@missing=""; for package in $(FOREIGN_PACKAGES); do \
@@ -26,7 +26,7 @@ test-foreign: $(VENV)/.dev   ## Tests against Debian's tools, which it installs
 	if [ -n "$$missing" ]; then \
 	  echo "installing$$missing"; $(SUDO) apt-get update -qq && \
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null; fi
-	EDGEPACK_FOREIGN=1 $(BIN)/python -m pytest -m foreign $(ARGS)
+	EDGEPACK_FOREIGN=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m foreign $(ARGS)
 
 check: $(VENV)/.dev   ## Style, types and the direction of imports
 	$(BIN)/ruff format --check .

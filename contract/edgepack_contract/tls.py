@@ -94,7 +94,13 @@ def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     try:
-        if max(certificate.stat().st_size, key.stat().st_size) > LIMITS.key_file_bytes:
+        size = max(path.stat().st_size for path in (certificate, key))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {error.filename}: {error.strerror}", code="bad-tls"
+        ) from error
+    try:
+        if size > LIMITS.key_file_bytes:
             raise ValueError(f"one is larger than {LIMITS.key_file_bytes} bytes")
         # a key with a passphrase would otherwise ask for it on a terminal that nobody watches
         context.load_cert_chain(certificate, key, password=lambda: "")
