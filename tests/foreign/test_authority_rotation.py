@@ -40,9 +40,10 @@ class Rotation(TlsLoop):
         self._carry()
         self._configure(BOTH, ONE.format("authority-2"))
         self.fleet.end()
-        self.mosquitto.kill()  # so that every device has to come in again
-        self.mosquitto.start()
         self.restart_fleet()
+        # after the service: who has to come in again asks it for a certificate at once
+        self.mosquitto.kill()
+        self.mosquitto.start()
 
     def _configure(self, before, after):
         config = self.folder / "fleet.toml"
