@@ -15,15 +15,14 @@ from edgepack_fleet.auditing import AuditError, parse_head, verify_log
 from edgepack_fleet.auditlog import append_audit
 from edgepack_fleet.broker_files import BrokerRequest
 from edgepack_fleet.broker_setup import set_up_broker
-from edgepack_fleet.config import FleetConfig, load_config
+from edgepack_fleet.config import FleetConfig, configured_url, load_config
 from edgepack_fleet.db.database import Database
 from edgepack_fleet.grants import EVERYTHING, GRANTED_ROLES, Role
 from edgepack_fleet.people import add_user, code_url
-from edgepack_fleet.server import configured_url, serve
-from edgepack_fleet.service import wall_ms
 from edgepack_fleet.service_certificate import make_certificate
 from edgepack_fleet.tokens import create_token
 from edgepack_fleet.trust import LOCAL
+from edgepack_fleet.wallclock import wall_ms
 
 EXIT_FAILED = 1
 EXIT_VERIFICATION = 6
@@ -65,6 +64,9 @@ def _run(options: argparse.Namespace, config: FleetConfig) -> None:
         case "audit-verify":
             _say(verify_stopped(config, options.head))
         case _:
+            # the libraries of the API take longer to import than the other commands to run
+            from edgepack_fleet.server import serve  # noqa: PLC0415
+
             serve(config, lambda url: _say(f"fleet ready {url}"), source=str(options.config))
 
 

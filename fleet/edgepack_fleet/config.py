@@ -193,6 +193,27 @@ def environment_names() -> frozenset[str]:
     return frozenset(names)
 
 
+def configured_url(http: HttpConfig) -> str:
+    """Where the service will be reached, as far as its configuration says.
+
+    Raises:
+        ConfigError: It says neither an address nor a port.
+    """
+    if http.public_url is not None:
+        return http.public_url.rstrip("/")
+    if http.unix is not None or http.port == 0:
+        raise ConfigError(
+            "the page's address is not known: set http.public_url, or http.port to a fixed port"
+        )
+    return url_of(http, http.host, http.port)
+
+
+def url_of(http: HttpConfig, host: str, port: int) -> str:
+    """The URL of a listener at an address and a port."""
+    scheme = "http" if http.tls_certificate is None else "https"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
 def _resolved(config: FleetConfig, base: Path) -> FleetConfig:
     return msgspec.structs.replace(
         config,

@@ -23,9 +23,10 @@ from edgepack_fleet.admission import gather_facts
 from edgepack_fleet.api.app import build_app
 from edgepack_fleet.api.context import Context
 from edgepack_fleet.api.problems import refusal
-from edgepack_fleet.config import FleetConfig, HttpConfig
+from edgepack_fleet.config import FleetConfig, HttpConfig, url_of
 from edgepack_fleet.security import security_gate
-from edgepack_fleet.service import FleetService, wall_ms
+from edgepack_fleet.service import FleetService
+from edgepack_fleet.wallclock import wall_ms
 
 logger = logging.getLogger(__name__)
 
@@ -135,27 +136,7 @@ def public_url(http: HttpConfig, listener: socket.socket) -> str:
             "http.public_url to the https address by which they reach the service",
             code="no-public-url",
         )
-    return _url(http, host, port)
-
-
-def configured_url(http: HttpConfig) -> str:
-    """Where the service will be reached, as far as its configuration says.
-
-    Raises:
-        ConfigError: It says neither an address nor a port.
-    """
-    if http.public_url is not None:
-        return http.public_url.rstrip("/")
-    if http.unix is not None or http.port == 0:
-        raise ConfigError(
-            "the page's address is not known: set http.public_url, or http.port to a fixed port"
-        )
-    return _url(http, http.host, http.port)
-
-
-def _url(http: HttpConfig, host: str, port: int) -> str:
-    scheme = "http" if http.tls_certificate is None else "https"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    return url_of(http, host, port)
 
 
 def _bind_unix(path: Path) -> socket.socket:

@@ -34,6 +34,7 @@ from edgepack_fleet.link import FleetLink
 from edgepack_fleet.outbox import Message, publish_pending
 from edgepack_fleet.security import refuse_demo
 from edgepack_fleet.trust import KeyringKeeper, read_trust
+from edgepack_fleet.wallclock import wall_ms
 
 logger = logging.getLogger(__name__)
 
@@ -233,8 +234,3 @@ class FleetService:
         now_ms = self.now_ms()
         before_ms = now_ms - int(self.config.timings.gap * 1000)
         self.ingest.declare_gaps(before_ms=before_ms, now_ms=now_ms)
-
-
-def wall_ms() -> int:
-    """The system clock, milliseconds since 1970 UTC."""
-    return time.time_ns() // 1_000_000

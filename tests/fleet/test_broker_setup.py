@@ -14,7 +14,7 @@ from edgepack_contract.certificates import Authority
 from edgepack_contract.keys import PrivateKey, read_private_key, read_public_key, write_private_key
 from edgepack_fleet.db.database import Database
 from edgepack_fleet.db.schema import CertificateRow
-from edgepack_fleet.service import wall_ms
+from edgepack_fleet.wallclock import wall_ms
 
 CONFIG = """\
 data_dir = "fleet"

@@ -7,8 +7,7 @@ from fleet_http import make_keys, open_fleet
 
 from edgepack_contract.errors import ConfigError
 from edgepack_fleet.__main__ import EXIT_CONFIG, EXIT_FAILED, main
-from edgepack_fleet.config import HttpConfig
-from edgepack_fleet.server import configured_url
+from edgepack_fleet.config import HttpConfig, configured_url
 
 
 @pytest.fixture

@@ -33,8 +33,8 @@ from edgepack_contract.tls import client_context
 from edgepack_contract.topics import fleet_state_topic, keyring_topic
 from edgepack_fleet.__main__ import EXIT_CONFIG, EXIT_FAILED, EXIT_VERIFICATION, main, make_token
 from edgepack_fleet.config import load_config
-from edgepack_fleet.service import wall_ms
 from edgepack_fleet.tokens import Role
+from edgepack_fleet.wallclock import wall_ms
 
 OWNER, FLEET = fixed_key(10), fixed_key(11)
 CONFIG = """

@@ -264,12 +264,8 @@ def test_key_compromise_of_a_fleet_key_does_not_reach_the_keyring(pi):
 
 @pytest.mark.parametrize(
     ("topic", "payload", "code"),
-    [
-        ("desired", b"\xff\x00garbage", "malformed-document"),
-        ("desired", b"[" * 5000, "too-deep"),
-        ("keyring", b"{}", "malformed-document"),
-        ("keyring", b"\xff" * 1000, "malformed-document"),
-    ],
+    [("desired", b"[" * 5000, "too-deep"), ("keyring", b"\xff" * 1000, "malformed-document")],
+    ids=["desired", "keyring"],
 )
 def test_retained_poison_of_a_hostile_broker(fresh, topic, payload, code):
     """It waits for every connection; a device starts and serves all the same."""

@@ -56,14 +56,21 @@ class Supervisor:
         self._environment = dict(environment)
         self._children: list[Child] = []
         self._stopping = threading.Event()
+        self._something = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
 
     def start(self, child: Child) -> Child:
-        """Start a child and watch it from now on."""
-        self._spawn(child)
+        """Start a child and watch it from now on.
+
+        The watching thread starts it: an exception of a signal, which comes on the main thread,
+        cannot come between the process and our knowing of it.
+        """
         self._children.append(child)
+        self._something.set()
         if not self._thread.is_alive():
             self._thread.start()
+        while child.process is None and self._thread.is_alive():
+            time.sleep(CHECK_SECONDS / 10)
         return child
 
     def wait_ready(self, children: Sequence[Child], *, seconds: float) -> None:
@@ -88,6 +95,7 @@ class Supervisor:
     def stop(self) -> None:
         """Stop everything; SIGTERM first, SIGKILL for what does not listen."""
         self._stopping.set()
+        self._something.set()
         if self._thread.is_alive():
             self._thread.join()
         for child in reversed(self._children):
@@ -105,12 +113,16 @@ class Supervisor:
             )
 
     def _watch(self) -> None:
-        while not self._stopping.wait(CHECK_SECONDS):
-            for child in self._children:
+        while not self._stopping.is_set():
+            for child in list(self._children):
                 self._check(child)
+            self._something.wait(CHECK_SECONDS)
+            self._something.clear()
 
     def _check(self, child: Child) -> None:
-        if child.process is not None and child.process.poll() is not None:
+        if child.process is None:
+            self._spawn(child)
+        elif child.process.poll() is not None:
             if not self._stopping.is_set():
                 child.outages.append([time.monotonic(), None])
                 self._spawn(child)

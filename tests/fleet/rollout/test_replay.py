@@ -1,11 +1,12 @@
 """How often the gates are wrong, on simulated fleets with the demo's times and default gates.
 
 A *miss* is a bad bundle that gets past the canary, a *false rollback* a good one that is sent back.
-The counts are printed; ``pytest -s`` shows them.
+The counts are printed; ``EDGEPACK_REPLAYS=200 pytest -s`` is the run of docs/gates.md.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 
 import msgspec
@@ -15,7 +16,7 @@ from rollout_simulation import BAD, DEMO, GOOD, Fleet, Model
 from edgepack_contract.states import RolloutState, StageState
 from edgepack_fleet.rollout.model import Rollout
 
-SEEDS = 200
+SEEDS = int(os.environ.get("EDGEPACK_REPLAYS", "50"))
 FLAT = Model(agreement=0.15)
 """Wrong, but with the right mix and confidence: only agreement can tell."""
 
