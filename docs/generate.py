@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the parts of the documentation that follow from the code: docs/cli.md, docs/protocol.md.
+"""Write what follows from the code: docs/cli.md, docs/configuration.md, parts of docs/protocol.md.
 
 ``python docs/generate.py`` writes them; with ``--check`` it only says which are out of date. In
 protocol.md the text between ``<!-- generated: NAME -->`` and ``<!-- end -->`` is replaced.
@@ -24,6 +24,8 @@ from edgepack_cli.main import edgepack
 from edgepack_contract import hardware, latency, messages, window
 from edgepack_contract.limits import KIB, LIMITS
 from edgepack_contract.topics import NAMED, RETAINED, ROOT, UP, Kind
+from edgepack_fleet.config import FleetConfig
+from edgepack_runtime.config import RuntimeConfig
 
 DOCS = Path(__file__).parent
 SETTINGS: dict[str, Any] = {"terminal_width": 100, "help_option_names": ["-h", "--help"]}
@@ -63,6 +65,8 @@ def topics_table() -> str:
         rows.append(f"| `{topic}` | {way} | {qos} | {kept} | {_link(struct)} |")
     fleet = f"`{ROOT}/{{tenant}}/_fleet/state`"
     rows.append(f"| {fleet} | fleet | 1 | yes | {_link(messages.FleetState)} |")
+    keyring = f"`{ROOT}/{{tenant}}/_fleet/keyring`"
+    rows.append(f"| {keyring} | fleet | 1 | yes | the keyring file |")
     return "\n".join(rows)
 
 
@@ -127,6 +131,8 @@ def _type(kind: Any) -> str:
             return " or ".join(_type(one) for one in types)
         case shapes.ListType(item_type=item):
             return f"list of {_type(item)}"
+        case shapes.VarTupleType(item_type=item):
+            return f"list of {_type(item)}"
         case shapes.DictType(key_type=key, value_type=value):
             return f"map of {_type(key)} to {_type(value)}"
         case shapes.StructType(cls=struct):
@@ -174,14 +180,67 @@ def protocol(text: str) -> str:
     return re.sub(r"(<!-- generated: (\w+) -->).*?<!-- end -->", fresh, text, flags=re.DOTALL)
 
 
+CONFIGURATION_HEAD = """\
+# Configuration
+
+Generated from the code by `python docs/generate.py`.
+
+Both services read one TOML file; relative paths are relative to its folder. An unknown key is
+refused by name. An environment variable overrides a key: `http.port` of the service is
+`EDGEPACK_FLEET_HTTP_PORT`, `serve.port` of a device `EDGEPACK_SERVE_PORT`.
+
+What would be insecure off loopback is refused at the start (exit code 78), all of it at once, each
+with the command that mends it. `EDGEPACK_ALLOW_INSECURE="reason"` starts all the same, says so in
+the log, the metrics and the page for as long as it runs, and never lets a demo's keys off loopback.
+"""
+
+
+def configuration() -> str:
+    """The text of configuration.md: every table of both services."""
+    device = _tables("The device", "`edgepack run --config device.toml`", RuntimeConfig)
+    fleet = _tables("The fleet service", "`edgepack fleet serve --config fleet.toml`", FleetConfig)
+    return "\n\n".join([CONFIGURATION_HEAD.rstrip(), fleet, device]) + "\n"
+
+
+def _tables(title: str, command: str, root: type[msgspec.Struct]) -> str:
+    nested = {
+        field.encode_name: field.type.cls
+        for field in _fields(root)
+        if isinstance(field.type, shapes.StructType)
+    }
+    parts = [f"## {title}\n\n{command}", _settings(root)]
+    for name, struct in nested.items():
+        parts.append(f"### [{name}]\n\n{_prose(struct)}\n\n{_settings(struct)}")
+    return "\n\n".join(parts)
+
+
+def _settings(struct: type[msgspec.Struct]) -> str:
+    rows = ["| key | value | when absent |", "|---|---|---|"]
+    for field in _fields(struct):
+        if isinstance(field.type, shapes.StructType):
+            continue
+        absent = "refused" if field.required else _default(field)
+        absent = "" if absent == "`null`" else absent
+        told = _type(field.type).removesuffix(" or null")
+        rows.append(f"| `{field.encode_name}` | {told} | {absent} |")
+    return "\n".join(rows)
+
+
+def _fields(struct: type[msgspec.Struct]) -> tuple[shapes.Field, ...]:
+    info = shapes.type_info(struct)
+    assert isinstance(info, shapes.StructType)  # noqa: S101 - narrows for the type checker
+    return info.fields
+
+
 CLI_HEAD = """\
 # Commands
 
 Generated from the commands by `python docs/generate.py`.
 
 Results go to stdout, everything else to stderr; with `--json` stdout is one JSON object. Commands
-that talk to the fleet read `EDGEPACK_FLEET` (its address, by default `http://127.0.0.1:8080`) and
-`EDGEPACK_TOKEN`, or `EDGEPACK_TOKEN_FILE`, a file that holds the token.
+that talk to the fleet use the context of `edgepack login`; `EDGEPACK_FLEET` (its address, by default
+`http://127.0.0.1:8080`) and `EDGEPACK_TOKEN`, or `EDGEPACK_TOKEN_FILE`, a file that holds the token,
+come first.
 """
 EXIT_WORDS = {
     Exit.OK: "done",
@@ -223,7 +282,11 @@ def _contexts(context: click.Context) -> Iterator[click.Context]:
 def main(arguments: list[str]) -> int:
     """Write what is out of date, or with ``--check`` only name it; 1 when something was."""
     path = DOCS / "protocol.md"
-    fresh = {DOCS / "cli.md": cli(), path: protocol(path.read_text(encoding="utf-8"))}
+    fresh = {
+        DOCS / "cli.md": cli(),
+        DOCS / "configuration.md": configuration(),
+        path: protocol(path.read_text(encoding="utf-8")),
+    }
     stale = [
         path
         for path, text in fresh.items()
