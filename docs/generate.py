@@ -238,9 +238,9 @@ CLI_HEAD = """\
 Generated from the commands by `python docs/generate.py`.
 
 Results go to stdout, everything else to stderr; with `--json` stdout is one JSON object. Commands
-that talk to the fleet use the context of `edgepack login`; `EDGEPACK_FLEET` (its address, by default
-`http://127.0.0.1:8080`) and `EDGEPACK_TOKEN`, or `EDGEPACK_TOKEN_FILE`, a file that holds the token,
-come first.
+that talk to the fleet use the context of `edgepack login`. `EDGEPACK_FLEET` (its address, by
+default `http://127.0.0.1:8080`) and `EDGEPACK_TOKEN`, or `EDGEPACK_TOKEN_FILE` (a file that holds
+the token), come first.
 """
 EXIT_WORDS = {
     Exit.OK: "done",
