@@ -171,3 +171,26 @@ def test_a_device_that_is_revoked_is_out_within_a_minute_stays_out_and_serves_on
     assert loop.daemon.said.count("connected to the broker") == came_in
     assert loop.predicts()
     eventually(lambda: loop.told()["status"] == "revoked", loop.told)
+
+
+def test_a_decommissioned_device_leaves_nothing_at_the_broker(loop):
+    client, _ = quiet_client(loop, "pi-9")
+    kinds = (Kind.STATE, Kind.BIRTH, Kind.REPORTED)
+    topics = {kind: device_topic("default", "pi-9", kind) for kind in kinds}
+    for topic in topics.values():
+        assert client.publish(topic, b"what I was", retain=True)
+    answer = loop.api("/api/v1/devices/pi-9/decommission", "POST")
+    assert answer.status == 200, answer.body
+    wait_out(client)
+    loop.fleet.end()
+    out = loop.mosquitto.out
+    service = Client(loop.mosquitto, (out / "fleet-client.pem", out / "fleet-client.key"))
+    assert service.comes_in()
+    service.subscribe(*topics.values())
+    mark = device_topic("default", "pi-8", Kind.STATE)
+    service.subscribe(mark)
+    service.publish(mark, b"no more is to come")
+    retained = service.until(mark, b"no more is to come")
+    service.close()
+    assert retained == []
+    loop.restart_fleet()

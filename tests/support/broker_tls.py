@@ -218,6 +218,8 @@ class Client:
     def close(self) -> None:
         self._client.disconnect()
         self._client.loop_stop()
+        # the collector may come to its sockets before it comes to paho's client, and complain
+        self._client._reset_sockets(sockpair_only=True)
 
     def _came(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:
