@@ -40,7 +40,7 @@ from edgepack_contract.loopback import is_loopback
 from edgepack_contract.names import is_id
 from edgepack_contract.sealing import MAC_KEY_BYTES
 from edgepack_contract.tls import client_context
-from edgepack_runtime.errors import FleetUnavailableError, StillPendingError
+from edgepack_runtime.errors import FleetBusyError, FleetUnavailableError, StillPendingError
 from edgepack_runtime.fleet_client import FleetClient, Patience, printable, unchecked
 
 KEYRING_PATH = "/api/v1/keyring"
@@ -209,22 +209,29 @@ def _until_decided(
     client: FleetClient, join: JoinString, key: PrivateKey, wish: Wish, waiting: Waiting
 ) -> Membership:
     deadline = waiting.monotonic() + waiting.seconds
-    asked, attempt = 10.0, 0
+    asked, attempt, told = 10.0, 0, False
+    trouble: FleetUnavailableError | None
     while True:
         try:
             answer = _ask(client, join, key, wish)
         except FleetUnavailableError as error:
-            # whoever has waited for a person also waits for a service that is started anew
-            if attempt == 0:
+            # whoever has waited for a person also waits for a service that is started anew, and
+            # whoever is one of many behind an address for the others
+            trouble = error
+            if attempt == 0 and not isinstance(error, FleetBusyError):
                 raise
             waiting.tell(str(error))
         else:
+            trouble = None
             if answer.member is not None:
                 return answer.member
             asked = answer.retry_seconds
-            if attempt == 0:
+            if not told:
                 waiting.tell(_pending_words(answer, key, wish))
+                told = True
         left = deadline - waiting.monotonic()
+        if left <= 0 and trouble is not None and not told:
+            raise trouble
         if left <= 0:
             raise StillPendingError(
                 f"nobody has approved {wish.device} yet; run the same command again to go on, "

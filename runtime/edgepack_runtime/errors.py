@@ -53,6 +53,12 @@ class FleetUnavailableError(FleetError):
     default_code = "fleet-unavailable"
 
 
+class FleetBusyError(FleetUnavailableError):
+    """The fleet service is there, and has too much to do: many devices behind one address join."""
+
+    default_code = "fleet-busy"
+
+
 class FleetUntrustedError(FleetError):
     """What answers does not prove in TLS that it is the fleet service."""
 

@@ -24,6 +24,7 @@ from edgepack_contract.limits import LIMITS
 from edgepack_contract.loopback import is_loopback
 from edgepack_contract.tls import tls_trouble
 from edgepack_runtime.errors import (
+    FleetBusyError,
     FleetError,
     FleetRefusedError,
     FleetUnavailableError,
@@ -135,7 +136,9 @@ class FleetClient:
             )
         code, words = _problem(raw)
         said = f"the fleet service at {self._url.netloc} answered {status} for {path}"
-        if status in _BUSY or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        if status in _BUSY:
+            raise FleetBusyError(f"{said}: {words or 'try again later'}")
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise FleetUnavailableError(f"{said}: {words or 'try again later'}", code="fleet-busy")
         if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
             raise FleetRefusedError(

@@ -44,6 +44,7 @@ from edgepack_runtime.enrol_command import membership_words
 from edgepack_runtime.enrol_folder import EnrolFolder, membership_files
 from edgepack_runtime.enrolment import Waiting, Wish, first_contact, join_fleet, pause_seconds
 from edgepack_runtime.errors import (
+    FleetBusyError,
     FleetRefusedError,
     FleetUnavailableError,
     FleetUntrustedError,
@@ -173,6 +174,23 @@ def test_while_waiting_the_fleet_may_be_away(server):
     server.twist[ENROL] = sometimes
     assert join_it(server, time=time).device == "pi-1"
     assert sum("back soon" in one for one in time.told) == 2
+
+
+def test_one_of_many_behind_an_address_waits_for_its_turn(server):
+    time, turn = Time(), iter([False, False, True])
+
+    def crowded(reply):
+        return reply if next(turn) else refusal(429, "too-many-requests", "10 a minute")
+
+    server.twist[ENROL] = crowded
+    assert join_it(server, time=time).device == "pi-1"
+    assert sum("10 a minute" in one for one in time.told) == 2
+
+
+def test_a_turn_that_never_comes_is_told_as_what_it_is(server):
+    server.twist[ENROL] = lambda _: refusal(429, "too-many-requests", "10 a minute")
+    with pytest.raises(FleetBusyError, match="10 a minute"):
+        join_it(server, time=Time(), seconds=60.0)
 
 
 def test_at_first_the_fleet_must_be_there(server):
