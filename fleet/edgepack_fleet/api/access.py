@@ -24,6 +24,7 @@ from edgepack_fleet.api.limits import limiter_of
 from edgepack_fleet.api.origin import not_the_own_page
 from edgepack_fleet.api.problems import ForbiddenError, NoCredentialsError, UnauthenticatedError
 from edgepack_fleet.db.schema import Device
+from edgepack_fleet.devices import ACCEPTED
 from edgepack_fleet.grants import EVERYTHING, Role, Scope, allows, covers
 from edgepack_fleet.logins import find_login, touch_login
 from edgepack_fleet.tokens import PREFIX, find_holder, is_whole, secret_hash, touch_token
@@ -245,7 +246,7 @@ def _person(secret: str, context: Context, address: str) -> Caller:
 def _device(user: str, password: str, context: Context, address: str) -> Caller:
     with context.database.read() as session:
         device = session.get(Device, user)
-        accepted = device is not None and device.status == "accepted"
+        accepted = device is not None and device.status == ACCEPTED
         key = device.mac_key if device is not None and accepted else _NO_KEY
     # compared even for a device that does not exist: the answer takes as long and says as little
     right = hmac.compare_digest(

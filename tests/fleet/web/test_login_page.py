@@ -69,6 +69,10 @@ def reload(browser, until):
     browser.wait_for(f"!window.isOld && {until}")
 
 
+CLAIMS = "document.querySelectorAll('#view .empty:not([hidden])').length"
+"""How often the page says that there is nothing, which it must have heard first."""
+
+
 def test_a_code_becomes_a_password_that_logs_in_again(page):
     fleet, browser, address = page
     browser.open(code_for(fleet))
@@ -83,7 +87,9 @@ def test_a_code_becomes_a_password_that_logs_in_again(page):
     click(browser, "logout")
     said(browser, "You are logged out.")
     assert "anna, operator" not in text(browser)
+    assert browser.evaluate(CLAIMS) == 0
     reload(browser, IS_OUT)
+    assert browser.evaluate(CLAIMS) == 0
     submit(browser, "password-form", name="anna", password="wrong horse battery")
     said(browser, "do not fit together")
     submit(browser, "password-form", name="anna", password=PASSWORD)

@@ -301,6 +301,9 @@ function disconnect() {
   Object.assign(state, { devices: [], rollouts: [], events: new Map(), role: "viewer" });
   showDevices();
   byId("rollouts").replaceChildren();
+  // that there is nothing is said by the service, not by this page before it has heard
+  byId("devices-count").textContent = "";
+  byId("no-devices").hidden = byId("no-rollouts").hidden = true;
   byId("person").hidden = true;
   byId("insecure").hidden = true;
   byId("link").className = "link";
