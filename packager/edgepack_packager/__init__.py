@@ -23,7 +23,7 @@ from edgepack_packager.errors import (
     RecipeError,
 )
 from edgepack_packager.recipe import Recipe
-from edgepack_packager.report import BuildResult, CandidateRow, render_table
+from edgepack_packager.report.document import BuildResult, CandidateRow, render_table
 
 __all__ = [
     "AccuracyGateError",

@@ -28,8 +28,8 @@ from edgepack_packager.lock import (
     write_lock,
 )
 from edgepack_packager.recipe import Recipe
-from edgepack_packager.report import BuildResult, report_of, table_of, to_html, to_json
-from edgepack_packager.search import (
+from edgepack_packager.report.document import BuildResult, report_of, table_of, to_html, to_json
+from edgepack_packager.search.bench import (
     Bench,
     Outcome,
     Trial,

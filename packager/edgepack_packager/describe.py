@@ -26,13 +26,13 @@ from edgepack_contract.layout import Content, VariantContent
 from edgepack_contract.limits import LIMITS, MIB
 from edgepack_contract.reference import Reference, parse_reference
 from edgepack_contract.statistics import build_reference
-from edgepack_packager.candidates import Plan
-from edgepack_packager.clean import operators, opsets
-from edgepack_packager.data import Array, Feeds
+from edgepack_packager.data.rows import Array, Feeds
 from edgepack_packager.errors import InputError
+from edgepack_packager.graphs.clean import operators, opsets
+from edgepack_packager.graphs.running import model_files, open_folder, run_rows, take_rows
 from edgepack_packager.lock import tool_versions
 from edgepack_packager.recipe import Recipe
-from edgepack_packager.running import model_files, open_folder, run_rows, take_rows
+from edgepack_packager.search.candidates import Plan
 from edgepack_packager.subject import Subject, synthetic_rows
 from edgepack_packager.targets import DeviceConfig
 from edgepack_runtime.inference.golden import GoldenRows, golden_bytes

@@ -9,8 +9,7 @@ import numpy as np
 import onnx
 
 from edgepack_contract.description import TensorSpec
-from edgepack_packager.clean import clean_passes, fix_batch, loading_passes, raise_opset
-from edgepack_packager.data import (
+from edgepack_packager.data.rows import (
     Array,
     Feeds,
     Parts,
@@ -22,12 +21,19 @@ from edgepack_packager.data import (
     read_rows,
     split_rows,
 )
-from edgepack_packager.decisions import Decisions, input_specs, open_inputs, read_decisions
 from edgepack_packager.errors import ConversionError, DataError, RecipeError
-from edgepack_packager.evaluate import Exam, check_truth
-from edgepack_packager.passes import run_passes
+from edgepack_packager.evidence.decisions import Decisions, input_specs, open_inputs, read_decisions
+from edgepack_packager.evidence.evaluate import Exam, check_truth
+from edgepack_packager.graphs.clean import clean_passes, fix_batch, loading_passes, raise_opset
+from edgepack_packager.graphs.passes import run_passes
+from edgepack_packager.graphs.running import (
+    is_batched,
+    open_folder,
+    run_rows,
+    save_model,
+    take_rows,
+)
 from edgepack_packager.recipe import METRICS_BY_TASK, Recipe
-from edgepack_packager.running import is_batched, open_folder, run_rows, save_model, take_rows
 from edgepack_packager.sources import SourceModel, load_source
 from edgepack_packager.sources.model import as_labels
 from edgepack_runtime.inference.errors import ModelError

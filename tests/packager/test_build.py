@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
-from tests.packager.graphs import build as build_graph
-from tests.packager.graphs import cnn, mlp, value, weight
+from tests.packager.models import build as build_graph
+from tests.packager.models import cnn, mlp, value, weight
 
 from edgepack_contract.bundle import (
     BundleFile,
@@ -293,7 +293,7 @@ def test_measurements_are_evidence_and_not_identity(recipe, tmp_path):
 def test_a_report_escapes_what_it_shows(recipe, digits):
     report = build(recipe()).report
     report["host"]["model"] = "<script>alert(1)</script>"
-    from edgepack_packager.report import to_html
+    from edgepack_packager.report.document import to_html
 
     assert b"<script>" not in to_html(report)
 

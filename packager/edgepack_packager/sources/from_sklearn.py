@@ -19,7 +19,7 @@ from sklearn.base import is_classifier, is_outlier_detector, is_regressor
 from edgepack_contract.description import Task
 from edgepack_contract.digest import sha256_digest
 from edgepack_contract.limits import GIB
-from edgepack_packager.data import Array, Feeds
+from edgepack_packager.data.rows import Array, Feeds
 from edgepack_packager.errors import ConversionError, ModelSourceError
 from edgepack_packager.sources.model import Answer, SourceModel, as_labels
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from edgepack_contract.description import Task
-from edgepack_packager.data import Array, Feeds
+from edgepack_packager.data.rows import Array, Feeds
 
 Answer = Callable[[Feeds], Array]
 """From uncast rows, one array per input, to labels (rows) or values (rows x columns)."""

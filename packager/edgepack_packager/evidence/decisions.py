@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 
 from edgepack_contract.description import Kind, Task, TensorSpec
-from edgepack_packager.clean import BATCH
-from edgepack_packager.data import Array, Feeds
+from edgepack_packager.data.rows import Array, Feeds
 from edgepack_packager.errors import ConversionError
+from edgepack_packager.graphs.clean import BATCH
 from edgepack_packager.sources.model import as_labels
 from edgepack_runtime.inference.session import Session, TensorInfo
 

@@ -4,10 +4,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from tests.packager.graphs import build, cnn, mlp, rows, value, weight
+from tests.packager.models import build, cnn, mlp, rows, value, weight
 
 from edgepack_contract.description import MODEL_DATA_PATH, MODEL_PATH
-from edgepack_packager.clean import (
+from edgepack_packager.errors import ConversionError
+from edgepack_packager.graphs.clean import (
     MAX_IR,
     clean_passes,
     fix_batch,
@@ -18,9 +19,8 @@ from edgepack_packager.clean import (
     raise_opset,
     serialise,
 )
-from edgepack_packager.errors import ConversionError
-from edgepack_packager.passes import GraphPass, run_passes
-from edgepack_packager.running import model_files, open_folder, run_rows, save_model
+from edgepack_packager.graphs.passes import GraphPass, run_passes
+from edgepack_packager.graphs.running import model_files, open_folder, run_rows, save_model
 
 
 def clean(model):

@@ -5,13 +5,13 @@ import logging
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tests.packager.graphs import build, cnn, mlp, rows, value, weight
+from tests.packager.models import build, cnn, mlp, rows, value, weight
 
 from edgepack_packager import quantize
-from edgepack_packager.candidates import Workshop, first_plans
-from edgepack_packager.clean import clean_passes, operators, serialise
-from edgepack_packager.passes import run_passes
-from edgepack_packager.quantize import (
+from edgepack_packager.graphs.clean import clean_passes, operators, serialise
+from edgepack_packager.graphs.passes import run_passes
+from edgepack_packager.graphs.running import open_folder, run_rows, save_model
+from edgepack_packager.quantize.static import (
     StaticPlan,
     prepare,
     quantizable,
@@ -19,7 +19,7 @@ from edgepack_packager.quantize import (
     quantize_static,
     sensitivity,
 )
-from edgepack_packager.running import open_folder, run_rows, save_model
+from edgepack_packager.search.candidates import Workshop, first_plans
 from edgepack_packager.targets import load_target
 
 U8 = StaticPlan("uint8")

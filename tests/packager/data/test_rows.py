@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pyarrow import csv, parquet
 
 from edgepack_contract.description import TensorSpec
-from edgepack_packager.data import (
+from edgepack_packager.data.rows import (
     Rows,
     bind_rows,
     cast_feeds,

@@ -14,16 +14,11 @@ from edgepack_contract.description import (
     GateVerdict,
     SessionOptions,
 )
-from edgepack_packager.candidates import Plan, Workshop, first_plans
-from edgepack_packager.choose import Candidate, Choice, choose
-from edgepack_packager.data import Array
+from edgepack_packager.data.rows import Array
 from edgepack_packager.errors import AccuracyGateError, LockError
-from edgepack_packager.evaluate import Figures, allowed_loss, examine, rows_needed
-from edgepack_packager.gates import Gate, Verdict, judge_budget, judge_loss, judge_minimum
-from edgepack_packager.lock import LockedTarget
-from edgepack_packager.quantize import QuantizerError, is_tree_ensemble
-from edgepack_packager.recipe import Recipe
-from edgepack_packager.running import (
+from edgepack_packager.evidence.evaluate import Figures, allowed_loss, examine, rows_needed
+from edgepack_packager.evidence.gates import Gate, Verdict, judge_budget, judge_loss, judge_minimum
+from edgepack_packager.graphs.running import (
     CHUNK_ROWS,
     chunks,
     model_size,
@@ -32,6 +27,11 @@ from edgepack_packager.running import (
     save_model,
     take_rows,
 )
+from edgepack_packager.lock import LockedTarget
+from edgepack_packager.quantize.static import QuantizerError, is_tree_ensemble
+from edgepack_packager.recipe import Recipe
+from edgepack_packager.search.candidates import Plan, Workshop, first_plans
+from edgepack_packager.search.choose import Candidate, Choice, choose
 from edgepack_packager.subject import Subject
 from edgepack_packager.targets import DeviceConfig, this_hardware
 from edgepack_runtime.inference.errors import ModelError

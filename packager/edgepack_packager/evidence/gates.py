@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from edgepack_packager.intervals import Estimate
+from edgepack_packager.evidence.intervals import Estimate
 
 Outcome = Literal["pass", "fail", "inconclusive", "not_measured"]
 Severity = Literal["accuracy", "budget"]

@@ -11,8 +11,8 @@ import msgspec
 import onnx
 
 from edgepack_contract.description import Precision
-from edgepack_packager.data import Feeds
-from edgepack_packager.quantize import (
+from edgepack_packager.data.rows import Feeds
+from edgepack_packager.quantize.static import (
     DYNAMIC_TYPES,
     STATIC_TYPES,
     Prepared,

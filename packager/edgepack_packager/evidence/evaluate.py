@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgepack_contract.description import Metric
-from edgepack_packager.data import Array, Feeds
-from edgepack_packager.decisions import Decisions
+from edgepack_packager.data.rows import Array, Feeds
 from edgepack_packager.errors import DataError
-from edgepack_packager.intervals import (
+from edgepack_packager.evidence.decisions import Decisions
+from edgepack_packager.evidence.intervals import (
     CONFIDENCE,
     Estimate,
     mean,

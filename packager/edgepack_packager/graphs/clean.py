@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto, helper
 from onnx.defs import SchemaError
 
-from edgepack_packager.passes import GraphPass
+from edgepack_packager.graphs.passes import GraphPass
 
 MIN_OPSET = 13
 """Per-channel quantization needs it, and every operator before it has a successor there."""

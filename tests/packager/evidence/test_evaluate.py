@@ -3,17 +3,23 @@
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tests.packager.graphs import build, mlp, rows, value, weight
+from tests.packager.models import build, mlp, rows, value, weight
 
 from edgepack_contract.description import TensorSpec
-from edgepack_packager.clean import clean_passes
-from edgepack_packager.data import Rows
-from edgepack_packager.decisions import Decisions, read_decisions
+from edgepack_packager.data.rows import Rows
 from edgepack_packager.errors import ConversionError, DataError
-from edgepack_packager.evaluate import Exam, allowed_loss, check_truth, examine, rows_needed
-from edgepack_packager.passes import run_passes
+from edgepack_packager.evidence.decisions import Decisions, read_decisions
+from edgepack_packager.evidence.evaluate import (
+    Exam,
+    allowed_loss,
+    check_truth,
+    examine,
+    rows_needed,
+)
+from edgepack_packager.graphs.clean import clean_passes
+from edgepack_packager.graphs.passes import run_passes
+from edgepack_packager.graphs.running import open_folder, save_model
 from edgepack_packager.recipe import Drop
-from edgepack_packager.running import open_folder, save_model
 
 
 def spec(name):

@@ -20,11 +20,11 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-from edgepack_packager.clean import all_nodes, clean_passes
-from edgepack_packager.data import Feeds
+from edgepack_packager.data.rows import Feeds
 from edgepack_packager.errors import ConversionError
-from edgepack_packager.passes import run_passes
-from edgepack_packager.running import chunks, is_batched, open_folder, save_model
+from edgepack_packager.graphs.clean import all_nodes, clean_passes
+from edgepack_packager.graphs.passes import run_passes
+from edgepack_packager.graphs.running import chunks, is_batched, open_folder, save_model
 from edgepack_runtime.inference.session import Session
 
 STATIC_TYPES = ("Conv", "Gemm", "MatMul")

@@ -11,8 +11,8 @@ from onnx.external_data_helper import convert_model_to_external_data, write_exte
 
 from edgepack_contract.description import MODEL_DATA_PATH, MODEL_PATH, SessionOptions
 from edgepack_contract.limits import MIB
-from edgepack_packager.clean import serialise
-from edgepack_packager.data import Feeds
+from edgepack_packager.data.rows import Feeds
+from edgepack_packager.graphs.clean import serialise
 from edgepack_runtime.inference.session import Optimisation, Session, open_session
 
 CHUNK_ROWS = 64

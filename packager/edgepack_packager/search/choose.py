@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from edgepack_contract.description import Precision
 from edgepack_packager.errors import AccuracyGateError, BudgetError
-from edgepack_packager.gates import Verdict
+from edgepack_packager.evidence.gates import Verdict
 from edgepack_packager.recipe import Optimize
 
 SLOWER_SHARE = 0.05

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from edgepack_packager.intervals import (
+from edgepack_packager.evidence.intervals import (
     Z,
     mean,
     paired_difference,

@@ -10,7 +10,7 @@ from sklearn.cluster import KMeans
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from tests.packager.graphs import mlp
+from tests.packager.models import mlp
 
 from edgepack_packager.errors import ConversionError, ModelSourceError
 from edgepack_packager.sources import load_source

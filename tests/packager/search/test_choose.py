@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepack_packager.choose import Candidate, choose
 from edgepack_packager.errors import AccuracyGateError, BudgetError
-from edgepack_packager.gates import Gate, Verdict, judge_budget, judge_loss, judge_minimum
-from edgepack_packager.intervals import Estimate
+from edgepack_packager.evidence.gates import Gate, Verdict, judge_budget, judge_loss, judge_minimum
+from edgepack_packager.evidence.intervals import Estimate
+from edgepack_packager.search.choose import Candidate, choose
 
 DROP = Gate("max-drop", "accuracy", "accuracy", 0.01, "points")
 SIZE = Gate("max-size", "budget", "size", 100, "bytes")
