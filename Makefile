@@ -9,7 +9,7 @@ FOREIGN_PACKAGES := mosquitto skopeo docker-registry chromium curl openssl
 export ORT_DISABLE_TELEMETRY = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test test-foreign check format audit lock clean
+.PHONY: help demo test test-foreign test-frameworks check format audit lock clean
 
 help:            ## Show the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
@@ -18,7 +18,10 @@ demo: $(VENV)/.demo   ## The whole loop on this machine: make demo, or make demo
 	@$(BIN)/edgepack demo $(ARGS)
 
 test: $(VENV)/.dev    ## Every test that needs no Debian tools
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not foreign" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not foreign and not framework" $(ARGS)
+
+test-frameworks: $(VENV)/.frameworks   ## Tests with PyTorch, TensorFlow, XGBoost, LightGBM and MLflow, which it installs
+	EDGEPACK_FRAMEWORKS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m framework $(ARGS)
 
 test-foreign: $(VENV)/.dev   ## Tests against Debian's tools, which it installs
 	@missing=""; for package in $(FOREIGN_PACKAGES); do \
@@ -43,6 +46,13 @@ audit: $(VENV)/.dev   ## Known vulnerabilities of the pinned requirements
 
 lock:            ## Pin the requirements again (needs uv)
 	requirements/lock
+
+# torch by its version alone: its CPU build has other hashes than the index's own
+$(VENV)/.frameworks: requirements/frameworks.txt $(VENV)/.dev
+	@echo "installing PyTorch, TensorFlow and other frameworks (about a minute the first time)"
+	@$(BIN)/python -m pip install --progress-bar off --quiet --require-hashes -r requirements/frameworks.txt
+	@$(BIN)/python -m pip install --progress-bar off --quiet torch==2.13.0
+	@touch $@
 
 clean:           ## Remove what the targets made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 
@@ -22,6 +23,16 @@ FOREIGN_REQUIRED = os.environ.get("EDGEPACK_FOREIGN") == "1"
 """Set by ``make test-foreign``, which installs the programs: there a skip is a failure."""
 
 
+FRAMEWORKS_REQUIRED = os.environ.get("EDGEPACK_FRAMEWORKS") == "1"
+"""Set by ``make test-frameworks``, which installs the packages."""
+
+
+def _absent(item: pytest.Item) -> list[str]:
+    marker = item.get_closest_marker("framework")
+    names = marker.args if marker else ()
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+
 def _missing(item: pytest.Item) -> list[str]:
     marker = item.get_closest_marker("foreign")
     path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
@@ -34,3 +45,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.fail(f"needs {', '.join(missing)}, which make test-foreign should have installed")
     if missing:
         pytest.skip(f"not run: needs {', '.join(missing)} (make test-foreign installs them)")
+    absent = _absent(item)
+    if absent and FRAMEWORKS_REQUIRED:
+        pytest.fail(f"needs {', '.join(absent)}, which make test-frameworks should have installed")
+    if absent:
+        pytest.skip(f"not run: needs {', '.join(absent)} (make test-frameworks installs them)")

@@ -30,7 +30,8 @@ REQUIRED_PATHS = (MODEL_PATH, GOLDEN_PATH)
 """A variant without a model cannot serve; one without golden rows must not."""
 
 Task = Literal["classification", "regression", "other"]
-Precision = Literal["fp32", "int8-static", "int8-dynamic"]
+Precision = Literal["fp32", "fp16", "int8-static", "int8-dynamic", "int8-weights", "int4-weights"]
+"""``-weights``: only weights are stored in so many bits, and computed with in float."""
 Role = Literal["data", "state"]
 Kind = Literal["data", "label", "probabilities", "scores", "values"]
 DType = Literal[

@@ -22,7 +22,8 @@ from edgepack_packager.errors import (
     PackagerError,
     RecipeError,
 )
-from edgepack_packager.recipe import Recipe
+from edgepack_packager.recipe import InputRule, Recipe
+from edgepack_packager.recipe_file import read_recipe
 from edgepack_packager.report.document import BuildResult, CandidateRow, render_table
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "ConversionError",
     "DataError",
     "InputError",
+    "InputRule",
     "LockError",
     "ModelSourceError",
     "PackagerError",
@@ -40,5 +42,6 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "build",
+    "read_recipe",
     "render_table",
 ]

@@ -92,7 +92,7 @@ class _Steps:
 def build(recipe: Recipe, progress: Listener | None = None) -> BuildResult:
     """Convert a model, choose the best proven candidate per target, and write one bundle.
 
-    Nothing is written unless everything succeeded.
+    Nothing is written unless everything succeeded, and no bundle where the recipe names none.
 
     Args:
         recipe: What to build.
@@ -141,9 +141,23 @@ def build(recipe: Recipe, progress: Listener | None = None) -> BuildResult:
     return BuildResult(recipe.output, digest, table_of(outcomes), warnings, evidence)
 
 
-def _signer(recipe: Recipe) -> PrivateKey | None:
+def _check_output(recipe: Recipe) -> None:
+    if recipe.output is None:
+        return
     if not recipe.output.parent.is_dir():
-        raise RecipeError(f"there is no folder {recipe.output.parent} to write into")
+        raise RecipeError(
+            f"there is no folder {recipe.output.parent} to write into", code="no-folder"
+        )
+    if recipe.output.exists() and not recipe.overwrite:
+        raise RecipeError(
+            f"{recipe.output} is there already; give --overwrite to replace it, or another "
+            "version: devices take a version for one thing",
+            code="output-exists",
+        )
+
+
+def _signer(recipe: Recipe) -> PrivateKey | None:
+    _check_output(recipe)
     return None if recipe.key is None else read_private_key(recipe.key, recipe.passphrase)
 
 
@@ -280,8 +294,20 @@ def _write(
     lock: Lock | None,
 ) -> str:
     files = {"report.json": to_json(evidence), "report.html": to_html(evidence)}
+    with TemporaryDirectory(prefix="edgepack-check-") as folder:
+        output = recipe.output or Path(folder) / "check.edgepack"
+        return _write_to(output, variants, signer, files, lock)
+
+
+def _write_to(
+    output: Path,
+    variants: Sequence[VariantContent],
+    signer: PrivateKey | None,
+    files: dict[str, bytes],
+    lock: Lock | None,
+) -> str:
     try:
-        with replacing(recipe.output) as part:
+        with replacing(output) as part:
             digest = write_bundle(
                 part, BundleContent(variants=variants), signer=signer, evidence=files
             )
@@ -294,7 +320,7 @@ def _write(
     except MalformedBundleError as error:
         raise InputError(f"this model cannot be described: {error}", code=error.code) from error
     except OSError as error:
-        raise RecipeError(f"cannot write {recipe.output}: {error}", code="cannot-write") from error
+        raise RecipeError(f"cannot write {output}: {error}", code="cannot-write") from error
     return digest
 
 

@@ -1,94 +1,97 @@
-"""What to build, in one frozen value, and how it is read from a TOML file."""
+"""What to build, in one frozen value."""
 
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import msgspec
-
-from edgepack_contract.description import Task
+from edgepack_contract.description import Role, Task
 from edgepack_contract.errors import ConfigError
-from edgepack_contract.limits import LIMITS
 from edgepack_contract.names import check_id, check_version
 from edgepack_packager.errors import RecipeError
+from edgepack_packager.quantities import Drop
 
 Optimize = Literal["latency", "size", "memory"]
-METRICS_BY_TASK: Mapping[Task, tuple[str, ...]] = {
-    "classification": ("accuracy",),
-    "regression": ("r2",),
-    "other": (),
-}
-"""The metrics that may have a minimum; for each of them more is better."""
+PickleTrust = Literal["no", "sandboxed", "unsandboxed"]
 
-_DROP = re.compile(r"\A(\d+(?:\.\d+)?)(pt|%)\Z")
-_SIZE = re.compile(r"\A(\d+(?:\.\d+)?)\s*(B|kB|KiB|MB|MiB|GB|GiB)?\Z")
-_LATENCY = re.compile(r"\A(\d+(?:\.\d+)?)\s*(us|ms|s)?\Z")
-_SIZE_UNITS = {
-    "B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3,
-    "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3,
-}  # fmt: skip
-_LATENCY_UNITS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
+_CODE = re.compile(r"\A[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z")
+_REGISTERED = "models:"
 
 
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """The loss that a candidate may have against the source model.
+def code_name(path: Path) -> tuple[str, str] | None:
+    """Module and name of ``module:function``; None when ``path`` is a path."""
+    text = str(path)
+    if _CODE.match(text) is None or path.exists():
+        return None
+    module, _, name = text.partition(":")
+    return module, name
+
+
+def is_reference(path: Path) -> bool:
+    """Whether ``path`` is ``module:function`` or ``models:/…``, and no path at all."""
+    return code_name(path) is not None or str(path).startswith(_REGISTERED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputRule:
+    """How one input of the model is fed.
 
     Attributes:
-        value: A share: 0.01 for one point or one per cent.
-        relative: Whether it is relative to the source model's own figure (``1%``), or in points
-            of the figure itself (``1pt``).
+        columns: The columns that stand side by side in it; none means the column of its name.
+        role: ``state`` for an input that is carried from step to step of a sequence.
+        source: The output that a state is carried from; ``from`` in a recipe file.
     """
 
-    value: float
-    relative: bool
-
-    @classmethod
-    def parse(cls, text: str) -> Drop:
-        """Read ``0.5pt`` or ``1%``.
-
-        Raises:
-            RecipeError: Neither of the two forms, or not between 0 and 100.
-        """
-        found = _DROP.match(text.strip())
-        if found is None or not 0 < float(found[1]) <= 100:
-            raise RecipeError(
-                f"max_drop {text!r}: write points as 0.5pt or a relative loss as 1%",
-                code="bad-drop",
-            )
-        return cls(value=float(found[1]) / 100, relative=found[2] == "%")
-
-    def __str__(self) -> str:
-        return f"{self.value * 100:g}{'%' if self.relative else 'pt'}"
+    columns: tuple[str, ...] = ()
+    role: Role = "data"
+    source: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """Everything that decides a build.
 
+    Where a path may also be code, it is written as ``module:function``.
+
     Attributes:
-        model: The source model: ``.onnx`` or ``.skops``.
+        model: The source model: a file or folder that :mod:`edgepack_packager.sources` reads,
+            ``module:function``, or the ``models:/`` URI of a registered one.
         name: The bundle's name, an id.
         version: The bundle's semantic version.
-        output: The bundle to write.
-        data: Rows to split by ``seed`` into calibration, evaluation and reference.
+        output: The bundle to write; None checks everything and writes none.
+        overwrite: Whether an existing ``output`` may be replaced.
+        data: Rows to split by ``seed`` into calibration, evaluation and reference: a file, or
+            ``module:function`` that gives batches.
         calibration: Rows to calibrate with, instead of a share of ``data``.
         evaluation: Rows to judge candidates on, instead of a share of ``data``.
         reference: Rows the drift reference is counted from, instead of a share of ``data``.
         label: The column or array that holds the truth.
+        time_column: The column with the time of each row: what is judged on comes last.
+        sequence_column: The column that names the sequence of each row; a sequence is one unit.
+        slices: Columns by whose values figures are also given one by one.
+        inputs: How inputs are fed, by name, where names of columns do not say it.
+        preprocess: What happens to the rows before the model: an ONNX file, or steps in TOML.
+        postprocess: What happens to the model's outputs, likewise.
         targets: Names of device configs; none means a generic machine like this one.
+        measured: Files that ``edgepack bench --json`` wrote on devices.
+        alternatives: Candidates besides the best that a bundle carries for a target that is not
+            this machine, for the device to choose from.
         max_drop: The loss allowed against the source model, such as ``1pt`` or ``1%``.
         min_metric: The least value of a metric, such as ``{"accuracy": 0.85}``; needs labels.
+        max_metric: The greatest value of an error, such as ``{"rmse": 3.0}``; needs labels.
+        not_worse_than: A bundle that the new one must not be worse than on the same rows.
+        margin: By how much it may be worse, such as ``0.5pt``.
+        metric: ``module:function`` that scores each sample; more is better.
         max_latency_ms: Milliseconds that 95 of 100 single rows may take at most.
         max_size_bytes: Bytes of the model file at most.
         max_memory_bytes: Peak memory in bytes of a process that serves the model.
         optimize: What to minimise among the candidates inside all gates.
         require_int8: Fail when no int8 candidate is proven, instead of shipping fp32.
+        time_budget_s: Seconds after which the search takes the best it has.
+        jobs: Candidates that are made and judged side by side; None takes the cores there are.
         seed: Decides the split and every other random choice.
         key: The publisher's private key; without it the bundle is not signed.
         passphrase: The passphrase of ``key``.
@@ -100,25 +103,42 @@ class Recipe:
         report_html: Where the report goes as HTML, besides the bundle.
         task: Overrides the task that the model's outputs suggest.
         trusted_types: Types that a ``.skops`` file may load besides the known safe ones.
+        trust_pickle: Whether a pickle, which is code, may be loaded: in a child process without
+            network, or without that protection.
     """
 
     model: Path
     name: str
     version: str
-    output: Path
+    output: Path | None = None
+    overwrite: bool = False
     data: Path | None = None
     calibration: Path | None = None
     evaluation: Path | None = None
     reference: Path | None = None
     label: str | None = None
+    time_column: str | None = None
+    sequence_column: str | None = None
+    slices: tuple[str, ...] = ()
+    inputs: Mapping[str, InputRule] = field(default_factory=dict)
+    preprocess: Path | None = None
+    postprocess: Path | None = None
     targets: tuple[str, ...] = ()
+    measured: tuple[Path, ...] = ()
+    alternatives: int = 2
     max_drop: str = "1pt"
     min_metric: Mapping[str, float] = field(default_factory=dict)
+    max_metric: Mapping[str, float] = field(default_factory=dict)
+    not_worse_than: Path | None = None
+    margin: str = "0.5pt"
+    metric: str | None = None
     max_latency_ms: float | None = None
     max_size_bytes: int | None = None
     max_memory_bytes: int | None = None
     optimize: Optimize = "latency"
     require_int8: bool = False
+    time_budget_s: float | None = None
+    jobs: int | None = None
     seed: int = 0
     key: Path | None = None
     passphrase: bytes | None = None
@@ -130,65 +150,24 @@ class Recipe:
     report_html: Path | None = None
     task: Task | None = None
     trusted_types: tuple[str, ...] = ()
+    trust_pickle: PickleTrust = "no"
 
     def __post_init__(self) -> None:
         _check_names(self)
         _check_limits(self)
         _check_combinations(self)
+        _check_inputs(self)
 
     @property
     def drop(self) -> Drop:
         """``max_drop``, parsed."""
         return Drop.parse(self.max_drop)
 
-    @classmethod
-    def from_toml(cls, path: Path, **overrides: Any) -> Recipe:
-        """Read a recipe file; ``overrides`` win over it.
-
-        Paths in the file are relative to the file's folder.
-
-        Raises:
-            RecipeError: Unreadable, not TOML, an unknown key, or a value of the wrong type.
-        """
-        values = _read_toml(path)
-        unknown = sorted(set(values) - _toml_keys())
-        if unknown:
-            raise RecipeError(
-                f"{path}: unknown key {', '.join(unknown)}; known are "
-                f"{', '.join(sorted(_toml_keys()))}",
-                code="unknown-key",
-            )
-        merged = dict(_from_file(key, value, path.parent) for key, value in values.items())
-        try:
-            return msgspec.convert(merged | overrides, cls, dec_hook=_decode_path)
-        except msgspec.ValidationError as error:
-            raise RecipeError(f"{path}: {error}", code="bad-value") from error
-
-
-def parse_size(text: str | int) -> int:
-    """Bytes of ``2MiB``, ``500 kB`` or a plain number.
-
-    Raises:
-        RecipeError: Not a positive size.
-    """
-    found = _SIZE.match(str(text).strip())
-    size = int(float(found[1]) * _SIZE_UNITS[found[2] or "B"]) if found else 0
-    if size < 1:
-        raise RecipeError(f"{text!r} is not a size such as 2MiB or 500kB", code="bad-size")
-    return size
-
-
-def parse_latency_ms(text: str | float) -> float:
-    """Milliseconds of ``5ms``, ``800us``, ``0.1s`` or a plain number of milliseconds.
-
-    Raises:
-        RecipeError: Not a positive time.
-    """
-    found = _LATENCY.match(str(text).strip())
-    latency = float(found[1]) * _LATENCY_UNITS[found[2] or "ms"] if found else 0.0
-    if latency <= 0:
-        raise RecipeError(f"{text!r} is not a time such as 5ms or 800us", code="bad-latency")
-    return latency
+    @property
+    def asides(self) -> tuple[str, ...]:
+        """Columns that are needed besides features and label, each once."""
+        named = (self.time_column, self.sequence_column, *self.slices)
+        return tuple(dict.fromkeys(name for name in named if name is not None))
 
 
 def _check_names(recipe: Recipe) -> None:
@@ -201,12 +180,18 @@ def _check_names(recipe: Recipe) -> None:
 
 def _check_limits(recipe: Recipe) -> None:
     Drop.parse(recipe.max_drop)
-    limits = (recipe.max_latency_ms, recipe.max_size_bytes, recipe.max_memory_bytes)
+    Drop.parse(recipe.margin, what="margin")
+    limits = (
+        recipe.max_latency_ms, recipe.max_size_bytes, recipe.max_memory_bytes,
+        recipe.time_budget_s, recipe.jobs,
+    )  # fmt: skip
     for value in limits:
         if value is not None and not value > 0:
             raise RecipeError(f"a budget of {value} can never be met", code="bad-budget")
-    if recipe.security_version < 0 or recipe.seed < 0:
-        raise RecipeError("seed and security_version must not be negative", code="bad-value")
+    if min(recipe.security_version, recipe.seed, recipe.alternatives) < 0:
+        raise RecipeError(
+            "seed, security_version and alternatives must not be negative", code="bad-value"
+        )
     if len(set(recipe.targets)) != len(recipe.targets):
         raise RecipeError("a target is named twice", code="repeated-target")
 
@@ -214,10 +199,10 @@ def _check_limits(recipe: Recipe) -> None:
 def _check_combinations(recipe: Recipe) -> None:
     if recipe.locked and recipe.lock is None:
         raise RecipeError("locked needs the path of the lock", code="no-lock")
-    if recipe.min_metric and recipe.label is None:
+    wanted = sorted({*recipe.min_metric, *recipe.max_metric})
+    if wanted and recipe.label is None and recipe.metric is None:
         raise RecipeError(
-            f"min_metric {', '.join(sorted(recipe.min_metric))} needs the truth: name the label",
-            code="no-label",
+            f"a limit on {', '.join(wanted)} needs the truth: name the label", code="no-label"
         )
     if recipe.label is not None and recipe.data is None and recipe.evaluation is None:
         raise RecipeError("a label needs data or evaluation rows to read it from", code="no-data")
@@ -227,50 +212,20 @@ def _check_combinations(recipe: Recipe) -> None:
             "give either data, which is split, or calibration, evaluation and reference",
             code="data-twice",
         )
+    if recipe.metric is not None and code_name(Path(recipe.metric)) is None:
+        raise RecipeError(
+            f"metric {recipe.metric!r}: write it as module:function", code="bad-metric"
+        )
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as stream:
-            raw = stream.read(LIMITS.config_bytes + 1)
-    except OSError as error:
-        raise RecipeError(f"cannot read recipe {path}: {error.strerror}", code="no-file") from error
-    if len(raw) > LIMITS.config_bytes:
-        raise RecipeError(f"{path} has over {LIMITS.config_bytes} bytes", code="too-large")
-    try:
-        return tomllib.loads(raw.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not TOML: {error}", code="bad-toml") from error
-
-
-_PATHS = frozenset(
-    {"model", "output", "data", "calibration", "evaluation", "reference"}
-    | {"key", "lock", "previous", "report_json", "report_html"}
-)
-_WITH_UNITS: Mapping[str, tuple[str, Callable[[str], float]]] = {
-    "max_latency": ("max_latency_ms", parse_latency_ms),
-    "max_size": ("max_size_bytes", parse_size),
-    "max_memory": ("max_memory_bytes", parse_size),
-}
-"""Keys of a recipe file that are spelt as text with a unit."""
-
-
-def _toml_keys() -> frozenset[str]:
-    # a passphrase in a file that is meant to be committed would be a leak
-    plain = frozenset(item.name for item in fields(Recipe)) - {"passphrase"}
-    return (plain - {field for field, _ in _WITH_UNITS.values()}) | _WITH_UNITS.keys()
-
-
-def _from_file(key: str, value: Any, folder: Path) -> tuple[str, Any]:
-    if key in _PATHS and isinstance(value, str):
-        return key, folder / value
-    if key in _WITH_UNITS:
-        name, parse = _WITH_UNITS[key]
-        return name, parse(value)
-    return key, value
-
-
-def _decode_path(kind: type, value: Any) -> Any:
-    if kind is Path and isinstance(value, Path | str):
-        return Path(value)
-    raise NotImplementedError(f"a recipe holds no {kind}")
+def _check_inputs(recipe: Recipe) -> None:
+    for name, rule in recipe.inputs.items():
+        if (rule.role == "state") != (rule.source is not None):
+            raise RecipeError(
+                f"inputs.{name}: an input has a source (from) exactly when its role is state",
+                code="bad-input-rule",
+            )
+        if rule.role == "state" and rule.columns:
+            raise RecipeError(
+                f"inputs.{name}: a state is carried, it has no columns", code="bad-input-rule"
+            )

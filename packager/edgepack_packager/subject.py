@@ -23,7 +23,7 @@ from edgepack_packager.data.rows import (
 )
 from edgepack_packager.errors import ConversionError, DataError, RecipeError
 from edgepack_packager.evidence.decisions import Decisions, input_specs, open_inputs, read_decisions
-from edgepack_packager.evidence.evaluate import Exam, check_truth
+from edgepack_packager.evidence.evaluate import METRICS_BY_TASK, Exam, check_truth
 from edgepack_packager.graphs.clean import clean_passes, fix_batch, loading_passes, raise_opset
 from edgepack_packager.graphs.passes import run_passes
 from edgepack_packager.graphs.running import (
@@ -33,8 +33,8 @@ from edgepack_packager.graphs.running import (
     save_model,
     take_rows,
 )
-from edgepack_packager.recipe import METRICS_BY_TASK, Recipe
-from edgepack_packager.sources import SourceModel, load_source
+from edgepack_packager.recipe import Recipe
+from edgepack_packager.sources import LoadContext, SourceModel, load_source
 from edgepack_packager.sources.model import as_labels
 from edgepack_runtime.inference.errors import ModelError
 from edgepack_runtime.inference.session import Session
@@ -97,8 +97,8 @@ def load_subject(recipe: Recipe, folder: Path) -> Subject:
         InputError: The model or the rows cannot be used.
         RecipeError: The recipe asks for something that this model has not.
     """
-    source = load_source(recipe.model, trusted_types=recipe.trusted_types)
     parts, data = _load_parts(recipe)
+    source = load_source(recipe.model, _context(recipe, parts, folder / "source"))
     original = _open_original(source, folder / "original")
     specs = open_inputs(original, source.features)
     sample = _sample(parts, specs, seed=recipe.seed)
@@ -116,7 +116,7 @@ def load_subject(recipe: Recipe, folder: Path) -> Subject:
     feeds = {
         name: cast_feeds(bind_rows(rows, specs), specs) for name, rows in _named(parts).items()
     }
-    exam = _exam(parts.evaluation, feeds, source, original, decisions, specs)
+    exam = _exam(recipe, parts.evaluation, feeds, source, original, decisions, specs)
     return Subject(
         source=source,
         model=cleaned.model,
@@ -129,7 +129,20 @@ def load_subject(recipe: Recipe, folder: Path) -> Subject:
         data=data,
         missing=any(has_missing(part) for part in feeds.values()),
         passes=(*source.passes, *cleaned.passes),
-        warnings=(*cleaned.warnings, *_data_warnings(parts, exam)),
+        warnings=(*source.warnings, *cleaned.warnings, *_data_warnings(parts, exam)),
+    )
+
+
+def _context(recipe: Recipe, parts: Parts, folder: Path) -> LoadContext:
+    folder.mkdir()
+    rows = parts.evaluation or parts.calibration or parts.reference
+    few = {} if rows is None else take_rows(dict(rows.columns), slice(0, SAMPLE_ROWS))
+    return LoadContext(
+        folder=folder,
+        columns=few,
+        trusted_types=recipe.trusted_types,
+        trust_pickle=recipe.trust_pickle,
+        seed=recipe.seed,
     )
 
 
@@ -140,9 +153,10 @@ def _load_parts(recipe: Recipe) -> tuple[Parts, dict[str, str]]:
             evaluation=recipe.evaluation,
             reference=recipe.reference,
             label=recipe.label,
+            asides=recipe.asides,
         )
         return parts, parts.digests
-    rows = read_rows(recipe.data, label=recipe.label)
+    rows = read_rows(recipe.data, label=recipe.label, asides=recipe.asides)
     parts = split_rows(rows, seed=recipe.seed)
     sizes = " ".join(f"{name} {part.n}" for name, part in _named(parts).items())
     return parts, {"data": rows.digest, "split": f"seed {recipe.seed}: {sizes}"}
@@ -288,6 +302,7 @@ def _check_metrics(recipe: Recipe, decisions: Decisions) -> None:
 
 
 def _exam(
+    recipe: Recipe,
     rows: Rows | None,
     feeds: dict[str, Feeds],
     source: SourceModel,
@@ -299,9 +314,9 @@ def _exam(
         return None
     try:
         if source.answer is not None:
-            answers = source.answer(bind_rows(rows, specs))
+            outputs = source.answer(bind_rows(rows, specs))
         else:
-            answers = decisions.answers(run_rows(original, feeds["evaluation"], chunk=1))
+            outputs = run_rows(original, feeds["evaluation"], chunk=1)
     except (ValueError, ModelError) as error:
         raise DataError(
             f"the source model fails on the evaluation rows: {error}", code="source-failed"
@@ -310,8 +325,10 @@ def _exam(
         decisions=decisions,
         feeds=feeds["evaluation"],
         truth=None if rows.labels is None else _truth(rows.labels, decisions),
-        source=answers,
+        source=decisions.answers(outputs),
+        source_outputs=outputs,
         dataset=rows.digest,
+        slices={name: rows.asides[name] for name in recipe.slices},
     )
     check_truth(exam)
     return exam

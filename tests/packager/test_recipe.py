@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from edgepack_packager import Recipe, RecipeError
-from edgepack_packager.recipe import Drop, parse_latency_ms, parse_size
+from edgepack_packager import Recipe, RecipeError, read_recipe
+from edgepack_packager.quantities import Drop, parse_latency_ms, parse_size
 
 BASE = {"model": Path("m.onnx"), "name": "m", "version": "1.0.0", "output": Path("m.edgepack")}
 
@@ -17,7 +17,7 @@ def test_a_recipe_file_is_read_relative_to_its_folder(tmp_path):
         'data = "rows.csv"\nlabel = "y"\ntargets = ["rpi5", "x86-64-v3"]\nmax_drop = "0.5pt"\n'
         'max_size = "2MiB"\nmax_latency = "800us"\nmin_metric = { accuracy = 0.85 }\n'
     )
-    recipe = Recipe.from_toml(path, seed=3)
+    recipe = read_recipe(path, seed=3)
     assert recipe.model == tmp_path / "m.skops"
     assert recipe.data == tmp_path / "rows.csv"
     assert recipe.targets == ("rpi5", "x86-64-v3")
@@ -44,7 +44,7 @@ def test_a_bad_recipe_file_is_refused(tmp_path, text, code):
     path = tmp_path / "recipe.toml"
     path.write_text(f'model = "m"\nname = "m"\nversion = "1.0.0"\noutput = "o"\n{text}\n')
     with pytest.raises(RecipeError) as caught:
-        Recipe.from_toml(path)
+        read_recipe(path)
     assert caught.value.code == code
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,15 @@ EVALUATION_SHARE = 0.60
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Named columns of equal length, the truth beside them, and the digest of their file."""
+    """Named columns of equal length, what stands beside them, and the digest of their file.
+
+    ``asides`` are columns that say something of a row and are no feature: time, sequence, slices.
+    """
 
     columns: Mapping[str, Array]
     labels: Array | None
     digest: str
+    asides: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -47,7 +51,8 @@ class Rows:
         """The rows at ``indices``, in that order."""
         columns = {name: values[indices] for name, values in self.columns.items()}
         labels = None if self.labels is None else self.labels[indices]
-        return Rows(columns=columns, labels=labels, digest=self.digest)
+        asides = {name: values[indices] for name, values in self.asides.items()}
+        return replace(self, columns=columns, labels=labels, asides=asides)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +74,13 @@ class Parts:
         return {name: rows.digest for name, rows in named if rows is not None}
 
 
-def read_rows(path: Path, *, label: str | None) -> Rows:
+def read_rows(path: Path, *, label: str | None, asides: Sequence[str] = ()) -> Rows:
     """Read a file of rows.
 
     Args:
         path: ``.csv``, ``.parquet``, ``.npy`` or ``.npz``.
         label: The column or array with the truth; it is taken out of the columns.
+        asides: Columns that are wanted beside the features; they stay among the columns too.
 
     Raises:
         DataError: Unreadable, of another type, empty, ragged, or without the label.
@@ -96,7 +102,13 @@ def read_rows(path: Path, *, label: str | None) -> Rows:
     labels = None if label is None else _take_label(columns, label, path)
     if not columns:
         raise DataError(f"{path.name} has nothing but the label", code="no-columns")
-    return Rows(columns=columns, labels=labels, digest=digest)
+    missing = [name for name in asides if name not in columns]
+    if missing:
+        raise DataError(
+            f"{path.name} has no column {', '.join(missing)}; it has {', '.join(columns)}",
+            code="no-column",
+        )
+    return Rows(columns, labels, digest, {name: columns[name] for name in asides})
 
 
 def split_rows(rows: Rows, *, seed: int) -> Parts:
@@ -121,9 +133,10 @@ def split_rows(rows: Rows, *, seed: int) -> Parts:
 
 
 def read_parts(
-    *, calibration: Path | None, evaluation: Path | None, reference: Path | None, label: str | None
-) -> Parts:
-    """Read parts that were given one by one; only ``evaluation`` must have the label.
+    *, calibration: Path | None, evaluation: Path | None, reference: Path | None,
+    label: str | None, asides: Sequence[str] = (),
+) -> Parts:  # fmt: skip
+    """Read parts that were given one by one; only ``evaluation`` must have label and asides.
 
     Raises:
         DataError: See :func:`read_rows`.
@@ -132,8 +145,10 @@ def read_parts(
     def read(path: Path | None, *, needed: bool) -> Rows | None:
         if path is None:
             return None
+        if needed:
+            return read_rows(path, label=label, asides=asides)
         rows = read_rows(path, label=None)
-        if label is None or (not needed and label not in rows.columns):
+        if label is None or label not in rows.columns:
             return rows
         return read_rows(path, label=label)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from edgepack_contract.description import Metric
+from edgepack_contract.description import Metric, Task
 from edgepack_packager.data.rows import Array, Feeds
 from edgepack_packager.errors import DataError
 from edgepack_packager.evidence.decisions import Decisions
@@ -19,9 +20,16 @@ from edgepack_packager.evidence.intervals import (
     rmse_growth,
     rows_to_prove,
 )
-from edgepack_packager.recipe import Drop
+from edgepack_packager.quantities import Drop
 
 SOURCE = "source"
+
+METRICS_BY_TASK: Mapping[Task, tuple[str, ...]] = {
+    "classification": ("accuracy",),
+    "regression": ("r2",),
+    "other": (),
+}
+"""The metrics that may have a minimum; for each of them more is better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +41,10 @@ class Exam:
         feeds: The rows, cast to the types that the model takes.
         truth: Labels (rows,) or values (rows, columns); None when there are none.
         source: The source model's own answers to the same rows.
+        source_outputs: All its outputs to them, by name.
         dataset: The digest of the rows' file.
+        slices: By column, the value of each row.
+        units: The number of the sequence that each row belongs to; None when each is its own.
     """
 
     decisions: Decisions
@@ -41,11 +52,49 @@ class Exam:
     truth: Array | None
     source: Array
     dataset: str
+    source_outputs: Feeds = field(default_factory=dict)
+    slices: Mapping[str, Array] = field(default_factory=dict)
+    units: Array | None = None
 
     @property
     def n(self) -> int:
         """The number of rows."""
         return len(self.source)
+
+
+@dataclass(frozen=True, slots=True)
+class SliceFigure:
+    """The figures of the rows with one value in a slice's column; ``loss`` as in Figures."""
+
+    column: str
+    value: str
+    n: int
+    metric: str
+    estimate: Estimate | None
+    loss: Estimate | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorstRow:
+    """A row on which a candidate is furthest from the source model.
+
+    ``row`` counts the evaluation rows from 0; ``distance`` is a margin lost or a difference.
+    """
+
+    row: int
+    truth: str | None
+    source: str
+    candidate: str
+    distance: float
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """How many rows the source model gives ``source`` and the candidate ``candidate``."""
+
+    source: str
+    candidate: str
+    n: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +108,9 @@ class Figures:
         loss: The share lost against the source model; None without rows.
         losses: Rows that the source model had right, or as it had them, and the candidate has not.
         gains: Rows the other way round.
+        slices: Figures by the values of the slices' columns.
+        worst: The rows that are furthest off, the worst first.
+        confusions: Pairs of different labels by number of rows, the most frequent first.
     """
 
     estimates: dict[str, Estimate] = field(default_factory=dict)
@@ -67,6 +119,9 @@ class Figures:
     loss: Estimate | None = None
     losses: int = 0
     gains: int = 0
+    slices: tuple[SliceFigure, ...] = ()
+    worst: tuple[WorstRow, ...] = ()
+    confusions: tuple[Confusion, ...] = ()
 
     def metrics(self, dataset: str) -> list[Metric]:
         """The figures as the bundle states them."""

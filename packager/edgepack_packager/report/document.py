@@ -43,14 +43,14 @@ class BuildResult:
     """What a build gave.
 
     Attributes:
-        path: The bundle.
+        path: The bundle; None when only a check was asked for.
         digest: Its identity.
         table: Every candidate of every target.
         warnings: What the user should know.
         report: The evidence, as in ``report.json``.
     """
 
-    path: Path
+    path: Path | None
     digest: str
     table: tuple[CandidateRow, ...]
     warnings: tuple[str, ...]

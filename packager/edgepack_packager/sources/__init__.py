@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from edgepack_packager.errors import ModelSourceError
-from edgepack_packager.sources.model import SourceModel
+from edgepack_packager.sources.model import LoadContext, SourceModel
 
-__all__ = ["SourceModel", "load_source"]
+__all__ = ["LoadContext", "SourceModel", "load_source"]
+
+Loader = Callable[[Path, LoadContext], SourceModel]
 
 _PICKLES = frozenset({".pkl", ".pickle", ".joblib", ".pt", ".pth", ".dill"})
 
 
-def load_source(path: Path, *, trusted_types: Sequence[str]) -> SourceModel:
+def load_source(path: Path, context: LoadContext) -> SourceModel:
     """Load the model at ``path`` by what its name says it is.
 
     Args:
-        path: ``.onnx`` or ``.skops``.
-        trusted_types: Types that a ``.skops`` file may load besides the known safe ones.
+        path: A file, as the table below says.
+        context: What a source may need besides.
 
     Raises:
         ModelSourceError: Another kind of file, unreadable, or loading it would run code.
@@ -31,25 +33,27 @@ def load_source(path: Path, *, trusted_types: Sequence[str]) -> SourceModel:
             "Save the model with skops.io.dump(model, 'model.skops') instead",
             code="pickle",
         )
-    loaders = {".onnx": _load_onnx, ".skops": _load_skops}
-    loader = loaders.get(suffix)
+    loader = _LOADERS.get(suffix)
     if loader is None:
         raise ModelSourceError(
-            f"{path.name}: models are read from {', '.join(sorted(loaders))}", code="model-type"
+            f"{path.name}: models are read from {', '.join(sorted(_LOADERS))}", code="model-type"
         )
     if not path.is_file():
         raise ModelSourceError(f"there is no model {path}", code="no-model")
-    return loader(path, trusted_types)
+    return loader(path, context)
 
 
-def _load_onnx(path: Path, trusted_types: Sequence[str]) -> SourceModel:  # noqa: ARG001 - a Loader
+def _load_onnx(path: Path, context: LoadContext) -> SourceModel:
     from edgepack_packager.sources.from_onnx import load_onnx  # noqa: PLC0415
 
-    return load_onnx(path)
+    return load_onnx(path, context)
 
 
-def _load_skops(path: Path, trusted_types: Sequence[str]) -> SourceModel:
+def _load_skops(path: Path, context: LoadContext) -> SourceModel:
     # scikit-learn takes seconds to import, and an ONNX file needs none of it
     from edgepack_packager.sources.from_sklearn import load_skops  # noqa: PLC0415
 
-    return load_skops(path, trusted_types=trusted_types)
+    return load_skops(path, context)
+
+
+_LOADERS: dict[str, Loader] = {".onnx": _load_onnx, ".skops": _load_skops}

@@ -16,13 +16,13 @@ from onnx.external_data_helper import (
 from edgepack_contract.digest import sha256_digest
 from edgepack_contract.limits import GIB
 from edgepack_packager.errors import ModelSourceError
-from edgepack_packager.sources.model import SourceModel
+from edgepack_packager.sources.model import LoadContext, SourceModel
 
 MAX_MODEL_BYTES = 2 * GIB - 1
 """A protobuf message cannot be larger."""
 
 
-def load_onnx(path: Path) -> SourceModel:
+def load_onnx(path: Path, context: LoadContext) -> SourceModel:  # noqa: ARG001 - a Loader
     """Read an ONNX file and its external weights.
 
     Raises:

@@ -19,9 +19,9 @@ from sklearn.base import is_classifier, is_outlier_detector, is_regressor
 from edgepack_contract.description import Task
 from edgepack_contract.digest import sha256_digest
 from edgepack_contract.limits import GIB
-from edgepack_packager.data.rows import Array, Feeds
+from edgepack_packager.data.rows import Feeds
 from edgepack_packager.errors import ConversionError, ModelSourceError
-from edgepack_packager.sources.model import Answer, SourceModel, as_labels
+from edgepack_packager.sources.model import Answer, LoadContext, SourceModel, as_labels
 
 INPUT = "input"
 TARGET_OPSETS = {"": 17, "ai.onnx.ml": 3}
@@ -37,7 +37,7 @@ SAFE_TYPES = frozenset({
 MAX_FILE_BYTES = 4 * GIB
 
 
-def load_skops(path: Path, *, trusted_types: Sequence[str]) -> SourceModel:
+def load_skops(path: Path, context: LoadContext) -> SourceModel:
     """Load a ``.skops`` file and convert it.
 
     Raises:
@@ -45,7 +45,7 @@ def load_skops(path: Path, *, trusted_types: Sequence[str]) -> SourceModel:
         ConversionError: skl2onnx has no converter for a part of it.
     """
     raw = _read(path)
-    model = _load(path, raw, trusted_types)
+    model = _load(path, raw, context.trusted_types)
     n_features = getattr(model, "n_features_in_", None)
     if n_features is None:
         raise ModelSourceError(
@@ -53,14 +53,15 @@ def load_skops(path: Path, *, trusted_types: Sequence[str]) -> SourceModel:
         )
     names = getattr(model, "feature_names_in_", None)
     classes = getattr(model, "classes_", None)
+    graph = _convert(model, int(n_features))
     return SourceModel(
-        graph=_convert(model, int(n_features)),
+        graph=graph,
         digest=sha256_digest(raw),
         framework=f"scikit-learn {sklearn.__version__}",
         task=_task(model),
         features=None if names is None else tuple(str(name) for name in names),
         classes=None if classes is None else tuple(str(label) for label in as_labels(classes)),
-        answer=_answer(model),
+        answer=_answer(model, graph.graph.output[0].name),
         tools={
             name: importlib.metadata.version(name)
             for name in ("onnx", "scikit-learn", "skl2onnx", "skops")
@@ -106,8 +107,8 @@ def _task(model: Any) -> Task:
     )
 
 
-def _answer(model: Any) -> Answer:
-    def answer(feeds: Feeds) -> Array:
+def _answer(model: Any, output: str) -> Answer:
+    def answer(feeds: Feeds) -> Feeds:
         with warnings.catch_warnings():
             # names of columns were matched when the rows were bound; here they are plain arrays
             warnings.filterwarnings("ignore", message="X does not have valid feature names")
@@ -115,8 +116,8 @@ def _answer(model: Any) -> Answer:
         if is_classifier(model):
             if predicted.ndim > 1:
                 raise ConversionError("several labels a row are not supported", code="multi-label")
-            return as_labels(predicted)
-        return predicted.reshape(len(predicted), -1).astype(np.float64)
+            return {output: as_labels(predicted)}
+        return {output: predicted.reshape(len(predicted), -1).astype(np.float64)}
 
     return answer
 

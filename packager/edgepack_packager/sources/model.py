@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import onnx
 
 from edgepack_contract.description import Task
 from edgepack_packager.data.rows import Array, Feeds
+from edgepack_packager.recipe import PickleTrust
 
-Answer = Callable[[Feeds], Array]
-"""From uncast rows, one array per input, to labels (rows) or values (rows x columns)."""
+Answer = Callable[[Feeds], Feeds]
+"""From uncast rows, one array per input, to the framework's own outputs by the graph's names.
+
+It may leave out outputs, but never the one that answers: labels or values."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadContext:
+    """What a source may need besides the file.
+
+    Attributes:
+        folder: A place for files in between.
+        columns: A few rows of the data, uncast, by column or array; empty without data.
+        trusted_types: Types that a ``.skops`` file may load besides the known safe ones.
+        trust_pickle: Whether a pickle may be loaded, and how.
+        seed: Decides every random choice.
+    """
+
+    folder: Path
+    columns: Mapping[str, Array] = field(default_factory=dict)
+    trusted_types: Sequence[str] = ()
+    trust_pickle: PickleTrust = "no"
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +52,8 @@ class SourceModel:
         answer: The framework's own predictions; None when the graph itself is the source.
         tools: Versions of the tools that loaded and converted it.
         passes: What was done to get the graph.
+        sample: Example inputs that came with the model; None when none did.
+        warnings: What the user should know of the conversion.
     """
 
     graph: onnx.ModelProto
@@ -40,6 +65,8 @@ class SourceModel:
     answer: Answer | None
     tools: dict[str, str]
     passes: tuple[str, ...]
+    sample: Feeds | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def as_labels(values: Array) -> Array:

@@ -19,7 +19,7 @@ from edgepack_packager.evidence.evaluate import (
 from edgepack_packager.graphs.clean import clean_passes
 from edgepack_packager.graphs.passes import run_passes
 from edgepack_packager.graphs.running import open_folder, save_model
-from edgepack_packager.recipe import Drop
+from edgepack_packager.quantities import Drop
 
 
 def spec(name):

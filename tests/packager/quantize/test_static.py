@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.packager.models import build, cnn, mlp, rows, value, weight
 
-from edgepack_packager import quantize
+from edgepack_packager.quantize import static
 from edgepack_packager.graphs.clean import clean_passes, operators, serialise
 from edgepack_packager.graphs.passes import run_passes
 from edgepack_packager.graphs.running import open_folder, run_rows, save_model
@@ -221,8 +221,8 @@ def test_the_quantizers_advice_is_not_printed(caplog):
 
 def test_a_failure_of_the_quantizer_has_a_name(monkeypatch):
     prepared = prepare(clean(mlp()), {"x": rows()})
-    broken = quantize.Prepared(prepared.model, {}, prepared.nodes)
-    with pytest.raises(quantize.QuantizerError, match="quantizer fails"):
+    broken = static.Prepared(prepared.model, {}, prepared.nodes)
+    with pytest.raises(static.QuantizerError, match="quantizer fails"):
         quantize_static(broken, U8)
 
 
@@ -232,4 +232,4 @@ def test_quantizable_nodes_have_constant_weights():
         [value("x", ["n", 4]), value("z", [4, 4])],
         [value("y", ["n", 4])],
     )
-    assert quantizable(model, quantize.STATIC_TYPES) == []
+    assert quantizable(model, static.STATIC_TYPES) == []

@@ -13,12 +13,12 @@ from sklearn.preprocessing import StandardScaler
 from tests.packager.models import mlp
 
 from edgepack_packager.errors import ConversionError, ModelSourceError
-from edgepack_packager.sources import load_source
+from edgepack_packager.sources import LoadContext, load_source
 from edgepack_packager.sources.model import as_labels
 
 
 def load(path, trusted_types=()):
-    return load_source(path, trusted_types=trusted_types)
+    return load_source(path, LoadContext(path.parent, trusted_types=trusted_types))
 
 
 class Unpickled:
@@ -64,7 +64,7 @@ def test_a_scikit_learn_classifier(digits):
     assert [item.name for item in source.graph.graph.output] == ["label", "probabilities"]
     assert source.framework.startswith("scikit-learn ")
     rows = np.load(digits / "rows.npz")
-    assert np.mean(source.answer({"input": rows["pixels"]}) == rows["label"]) > 0.85
+    assert np.mean(source.answer({"input": rows["pixels"]})["label"] == rows["label"]) > 0.85
 
 
 def test_a_pipeline_with_text_classes(tmp_path):
@@ -75,7 +75,7 @@ def test_a_pipeline_with_text_classes(tmp_path):
     )
     source = load(tmp_path / "m.skops")
     assert source.classes == ("down", "up")
-    assert source.answer({"input": x}).dtype.kind == "U"
+    assert source.answer({"input": x})["label"].dtype.kind == "U"
 
 
 def test_a_regression(tmp_path):
@@ -83,7 +83,7 @@ def test_a_regression(tmp_path):
     skops.io.dump(LinearRegression().fit(x, x @ [1, 2, 3]), tmp_path / "m.skops")
     source = load(tmp_path / "m.skops")
     assert source.task == "regression"
-    assert source.answer({"input": x}).shape == (60, 1)
+    assert source.answer({"input": x})["variable"].shape == (60, 1)
 
 
 def test_types_that_are_not_known_are_refused_by_name(tmp_path):
