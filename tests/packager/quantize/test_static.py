@@ -7,10 +7,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.packager.models import build, cnn, mlp, rows, value, weight
 
-from edgepack_packager.quantize import static
 from edgepack_packager.graphs.clean import clean_passes, operators, serialise
 from edgepack_packager.graphs.passes import run_passes
 from edgepack_packager.graphs.running import open_folder, run_rows, save_model
+from edgepack_packager.quantize import static
 from edgepack_packager.quantize.static import (
     StaticPlan,
     prepare,
