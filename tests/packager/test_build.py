@@ -51,6 +51,7 @@ def recipe(digits, tmp_path):
             "model": digits / "network.skops",
             "name": "digits",
             "version": "1.0.0",
+            "overwrite": True,
             "output": tmp_path / "digits.edgepack",
             "data": digits / "rows.npz",
             "label": "label",
@@ -304,7 +305,7 @@ from dataclasses import replace
 from pathlib import Path
 from edgepack_packager import Recipe, build
 model, data, output, lock, locked = sys.argv[1:]
-print(build(Recipe(model=Path(model), name="digits", version="1.0.0", output=Path(output),
+print(build(Recipe(model=Path(model), name="digits", version="1.0.0", output=Path(output), overwrite=True,
     data=Path(data), label="label", lock=Path(lock), locked=bool(locked))).digest)
 """
 
