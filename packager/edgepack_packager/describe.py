@@ -31,8 +31,8 @@ from edgepack_packager.errors import InputError
 from edgepack_packager.graphs.clean import operators, opsets
 from edgepack_packager.graphs.running import model_files, open_folder, run_rows, take_rows
 from edgepack_packager.lock import tool_versions
+from edgepack_packager.quantize.plan import Plan
 from edgepack_packager.recipe import Recipe
-from edgepack_packager.search.candidates import Plan
 from edgepack_packager.subject import Subject, synthetic_rows
 from edgepack_packager.targets import DeviceConfig
 from edgepack_runtime.inference.golden import GoldenRows, golden_bytes

@@ -17,7 +17,7 @@ from edgepack_contract.description import GateVerdict
 from edgepack_contract.errors import MalformedDocumentError
 from edgepack_contract.limits import LIMITS
 from edgepack_packager.errors import LockError
-from edgepack_packager.search.candidates import Plan
+from edgepack_packager.quantize.plan import Plan
 
 TOOLS = ("numpy", "onnx", "onnxruntime", "pyarrow", "safetensors")
 

@@ -25,20 +25,14 @@ from edgepack_packager.errors import ConversionError
 from edgepack_packager.graphs.clean import all_nodes, clean_passes
 from edgepack_packager.graphs.passes import run_passes
 from edgepack_packager.graphs.running import chunks, is_batched, open_folder, save_model
+from edgepack_packager.quantize.operators import (
+    ABSORBED_TYPES,
+    DYNAMIC_TYPES,
+    FLOAT_OUTPUT_TYPES,
+    STATIC_TYPES,
+    quantizable,
+)
 from edgepack_runtime.inference.session import Session
-
-STATIC_TYPES = ("Conv", "Gemm", "MatMul")
-"""Operators with fast int8 kernels. The library's own default quantizes far more and ruins real
-models: 1.3 % accuracy instead of 98.7 % was measured on one."""
-
-ABSORBED_TYPES = ("Clip", "Relu")
-"""Activations that the quantization of their input already performs."""
-
-FLOAT_OUTPUT_TYPES = ("Gemm", "MatMul")
-"""Their kernels give floats as fast as int8, so that nothing is lost before a softmax."""
-
-DYNAMIC_TYPES = ("Gather", "LSTM", "MatMul")
-"""Not Conv: its dynamic kernel has no fast path, 4 to 10 times slower was measured."""
 
 RANGE_BITS = 12
 """Ranges are rounded outwards to so many bits, which hides last-bit differences of processors."""
@@ -77,21 +71,6 @@ class Prepared:
     model: onnx.ModelProto
     ranges: Ranges
     nodes: tuple[str, ...]
-
-
-def quantizable(model: onnx.ModelProto, types: Sequence[str]) -> list[str]:
-    """Names of the nodes with constant weights that int8 can do something for."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    return [
-        node.name
-        for node in model.graph.node
-        if node.op_type in types and any(name in weights for name in node.input)
-    ]
-
-
-def is_tree_ensemble(model: onnx.ModelProto) -> bool:
-    """Whether the model's work is done by trees, which have no int8 form."""
-    return any(node.op_type.startswith("TreeEnsemble") for node in all_nodes(model.graph))
 
 
 def prepare(model: onnx.ModelProto, rows: Feeds) -> Prepared | None:

@@ -28,9 +28,11 @@ from edgepack_packager.graphs.running import (
     take_rows,
 )
 from edgepack_packager.lock import LockedTarget
-from edgepack_packager.quantize.static import QuantizerError, is_tree_ensemble
+from edgepack_packager.quantize.operators import is_tree_ensemble
+from edgepack_packager.quantize.plan import Plan
+from edgepack_packager.quantize.static import QuantizerError
 from edgepack_packager.recipe import Recipe
-from edgepack_packager.search.candidates import Plan, Workshop, first_plans
+from edgepack_packager.search.candidates import Workshop, first_plans
 from edgepack_packager.search.choose import Candidate, Choice, choose
 from edgepack_packager.subject import Subject
 from edgepack_packager.targets import DeviceConfig, this_hardware

@@ -11,10 +11,10 @@ from edgepack_packager.graphs.clean import clean_passes, operators, serialise
 from edgepack_packager.graphs.passes import run_passes
 from edgepack_packager.graphs.running import open_folder, run_rows, save_model
 from edgepack_packager.quantize import static
+from edgepack_packager.quantize.operators import STATIC_TYPES, quantizable
 from edgepack_packager.quantize.static import (
     StaticPlan,
     prepare,
-    quantizable,
     quantize_dynamically,
     quantize_static,
     sensitivity,
@@ -232,4 +232,4 @@ def test_quantizable_nodes_have_constant_weights():
         [value("x", ["n", 4]), value("z", [4, 4])],
         [value("y", ["n", 4])],
     )
-    assert quantizable(model, static.STATIC_TYPES) == []
+    assert quantizable(model, STATIC_TYPES) == []
