@@ -29,14 +29,9 @@ from edgepack_packager.lock import (
 )
 from edgepack_packager.recipe import Recipe
 from edgepack_packager.report.document import BuildResult, report_of, table_of, to_html, to_json
-from edgepack_packager.search.bench import (
-    Bench,
-    Outcome,
-    Trial,
-    budgets_for,
-    clocked_verdicts,
-    declared_gates,
-)
+from edgepack_packager.search.bench import Bench
+from edgepack_packager.search.judging import budgets_for, clocked_verdicts, declared_gates
+from edgepack_packager.search.trials import Outcome, Trial
 from edgepack_packager.subject import Subject, load_subject
 from edgepack_packager.targets import DeviceConfig, default_target, load_target, this_hardware
 from edgepack_runtime.inference.errors import ModelError

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from edgepack_packager.search.bench import Outcome, Trial
+from edgepack_packager.search.trials import Outcome, Trial
 from edgepack_packager.targets import this_hardware
 
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
 from edgepack_contract.description import (
-    Budgets,
-    DeclaredGate,
-    GateVerdict,
     SessionOptions,
 )
-from edgepack_packager.data.rows import Array
 from edgepack_packager.errors import AccuracyGateError, LockError
-from edgepack_packager.evidence.evaluate import Figures, allowed_loss, examine, rows_needed
-from edgepack_packager.evidence.gates import Gate, Verdict, judge_budget, judge_loss, judge_minimum
+from edgepack_packager.evidence.evaluate import Figures, examine
+from edgepack_packager.evidence.gates import judge_budget
 from edgepack_packager.graphs.running import (
     CHUNK_ROWS,
     chunks,
@@ -34,6 +30,8 @@ from edgepack_packager.quantize.static import QuantizerError
 from edgepack_packager.recipe import Recipe
 from edgepack_packager.search.candidates import Workshop, first_plans
 from edgepack_packager.search.choose import Candidate, Choice, choose
+from edgepack_packager.search.judging import budgets_for, judge
+from edgepack_packager.search.trials import Made, Outcome, Trial
 from edgepack_packager.subject import Subject
 from edgepack_packager.targets import DeviceConfig, this_hardware
 from edgepack_runtime.inference.errors import ModelError
@@ -42,67 +40,8 @@ from edgepack_runtime.inference.trial import Latency, measure
 TIMED_ROWS = 32
 
 Tell = Callable[[str], None]
-MeasureMemory = Callable[["Trial", "Trial"], int | None]
+MeasureMemory = Callable[[Trial, Trial], int | None]
 """Peak bytes of a candidate, given that candidate and the one in float."""
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """A candidate's graph on disk, and how good it is: the same for every target.
-
-    ``margins`` say by how much the best class leads in each evaluation row.
-    """
-
-    plan: Plan
-    model: onnx.ModelProto
-    folder: Path
-    size_bytes: int
-    figures: Figures
-    margins: Array | None
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A candidate for one target."""
-
-    made: Made
-    latency: Latency | None
-    memory_bytes: int | None
-    verdicts: tuple[Verdict, ...]
-
-    @property
-    def name(self) -> str:
-        """The name of the candidate."""
-        return self.made.plan.name
-
-    @property
-    def proven(self) -> bool:
-        """Whether every accuracy gate passes."""
-        return all(
-            verdict.outcome == "pass"
-            for verdict in self.verdicts
-            if verdict.gate.severity == "accuracy"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What was tried for a target, and what was chosen."""
-
-    target: DeviceConfig
-    measured_here: bool
-    trials: tuple[Trial, ...]
-    choice: Choice
-
-    @property
-    def chosen(self) -> Trial:
-        """The chosen candidate."""
-        return next(trial for trial in self.trials if trial.name == self.choice.chosen)
-
-    @property
-    def fp32(self) -> Trial:
-        """The candidate in float."""
-        return next(trial for trial in self.trials if trial.made.plan.precision == "fp32")
 
 
 class Bench:
@@ -186,7 +125,7 @@ class Bench:
         if made is None:
             return None
         latency = time_rows(made.folder, self._subject, target) if here else None
-        verdicts = _judge(made, latency, None, self._recipe, self._subject, target)
+        verdicts = judge(made, latency, None, self._recipe, self._subject, target)
         return Trial(made, latency, None, verdicts)
 
     def _make(self, plan: Plan) -> Made | None:
@@ -223,48 +162,6 @@ def time_rows(folder: Path, subject: Subject, target: DeviceConfig) -> Latency:
     return measure(lambda turn: session.run(rows[turn % len(rows)]))
 
 
-def budgets_for(recipe: Recipe, target: DeviceConfig) -> Budgets:
-    """The recipe's budgets, and the target's own where the recipe sets none."""
-    return Budgets(
-        latency_ms=recipe.max_latency_ms or target.budgets.latency_ms,
-        size_bytes=recipe.max_size_bytes or target.budgets.size_bytes,
-        memory_bytes=recipe.max_memory_bytes or target.budgets.memory_bytes,
-    )
-
-
-def declared_gates(trial: Trial, locked: LockedTarget | None) -> list[DeclaredGate]:
-    """The gates of a chosen candidate as the bundle states them.
-
-    What a clock decided is taken from the lock, so that a repeated build says the same.
-    """
-    known: dict[str, GateVerdict] = locked.verdicts if locked else {}
-    return [
-        DeclaredGate(
-            name=verdict.gate.name,
-            metric=verdict.gate.metric,
-            threshold=verdict.gate.threshold,
-            unit=verdict.gate.unit,
-            verdict=known.get(verdict.gate.name) or _declared(verdict),
-        )
-        for verdict in trial.verdicts
-    ]
-
-
-def clocked_verdicts(trial: Trial) -> dict[str, GateVerdict]:
-    """The verdicts that depend on this machine's state, which a lock must keep."""
-    return {
-        verdict.gate.name: _declared(verdict)
-        for verdict in trial.verdicts
-        if verdict.gate.name in {"max-latency", "max-memory"}
-    }
-
-
-def _declared(verdict: Verdict) -> GateVerdict:
-    if verdict.outcome == "fail":
-        raise ValueError(f"a candidate that fails {verdict.gate.name} was chosen")
-    return verdict.outcome
-
-
 def _may_be_refined(trial: Trial) -> bool:
     """Whether the candidate loses something that a finer one may keep."""
     loss = trial.made.figures.loss
@@ -288,54 +185,3 @@ def _candidate(trial: Trial) -> Candidate:
         memory_bytes=trial.memory_bytes,
         verdicts=trial.verdicts,
     )
-
-
-def _judge(
-    made: Made,
-    latency: Latency | None,
-    memory: int | None,
-    recipe: Recipe,
-    subject: Subject,
-    target: DeviceConfig,
-) -> tuple[Verdict, ...]:
-    return (
-        _judge_loss(made.figures, recipe, subject),
-        *_judge_minima(made.figures, recipe),
-        *_judge_budgets(made, latency, memory, budgets_for(recipe, target)),
-    )
-
-
-def _judge_loss(figures: Figures, recipe: Recipe, subject: Subject) -> Verdict:
-    allowed = allowed_loss(recipe.drop, subject.exam)
-    gate = Gate(
-        name="max-drop",
-        severity="accuracy",
-        metric=figures.loss_metric,
-        threshold=allowed,
-        unit="relative" if recipe.drop.relative else "points",
-    )
-    return judge_loss(gate, figures.loss, rows=rows_needed(figures, allowed))
-
-
-def _judge_minima(figures: Figures, recipe: Recipe) -> Sequence[Verdict]:
-    return [
-        judge_minimum(
-            Gate("min-metric", "accuracy", name, least, "value"), figures.estimates.get(name)
-        )
-        for name, least in sorted(recipe.min_metric.items())
-    ]
-
-
-def _judge_budgets(
-    made: Made, latency: Latency | None, memory: int | None, budgets: Budgets
-) -> Sequence[Verdict]:
-    costs: list[tuple[str, str, float | None, float | None]] = [
-        ("max-latency", "ms", budgets.latency_ms, None if latency is None else latency.p95_ms),
-        ("max-size", "bytes", budgets.size_bytes, made.size_bytes),
-        ("max-memory", "bytes", budgets.memory_bytes, memory),
-    ]
-    return [
-        judge_budget(Gate(name, "budget", name.removeprefix("max-"), limit, unit), value)
-        for name, unit, limit, value in costs
-        if limit is not None
-    ]
