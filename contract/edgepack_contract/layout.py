@@ -46,11 +46,10 @@ from edgepack_contract.oci import (
     INDEX_TYPE,
     MANIFEST_TYPE,
     MODEL_CONFIG_TYPE,
-    MODEL_TYPE,
     SIGNATURE_TYPE,
     Descriptor,
     ImageIndex,
-    Manifest,
+    attached_manifest,
     describe,
     describe_bytes,
     evidence_tag,
@@ -59,6 +58,7 @@ from edgepack_contract.oci import (
     model_config,
     signature_tag,
     variant_descriptor,
+    variant_manifest,
 )
 from edgepack_contract.oci_layout import (
     INDEX_ENTRY,
@@ -299,15 +299,7 @@ def _add_variant(blobs: _Blobs, variant: VariantContent) -> tuple[Descriptor, di
     )
     layers = [files[path] for path in sorted(files)]
     config = blobs.add_bytes(MODEL_CONFIG_TYPE, model_config(description, layers))
-    manifest = canonical_json(
-        Manifest(
-            schema_version=2,
-            media_type=MANIFEST_TYPE,
-            artifact_type=MODEL_TYPE,
-            config=config,
-            layers=layers,
-        )
-    )
+    manifest = variant_manifest(config, layers)
     entry = blobs.add_bytes(MANIFEST_TYPE, manifest)
     digests = {path: layer.digest for path, layer in files.items()}
     return variant_descriptor(description, digest=entry.digest, size=entry.size), digests
@@ -328,17 +320,8 @@ def _attach_evidence(draft: _Draft, evidence: Mapping[str, Content]) -> _Draft:
 
 
 def _attached_manifest(draft: _Draft, artifact_type: str, layers: list[Descriptor]) -> bytes:
-    """The manifest of something that is about the bundle without being part of it."""
-    return canonical_json(
-        Manifest(
-            schema_version=2,
-            media_type=MANIFEST_TYPE,
-            artifact_type=artifact_type,
-            config=draft.blobs.add_bytes(EMPTY_TYPE, EMPTY_JSON),
-            layers=layers,
-            subject=describe_bytes(INDEX_TYPE, draft.raw_index),
-        )
-    )
+    draft.blobs.add_bytes(EMPTY_TYPE, EMPTY_JSON)
+    return attached_manifest(draft.raw_index, artifact_type, layers)
 
 
 def _draft_copy(source: BlobSource, reference: str, *, keyring: Keyring | None) -> _Draft:

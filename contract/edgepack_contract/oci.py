@@ -179,6 +179,36 @@ def model_config(description: Description, layers: list[Descriptor]) -> bytes:
     )
 
 
+def variant_manifest(config: Descriptor, layers: list[Descriptor]) -> bytes:
+    """The manifest of a variant; layers sorted by path."""
+    return canonical_json(
+        Manifest(
+            schema_version=2,
+            media_type=MANIFEST_TYPE,
+            artifact_type=MODEL_TYPE,
+            config=config,
+            layers=layers,
+        )
+    )
+
+
+def attached_manifest(raw_index: bytes, artifact_type: str, layers: list[Descriptor]) -> bytes:
+    """The manifest of something that is about a bundle without being part of it.
+
+    Its config is :data:`EMPTY_JSON`.
+    """
+    return canonical_json(
+        Manifest(
+            schema_version=2,
+            media_type=MANIFEST_TYPE,
+            artifact_type=artifact_type,
+            config=describe_bytes(EMPTY_TYPE, EMPTY_JSON),
+            layers=layers,
+            subject=describe_bytes(INDEX_TYPE, raw_index),
+        )
+    )
+
+
 def variant_descriptor(description: Description, *, digest: str, size: int) -> Descriptor:
     """The entry of a variant in the bundle index.
 

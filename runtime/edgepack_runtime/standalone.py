@@ -8,12 +8,13 @@ import logging
 import tempfile
 from pathlib import Path
 
-from edgepack_contract.bundle import BundleFile, copy_blob, open_bundle, open_variant
+from edgepack_contract.bundle import BundleFile, open_bundle, open_variant
 from edgepack_contract.errors import SourceError
 from edgepack_contract.gate import admit
 from edgepack_contract.hardware import this_machine
 from edgepack_contract.keyring import Keyring
 from edgepack_contract.trusted import TrustedBundle
+from edgepack_contract.unpacked import extract
 from edgepack_contract.variants import select_variant
 from edgepack_runtime.admission import bundle_facts, reminding, warn_of_expiry
 from edgepack_runtime.config import OpsConfig, ServeConfig
@@ -89,11 +90,7 @@ def _extract(path: Path, folder: Path, keyring: Keyring | None) -> TrustedBundle
     with _open(path) as file:
         bundle = open_bundle(file, file.digest, keyring=keyring)
         variant = open_variant(bundle, file, select_variant(bundle.index, machine)[0])
-        for name, layer in variant.layers.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("xb") as target:
-                copy_blob(layer, file, target, what=name)
+        extract(variant, file, folder)
     return bundle
 
 
