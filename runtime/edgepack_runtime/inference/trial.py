@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import resource
 import signal
@@ -16,10 +15,10 @@ from edgepack_contract.description import GOLDEN_PATH, Description
 from edgepack_contract.errors import BundleError
 from edgepack_runtime.inference.errors import GoldenError, ModelError
 from edgepack_runtime.inference.golden import compare_golden, load_golden, run_rows, split_rows
+from edgepack_runtime.inference.probe import ROUNDS
 from edgepack_runtime.inference.session import Session, Tensor
 from edgepack_runtime.inference.variant import open_variant, read_description
 
-ROUNDS = 3
 RUNS_PER_ROUND = 200
 ROUND_SECONDS = 0.5
 
@@ -36,7 +35,9 @@ class Latency:
     p99_ms: float
 
 
-def run_trial(folder: Path, *, memory_bytes: int, threads: int, seconds: int) -> dict[str, Any]:
+def run_trial(
+    folder: Path, *, memory_bytes: int, threads: int, seconds: int, rounds: int = ROUNDS
+) -> dict[str, Any]:
     """Judge one variant under limits that this process sets upon itself.
 
     Returns:
@@ -45,7 +46,7 @@ def run_trial(folder: Path, *, memory_bytes: int, threads: int, seconds: int) ->
     limit_process(memory_bytes=memory_bytes, seconds=seconds)
     before = _status_bytes("VmRSS")
     try:
-        found = _judge(folder, memory_bytes, threads)
+        found = _judge(folder, memory_bytes, threads, rounds)
     except MemoryError as error:
         found = _refused("probe-memory", f"out of memory: {error}")
     except (ModelError, BundleError, OSError) as error:
@@ -73,53 +74,50 @@ def limit_process(*, memory_bytes: int, seconds: int) -> None:
 
 
 def measure(
-    run: Callable[[int], object], clock: Callable[[], float] = time.perf_counter
+    run: Callable[[int], object],
+    clock: Callable[[], float] = time.perf_counter,
+    rounds: int = ROUNDS,
 ) -> Latency:
     """Time ``run(i)`` in rounds and return the round with the lowest p95.
 
     Whatever else the machine does can only add time, so the quietest round is the nearest to what
     the model takes.
     """
-    return min((_round(run, clock) for _ in range(ROUNDS)), key=lambda latency: latency.p95_ms)
+    return min((_round(run, clock) for _ in range(rounds)), key=lambda latency: latency.p95_ms)
 
 
-def _judge(folder: Path, memory_bytes: int, threads: int) -> dict[str, Any]:
+def _judge(folder: Path, memory_bytes: int, threads: int, rounds: int) -> dict[str, Any]:
     description = read_description(folder)
+    begun = time.perf_counter()
     session = open_variant(folder, description, default_threads=threads)
+    figures: dict[str, Any] = {"load_ms": (time.perf_counter() - begun) * 1e3}
     rows = load_golden(folder / GOLDEN_PATH)
     golden = description.golden
     result = compare_golden(run_rows(session, rows.inputs, golden.rows), rows.outputs, golden)
     if not result.ok:
         return _refused("golden-mismatch", result.words)
-    latency = _measure_rows(session, rows.inputs, golden.rows)
-    figures = {"p50_ms": latency.p50_ms, "p95_ms": latency.p95_ms, "p99_ms": latency.p99_ms}
+    figures["rows"] = golden.rows
+    latency = _measure_rows(session, rows.inputs, golden.rows, rounds) if rounds else None
+    if latency is not None:
+        figures |= {"p50_ms": latency.p50_ms, "p95_ms": latency.p95_ms, "p99_ms": latency.p99_ms}
     code, words = _over_budget(description, latency, memory_bytes)
     return {"code": code, "words": words} | figures
 
 
-def _measure_rows(session: Session, inputs: dict[str, Tensor], rows: int) -> Latency:
+def _measure_rows(session: Session, inputs: dict[str, Tensor], rows: int, rounds: int) -> Latency:
     feeds = list(split_rows(session, inputs, rows))
-    return measure(lambda number: session.run(feeds[number % rows]))
+    return measure(lambda number: session.run(feeds[number % rows]), rounds=rounds)
 
 
-def _round(run: Callable[[int], object], clock: Callable[[], float]) -> Latency:
-    taken: list[float] = []
-    started = clock()
-    while len(taken) < RUNS_PER_ROUND and (not taken or clock() - started < ROUND_SECONDS):
-        begun = clock()
-        run(len(taken))
-        taken.append((clock() - begun) * 1e3)
-    taken.sort()
-    p50, p95, p99 = (taken[math.ceil(share * len(taken)) - 1] for share in (0.5, 0.95, 0.99))
-    return Latency(p50, p95, p99)
-
-
-def _over_budget(description: Description, latency: Latency, memory_bytes: int) -> tuple[str, str]:
+def _over_budget(
+    description: Description, latency: Latency | None, memory_bytes: int
+) -> tuple[str, str]:
     budgets = description.budgets
-    if budgets.latency_ms is not None and latency.p95_ms > budgets.latency_ms:
+    limit_ms = budgets.latency_ms
+    if latency is not None and limit_ms is not None and latency.p95_ms > limit_ms:
         return "latency-budget", (
             f"95 % of single rows take up to {latency.p95_ms:.3g} ms on this machine, "
-            f"the budget is {budgets.latency_ms:g} ms"
+            f"the budget is {limit_ms:g} ms"
         )
     peak = _status_bytes("VmHWM") or 0
     for limit, whose in (

@@ -1,0 +1,256 @@
+"""Which candidates to try next, from what is known of those that were tried. Pure.
+
+The order is by cost and promise: float, then each precision as it usually works, then finer scales
+and other calibrations where static int8 loses, then the nodes that do most harm handed back to
+float (twice as many each time, then back to the fewest), and where it keeps its accuracy, more
+operators in int8, so that fewer tensors are converted on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from edgepack_packager.quantize.operators import STATIC_TYPES
+from edgepack_packager.quantize.plan import FP32, CalibrationName, Plan
+from edgepack_packager.recipe import Optimize
+from edgepack_packager.targets import DeviceConfig
+
+MOST_PLANS = 40
+"""A search ends here even without a time budget."""
+
+MATMUL_SHARE = 0.5
+"""Weight-only precisions pay where at least this share of the weights is multiplied by."""
+
+GROWTH: Mapping[str, tuple[str, ...]] = {
+    "pools": (
+        "AveragePool", "Concat", "ConvTranspose", "GlobalAveragePool", "MaxPool", "Resize",
+    ),
+    "sums": ("Add", "Mul"),
+}  # fmt: skip
+"""Operators that only move or mix what is int8 around them; pools are the safer ones."""
+
+OTHER_CALIBRATIONS: tuple[CalibrationName, ...] = ("percentile", "entropy")
+
+Standing = Literal["proven", "losing", "unsure", "none"]
+"""``losing``: something is lost that a finer candidate may keep. ``unsure``: nothing is lost, there
+are too few rows to prove it, and no finer one would. ``none``: the model has no such form."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What is wanted for a target.
+
+    Attributes:
+        activations: ``uint8`` where kernels multiply U8 by S8, else ``int8``.
+        reduce_range: Whether 8-bit weights must keep to 7 bits.
+        half: Whether float16 may pay: as a size, or because the target prefers it.
+    """
+
+    activations: Literal["uint8", "int8"]
+    reduce_range: bool
+    half: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What the model offers.
+
+    Attributes:
+        judged: Whether there are rows to judge on; without, nothing but fp32 can be proven.
+        static_nodes: Nodes that have a static int8 form.
+        dynamic: Whether an operator gains by dynamic int8.
+        matmul_share: The share of weight bytes that matrices hold.
+        operators: The types of all its operators.
+    """
+
+    judged: bool
+    static_nodes: int = 0
+    dynamic: bool = False
+    matmul_share: float = 0.0
+    operators: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a plan that was tried; ``loss`` is the share lost."""
+
+    plan: Plan
+    standing: Standing
+    loss: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """Make and judge these; they may be worked on side by side."""
+
+    plans: tuple[Plan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """Find out which nodes do most harm under this plan."""
+
+    plan: Plan
+
+
+Step = Try | Rank | None
+
+
+def aim_for(target: DeviceConfig, optimize: Optimize) -> Aim:
+    """What is wanted for ``target``."""
+    return Aim(
+        activations="uint8" if target.architecture == "amd64" else "int8",
+        reduce_range=target.needs_reduced_range,
+        half=optimize == "size" or "fp16" in target.precision,
+    )
+
+
+def next_step(
+    aim: Aim, material: Material, known: Sequence[Known], ranking: Sequence[str] | None
+) -> Step:
+    """The next step of the search; None when nothing is left that may be worth it.
+
+    Args:
+        aim: What is wanted.
+        material: What there is to work on.
+        known: Everything tried for this target, in order.
+        ranking: The nodes of static int8, the one that does most harm first, once asked for.
+    """
+    if not known:
+        return Try((FP32,))
+    if not material.judged or len(known) >= MOST_PLANS:
+        return None
+    tried = {item.plan: item for item in known}
+    openings = _untried(_openings(aim, material), tried)
+    if openings:
+        return Try(openings)
+    if known[0].standing == "losing":
+        return None  # float itself is outside: nothing made of it will be inside
+    return _finer_weights(tried) or _static_step(aim, material, known, tried, ranking)
+
+
+def static_plan(aim: Aim) -> Plan:
+    """Static int8 as it usually works."""
+    return Plan(
+        name="int8-static",
+        precision="int8-static",
+        activations=aim.activations,
+        reduce_range=aim.reduce_range,
+    )
+
+
+def _openings(aim: Aim, material: Material) -> tuple[Plan, ...]:
+    heavy = material.matmul_share >= MATMUL_SHARE
+    dynamic = Plan(name="int8-dynamic", precision="int8-dynamic", reduce_range=aim.reduce_range)
+    offered = (
+        (static_plan(aim), material.static_nodes > 0),
+        (dynamic, material.dynamic),
+        (_weights(8, 128), heavy),
+        (_weights(4, 32), heavy),
+        (Plan(name="fp16", precision="fp16"), aim.half),
+    )
+    return tuple(plan for plan, wanted in offered if wanted)
+
+
+def _weights(bits: Literal[4, 8], block: int) -> Plan:
+    return Plan(
+        name=f"int{bits}-weights-{block}",
+        precision="int8-weights" if bits == 8 else "int4-weights",
+        block=block,
+    )
+
+
+def _finer_weights(tried: Mapping[Plan, Known]) -> Step:
+    """Smaller blocks where 4-bit weights lose."""
+    coarse = tried.get(_weights(4, 32))
+    plans = _untried((_weights(4, 16),), tried)
+    return Try(plans) if coarse is not None and coarse.standing == "losing" and plans else None
+
+
+def _static_step(
+    aim: Aim,
+    material: Material,
+    known: Sequence[Known],
+    tried: Mapping[Plan, Known],
+    ranking: Sequence[str] | None,
+) -> Step:
+    base = static_plan(aim)
+    first = tried.get(base)
+    if first is None or first.standing in {"unsure", "none"}:
+        return None
+    family = [item for item in known if item.plan.precision == "int8-static"]
+    whole = [item for item in family if not item.plan.excluded]
+    proven = [item for item in whole if item.standing == "proven"]
+    if proven:
+        return _growth(proven[-1].plan, material, tried)
+    if any(item.standing == "unsure" for item in whole):
+        return None
+    finer = _untried(_finer(base, tried), tried)
+    if finer:
+        return Try(finer)
+    least = min((item for item in whole if item.standing == "losing"), key=lambda item: item.loss)
+    return _handing_back(least.plan, material, family, ranking)
+
+
+def _finer(base: Plan, tried: Mapping[Plan, Known]) -> tuple[Plan, ...]:
+    """A scale per channel first; other calibrations once that loses too."""
+    channels = msgspec.structs.replace(base, name=f"{base.name}-per-channel", per_channel=True)
+    if channels not in tried:
+        return (channels,)
+    return tuple(
+        msgspec.structs.replace(channels, name=f"{channels.name}-{name}", calibration=name)
+        for name in OTHER_CALIBRATIONS
+    )
+
+
+def _growth(base: Plan, material: Material, tried: Mapping[Plan, Known]) -> Step:
+    """One more group of operators in int8, on top of what is proven."""
+    grown = base.operators or STATIC_TYPES
+    for name, group in GROWTH.items():
+        more = tuple(sorted({*grown, *(material.operators & set(group))}))
+        plan = msgspec.structs.replace(base, name=f"{base.name}-{name}", operators=more)
+        if set(more) != set(grown) and plan not in tried:
+            return Try((plan,))
+    return None
+
+
+def _handing_back(
+    base: Plan, material: Material, family: Sequence[Known], ranking: Sequence[str] | None
+) -> Step:
+    """Ever more of the most harmful nodes in float until it is proven, then fewer again."""
+    nodes = material.static_nodes
+    if nodes < 2:
+        return None
+    if ranking is None:
+        return Rank(base)
+    sizes = {len(item.plan.excluded): item.standing for item in family if item.plan.excluded}
+    counts = _counts(sizes, nodes)
+    return Try(tuple(_without(base, ranking, count) for count in counts)) if counts else None
+
+
+def _counts(sizes: Mapping[int, Standing], nodes: int) -> tuple[int, ...]:
+    """How many nodes to keep in float next, given how it went with other numbers of them."""
+    proven = [size for size, standing in sizes.items() if standing == "proven"]
+    if not proven:
+        start = 2 * max(sizes, default=0) or 1
+        return tuple(count for count in (start, 2 * start) if count < nodes)
+    fewest = min(proven)
+    below = max((size for size in sizes if size < fewest), default=0)
+    return ((below + fewest) // 2,) if fewest - below > 1 else ()
+
+
+def _without(base: Plan, ranking: Sequence[str], count: int) -> Plan:
+    nodes = len(ranking)
+    return msgspec.structs.replace(
+        base,
+        name=f"{base.name}-{nodes - count}-of-{nodes}",
+        excluded=tuple(sorted(ranking[:count])),
+    )
+
+
+def _untried(plans: Sequence[Plan], tried: Mapping[Plan, Known]) -> tuple[Plan, ...]:
+    return tuple(plan for plan in plans if plan not in tried)
