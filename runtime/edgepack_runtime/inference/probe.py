@@ -22,6 +22,8 @@ ProbeCode = Literal[
     "probe-memory", "probe-timeout", "probe-crashed",
 ]  # fmt: skip
 
+ROUNDS = 3
+
 _READ_BYTES = 64 * 1024
 _WORDS = 500
 _KEPT_VARIABLES = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TMPDIR")
@@ -31,8 +33,9 @@ class ProbeResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The verdict on one variant, on this machine.
 
     ``code`` is empty when the model may be activated, else it and ``words`` say why not. Latencies
-    are milliseconds of one golden row; ``peak_bytes`` is the most memory that the child held, and
-    ``model_bytes`` how much of it the model added.
+    are milliseconds of one golden row, ``load_ms`` those of loading; ``peak_bytes`` is the most
+    memory that the child held, and ``model_bytes`` how much of it the model added. ``rows`` golden
+    rows were right.
     """
 
     code: ProbeCode
@@ -42,6 +45,8 @@ class ProbeResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     p99_ms: float | None = None
     peak_bytes: int | None = None
     model_bytes: int | None = None
+    load_ms: float | None = None
+    rows: int = 0
 
     @property
     def ok(self) -> bool:
@@ -50,7 +55,12 @@ class ProbeResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 def probe_model(
-    folder: Path, *, timeout_s: float, memory_bytes: int | None = None, threads: int = 1
+    folder: Path,
+    *,
+    timeout_s: float,
+    memory_bytes: int | None = None,
+    threads: int = 1,
+    rounds: int = ROUNDS,
 ) -> ProbeResult:
     """Load, check and measure an unpacked variant in a child. Blocks; never raises for the model.
 
@@ -59,8 +69,10 @@ def probe_model(
         timeout_s: The child is killed after this many seconds.
         memory_bytes: The most memory the child may hold, None for no limit.
         threads: Threads of the model where its description leaves them to the device.
+        rounds: How often latency is measured; the quietest round counts, and with 0 there is none.
     """
-    arguments = [str(folder.absolute()), str(memory_bytes or 0), str(threads), str(timeout_s)]
+    numbers = (memory_bytes or 0, threads, timeout_s, rounds)
+    arguments = [str(folder.absolute()), *map(str, numbers)]
     # -P: the current folder is nobody's package
     command = [sys.executable, "-P", "-m", "edgepack_runtime.inference.probe", *arguments]
     # in memory, because the disk may be full; the child bounds what it writes
@@ -140,14 +152,16 @@ def _read(descriptor: int) -> bytes:
 if __name__ == "__main__":
     from edgepack_runtime.inference.trial import run_trial
 
-    # FOLDER [MEMORY_BYTES [THREADS [SECONDS]]]
+    # FOLDER [MEMORY_BYTES [THREADS [SECONDS [ROUNDS]]]]
     _given = sys.argv[1:]
-    _folder, _memory, _threads, _seconds = _given + ["0", "1", "60"][len(_given) - 1 :]
+    _default = ["0", "1", "60", str(ROUNDS)]
+    _folder, _memory, _threads, _seconds, _rounds = _given + _default[len(_given) - 1 :]
     _result = run_trial(
         Path(_folder),
         memory_bytes=int(_memory),
         threads=int(_threads),
         seconds=math.ceil(float(_seconds)),
+        rounds=int(_rounds),
     )
     sys.stdout.buffer.write(msgspec.json.encode(_result) + b"\n")
     sys.stdout.flush()
