@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 
 from edgepack_contract.bundle import BundleFile, open_variant, read_blob, verify_bundle_file
@@ -23,34 +21,23 @@ from edgepack_contract.description import (
 )
 from edgepack_contract.errors import BundleError
 from edgepack_contract.layout import Content, VariantContent
-from edgepack_contract.limits import LIMITS, MIB
+from edgepack_contract.limits import LIMITS
 from edgepack_contract.reference import Reference, parse_reference
 from edgepack_contract.statistics import build_reference
-from edgepack_packager.data.rows import Array, Feeds
+from edgepack_packager.data.rows import Array
 from edgepack_packager.errors import InputError
+from edgepack_packager.golden import make_golden
 from edgepack_packager.graphs.clean import operators, opsets
-from edgepack_packager.graphs.running import model_files, open_folder, run_rows, take_rows
+from edgepack_packager.graphs.running import model_files, open_folder, run_rows
 from edgepack_packager.lock import tool_versions
 from edgepack_packager.quantize.plan import Plan
 from edgepack_packager.recipe import Recipe
-from edgepack_packager.subject import Subject, synthetic_rows
+from edgepack_packager.subject import Subject
 from edgepack_packager.targets import DeviceConfig
-from edgepack_runtime.inference.golden import GoldenRows, golden_bytes
-from edgepack_runtime.inference.golden import run_rows as run_golden_rows
-from edgepack_runtime.inference.session import Optimisation
+from edgepack_runtime.inference.golden import golden_bytes
 
 MIN_RUNTIME = "1.31.0"
 """Older releases hold the interpreter's lock while a session loads, and serving stalls with it."""
-
-GOLDEN_ROWS = 64
-GOLDEN_CLOSE_ROWS = 16
-GOLDEN_BYTES = 4 * MIB
-
-FLOOR = 1e-5
-"""Sums of floats in another order differ by about this share."""
-
-_OTHER_WAYS: tuple[tuple[Optimisation, int], ...] = (("off", 1), ("basic", 1), ("all", 2))
-"""Optimisation levels and threads that stand for other versions and processors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +78,13 @@ def describe(
         chosen: The candidate.
         old: The reference whose edges are inherited.
     """
-    rows, golden = _golden(recipe, subject, chosen)
+    rows, golden = make_golden(
+        subject,
+        chosen.folder,
+        chosen.margins,
+        fp32=None if chosen.plan.precision == "fp32" else chosen.fp32,
+        seed=recipe.seed,
+    )
     description = _description(recipe, subject, chosen, golden)
     files: dict[str, Content] = {**model_files(chosen.folder), GOLDEN_PATH: golden_bytes(rows)}
     if subject.reference is not None:
@@ -154,91 +147,3 @@ def _description(recipe: Recipe, subject: Subject, chosen: Chosen, golden: Golde
         ),
         on_nonfinite="count" if subject.missing else "refuse",
     )
-
-
-def _golden(recipe: Recipe, subject: Subject, chosen: Chosen) -> tuple[GoldenRows, Golden]:
-    inputs = _golden_inputs(recipe, subject, chosen.margins)
-    n = len(next(iter(inputs.values())))
-    expected = run_golden_rows(open_folder(chosen.folder), inputs, n)
-    others = []
-    for level, threads in _OTHER_WAYS:
-        options = SessionOptions(intra_op_threads=threads, inter_op_threads=1)
-        session = open_folder(chosen.folder, options=options, optimisation=level)
-        others.append(run_golden_rows(session, inputs, n))
-    spread = max(_furthest(expected, other) for other in others)
-    step = 0.0
-    if chosen.plan.precision != "fp32":
-        # another processor may round an int8 sum to the next step, which is an error of this size
-        step = _furthest(expected, run_golden_rows(open_folder(chosen.fp32), inputs, n))
-    atol = _round_up(max(4 * spread, step, FLOOR * max(1.0, _largest(expected))))
-    golden = Golden(
-        rows=n,
-        atol=atol,
-        rtol=FLOOR,
-        top1_agreement=_agreement_floor(subject, expected, others, atol),
-        derived=(
-            f"atol covers 4 times the spread over optimisation levels and threads "
-            f"({_round_up(spread):g}), the distance from fp32 ({_round_up(step):g}) and rounding; "
-            "top-1 allows for the rows whose margin is under twice atol"
-        ),
-    )
-    return GoldenRows(inputs=inputs, outputs=expected), golden
-
-
-def _golden_inputs(recipe: Recipe, subject: Subject, margins: Array | None) -> Feeds:
-    """Rows spread over the evaluation rows, some of them hard to decide."""
-    feeds = subject.exam.feeds if subject.exam else subject.calibration or subject.reference
-    if feeds is None:
-        feeds = synthetic_rows(subject.inputs, GOLDEN_ROWS, seed=recipe.seed)
-    n = len(next(iter(feeds.values())))
-    size = sum(array.nbytes for array in feeds.values()) / n
-    count = min(n, GOLDEN_ROWS, max(1, int(GOLDEN_BYTES / max(size, 1))))
-    hardest = [] if margins is None else [int(row) for row in np.argsort(margins, kind="stable")]
-    close = hardest[: min(GOLDEN_CLOSE_ROWS, count // 2)]
-    rest = [row for row in range(n) if row not in set(close)]
-    wanted = count - len(close)
-    spread = [rest[place * len(rest) // wanted] for place in range(wanted)] if wanted else []
-    return {
-        name: np.ascontiguousarray(array)
-        for name, array in take_rows(feeds, sorted({*close, *spread})).items()
-    }
-
-
-def _agreement_floor(subject: Subject, expected: Feeds, others: list[Feeds], atol: float) -> float:
-    """The share of decisions that must agree: those that rounding cannot turn."""
-    answers = [subject.decisions.answers(outputs) for outputs in (expected, *others)]
-    if subject.decisions.task != "classification":
-        return 0.0
-    n = len(answers[0])
-    seen = min(float(np.mean(answers[0] == other)) for other in answers[1:])
-    margins = subject.decisions.margins(expected)
-    firm = n if margins is None else int(np.count_nonzero(margins > 2 * atol))
-    return math.floor(min(seen, firm / n) * 1000) / 1000
-
-
-def _furthest(one: Feeds, two: Feeds) -> float:
-    """The largest difference of two floats in the same place."""
-    gaps = [
-        float(np.max(np.abs(one[name].astype(np.float64) - two[name]), initial=0.0))
-        for name in one
-        if one[name].dtype.kind == "f"
-    ]
-    finite = [gap for gap in gaps if math.isfinite(gap)]
-    return max(finite, default=0.0)
-
-
-def _largest(outputs: Feeds) -> float:
-    floats = [_finite(values) for values in outputs.values() if values.dtype.kind == "f"]
-    return max((float(np.max(np.abs(values), initial=0.0)) for values in floats), default=0.0)
-
-
-def _finite(values: Array) -> Array:
-    return values[np.isfinite(values)]
-
-
-def _round_up(value: float) -> float:
-    """To two significant digits, upwards: a tolerance that is readable and repeats."""
-    if value <= 0:
-        return 0.0
-    exponent = math.floor(math.log10(value)) - 1
-    return float(f"{math.ceil(value / 10**exponent)}e{exponent}")

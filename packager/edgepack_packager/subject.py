@@ -21,18 +21,11 @@ from edgepack_packager.data.rows import (
     read_rows,
     split_rows,
 )
-from edgepack_packager.errors import ConversionError, DataError, RecipeError
+from edgepack_packager.errors import DataError, RecipeError
 from edgepack_packager.evidence.decisions import Decisions, input_specs, open_inputs, read_decisions
 from edgepack_packager.evidence.evaluate import METRICS_BY_TASK, Exam, check_truth
-from edgepack_packager.graphs.clean import clean_passes, fix_batch, loading_passes, raise_opset
-from edgepack_packager.graphs.passes import run_passes
-from edgepack_packager.graphs.running import (
-    is_batched,
-    open_folder,
-    run_rows,
-    save_model,
-    take_rows,
-)
+from edgepack_packager.graphs.cleaning import clean, open_original
+from edgepack_packager.graphs.running import run_rows, take_rows
 from edgepack_packager.recipe import Recipe
 from edgepack_packager.sources import LoadContext, SourceModel, load_source
 from edgepack_packager.sources.model import as_labels
@@ -40,8 +33,6 @@ from edgepack_runtime.inference.errors import ModelError
 from edgepack_runtime.inference.session import Session
 
 SAMPLE_ROWS = 16
-SAME_RTOL, SAME_ATOL = 1e-4, 1e-5
-"""Cleaning re-orders sums at most; anything beyond this is another model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +68,6 @@ class Subject:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Cleaned:
-    model: onnx.ModelProto
-    session: Session
-    outputs: Feeds
-    passes: tuple[str, ...]
-    warnings: tuple[str, ...]
-
-
 def load_subject(recipe: Recipe, folder: Path) -> Subject:
     """Load model and rows, clean the graph, and hold it against its source.
 
@@ -99,10 +81,10 @@ def load_subject(recipe: Recipe, folder: Path) -> Subject:
     """
     parts, data = _load_parts(recipe)
     source = load_source(recipe.model, _context(recipe, parts, folder / "source"))
-    original = _open_original(source, folder / "original")
+    original = open_original(source.graph, folder / "original")
     specs = open_inputs(original, source.features)
     sample = _sample(parts, specs, seed=recipe.seed)
-    cleaned = _clean(source.graph, original, sample, folder)
+    cleaned = clean(source.graph, original, sample, folder)
     truth = parts.evaluation.labels if parts.evaluation is not None else None
     decisions = read_decisions(
         cleaned.model.graph,
@@ -169,102 +151,6 @@ def _named(parts: Parts) -> dict[str, Rows]:
         "reference": parts.reference,
     }
     return {name: rows for name, rows in named.items() if rows is not None}
-
-
-def _open_original(source: SourceModel, folder: Path) -> Session:
-    """Load the graph with as little changed as the runtime allows."""
-    graph, _ = run_passes(source.graph, loading_passes())
-    try:
-        return _open(graph, folder)
-    except ModelError:
-        # an opset that is too new, perhaps only by number: the cleaning lowers it
-        graph, _ = run_passes(source.graph, clean_passes())
-    try:
-        return _open(graph, folder)
-    except ModelError as error:
-        raise ConversionError(f"the runtime cannot load this model: {error}") from error
-
-
-def _open(graph: onnx.ModelProto, folder: Path) -> Session:
-    save_model(graph, folder)
-    return open_folder(folder)
-
-
-def _clean(graph: onnx.ModelProto, original: Session, sample: Feeds, folder: Path) -> _Cleaned:
-    _check_batch(original)
-    truth = _run(original, sample, "the model as it came fails on the rows")
-    cleaned, passes = run_passes(graph, clean_passes())
-    raised = raise_opset(cleaned)
-    if raised is not None:
-        raised, more = run_passes(raised, clean_passes())
-        if _same(raised, truth, sample, folder / "raised"):
-            cleaned, passes = raised, (*passes, "raise-opset", *more)
-    session = _open(cleaned, folder / "cleaned")
-    warnings: tuple[str, ...] = ()
-    if is_batched(session) and not _takes_batches(session, sample):
-        cleaned = fix_batch(cleaned)
-        session = _open(cleaned, folder / "fixed")
-        passes = (*passes, "fix-batch")
-        warnings = ("the graph answers wrongly to several rows at once; it is packed for one",)
-    outputs = _run(session, sample, "the cleaned model fails on the rows")
-    if not _close(truth, outputs):
-        raise ConversionError(
-            "the cleaned graph gives other answers than the model as it came", code="not-faithful"
-        )
-    return _Cleaned(cleaned, session, outputs, tuple(dict.fromkeys(passes)), warnings)
-
-
-def _check_batch(session: Session) -> None:
-    sizes = {info.shape[0] for info in session.inputs if info.shape}
-    fixed = sorted(size for size in sizes if isinstance(size, int) and size != 1)
-    if fixed:
-        raise ConversionError(
-            f"the graph takes exactly {fixed[0]} rows at a time; export it with an open first "
-            "dimension, or with 1",
-            code="fixed-batch",
-        )
-
-
-def _run(session: Session, feeds: Feeds, what: str) -> Feeds:
-    rows = len(next(iter(feeds.values())))
-    try:
-        # row by row: a graph that only claims to take several rows is found out later
-        outputs = run_rows(session, feeds, chunk=1)
-    except (ModelError, ValueError) as error:
-        raise ConversionError(f"{what}: {error}", code="run-failed") from error
-    odd = [name for name, values in outputs.items() if len(values) != rows]
-    if odd:
-        raise ConversionError(
-            f"output {', '.join(odd)} has no entry per row", code="unsupported-output"
-        )
-    return outputs
-
-
-def _takes_batches(session: Session, sample: Feeds) -> bool:
-    try:
-        together = session.run(sample)
-    except ModelError:
-        return False
-    return _close(run_rows(session, sample, chunk=1), together)
-
-
-def _same(model: onnx.ModelProto, truth: Feeds, sample: Feeds, folder: Path) -> bool:
-    try:
-        return _close(truth, run_rows(_open(model, folder), sample, chunk=1))
-    except ModelError:
-        return False
-
-
-def _close(one: Feeds, two: Feeds) -> bool:
-    return one.keys() == two.keys() and all(_equal(one[name], two[name]) for name in one)
-
-
-def _equal(one: Array, two: Array) -> bool:
-    if one.shape != two.shape:
-        return False
-    if one.dtype.kind != "f":
-        return bool(np.array_equal(one, two))
-    return bool(np.allclose(one, two, rtol=SAME_RTOL, atol=SAME_ATOL, equal_nan=True))
 
 
 def _sample(parts: Parts, specs: list[TensorSpec], *, seed: int) -> Feeds:
