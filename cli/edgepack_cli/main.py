@@ -21,6 +21,7 @@ from edgepack_contract.errors import EdgepackError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "audit": ("edgepack_cli.commands.audit", "Look at the audit log, and verify it."),
+    "bench": ("edgepack_cli.commands.bench", "Measure a bundle on this machine, or another."),
     "build": ("edgepack_cli.commands.build", "Convert a model, search precisions, write a bundle."),
     "bundle": ("edgepack_cli.commands.bundle", "Push bundles to the fleet and list them."),
     "context": ("edgepack_cli.commands.context", "Choose among the fleets you are logged in to."),
@@ -40,8 +41,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "logout": ("edgepack_cli.commands.logout", "Forget the token of a fleet service."),
     "rollout": ("edgepack_cli.commands.rollout", "Roll a bundle out in stages, watch, roll back."),
     "run": ("edgepack_cli.commands.run", "Run the device daemon, or serve one bundle."),
+    "selftest": ("edgepack_cli.commands.selftest", "Run a bundle's golden rows on this machine."),
     "sign": ("edgepack_cli.commands.sign", "Sign a bundle with a publisher key."),
-    "targets": ("edgepack_cli.commands.targets", "List the kinds of hardware to build for."),
+    "targets": ("edgepack_cli.commands.targets", "Kinds of hardware to build for."),
     "token": ("edgepack_cli.commands.token", "Make, list and revoke access tokens."),
     "unpack": ("edgepack_cli.commands.unpack", "Write a bundle's files into a folder."),
     "user": ("edgepack_cli.commands.user", "Add, list and reset people who log in to the page."),
@@ -49,10 +51,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 CONTEXT_VARIABLE = "EDGEPACK_CONTEXT"
 EXTRAS = {
+    "bench": "runtime",
     "build": "packager",
     "demo": "demo",
     "fleet": "fleet",
     "run": "runtime",
+    "selftest": "runtime",
     "targets": "packager",
 }
 
