@@ -7,9 +7,16 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from edgepack_contract.description import Precision
+from edgepack_packager.quantize.calibration import CalibrationName
 from edgepack_packager.quantize.operators import DYNAMIC_TYPES, STATIC_TYPES
 
-CalibrationName = Literal["min-max", "percentile", "entropy"]
+_WEIGHTS = {
+    "fp16": "float16",
+    "int8-static": "int8",
+    "int8-dynamic": "int8",
+    "int8-weights": "int8",
+    "int4-weights": "int4",
+}
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -23,7 +30,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         per_channel: One scale per output channel instead of per weight tensor.
         reduce_range: 7-bit weights, for processors whose 8-bit kernels saturate.
         calibration: How ranges of activations are found; None for min-max where any are.
-        block: Weights of one row that share a scale, for weight-only precisions.
+        block: Weights that share a scale in matrix products, for ``int4-weights`` and
+            ``int8-weights``; None stores ``int8-weights`` of every operator with a scale per
+            output channel, to be unpacked while loading.
         excluded: Names of nodes that stay in float.
     """
 
@@ -42,16 +51,31 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """How the bundle describes it; None for fp32."""
         if self.precision == "fp32":
             return None
-        static = self.precision == "int8-static"
-        return {
-            "operators": list(STATIC_TYPES if static else DYNAMIC_TYPES),
-            "activations": self.activations or "uint8",
-            "weights": "int8",
-            "per_channel": self.per_channel,
-            "reduce_range": self.reduce_range,
-            "calibration": "min-max" if static else "none",
+        told: dict[str, Any] = {
+            "weights": _WEIGHTS[self.precision],
             "excluded": list(self.excluded),
         }
+        if self.precision == "int8-static":
+            told |= {
+                "operators": list(self.operators or STATIC_TYPES),
+                "activations": self.activations or "uint8",
+                "per_channel": self.per_channel,
+                "reduce_range": self.reduce_range,
+                "calibration": self.calibration or "min-max",
+            }
+        elif self.precision == "int8-dynamic":
+            told |= {
+                "operators": list(self.operators or DYNAMIC_TYPES),
+                "activations": "uint8",
+                "per_channel": self.per_channel,
+                "reduce_range": self.reduce_range,
+                "calibration": "none",
+            }
+        elif self.block:
+            told |= {"operators": ["MatMul"], "activations": "float32", "block": self.block}
+        else:
+            told |= {"activations": "float32"}
+        return told
 
     @property
     def passes(self) -> tuple[str, ...]:
