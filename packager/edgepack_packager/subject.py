@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,16 @@ from edgepack_packager.data.rows import (
     read_rows,
     split_rows,
 )
+from edgepack_packager.data.sequences import sequence_numbers
 from edgepack_packager.errors import DataError, RecipeError
 from edgepack_packager.evidence.decisions import Decisions, input_specs, open_inputs, read_decisions
-from edgepack_packager.evidence.evaluate import METRICS_BY_TASK, Exam, check_truth
+from edgepack_packager.evidence.exam import Exam, check_truth
+from edgepack_packager.evidence.metrics import is_metric, known_metrics
 from edgepack_packager.graphs.cleaning import clean, open_original
 from edgepack_packager.graphs.running import run_rows, take_rows
+from edgepack_packager.graphs.states import state_sources
+from edgepack_packager.graphs.steps import Steps, fill_states, run_steps
+from edgepack_packager.preparing import prepare_source
 from edgepack_packager.recipe import Recipe
 from edgepack_packager.sources import LoadContext, SourceModel, load_source
 from edgepack_packager.sources.model import as_labels
@@ -80,10 +86,11 @@ def load_subject(recipe: Recipe, folder: Path) -> Subject:
         RecipeError: The recipe asks for something that this model has not.
     """
     parts, data = _load_parts(recipe)
-    source = load_source(recipe.model, _context(recipe, parts, folder / "source"))
+    loaded = load_source(recipe.model, _context(recipe, parts, folder / "source"))
+    source = prepare_source(loaded, recipe)
     original = open_original(source.graph, folder / "original")
-    specs = open_inputs(original, source.features)
-    sample = _sample(parts, specs, seed=recipe.seed)
+    specs = open_inputs(original, source.features, recipe.inputs)
+    sample = _sample(recipe, parts, specs, original)
     cleaned = clean(source.graph, original, sample, folder)
     truth = parts.evaluation.labels if parts.evaluation is not None else None
     decisions = read_decisions(
@@ -93,16 +100,20 @@ def load_subject(recipe: Recipe, folder: Path) -> Subject:
         task=recipe.task or source.task,
         classes=source.classes,
         has_class_labels=truth is not None and truth.dtype.kind != "f",
+        carried=state_sources(recipe.inputs).values(),
     )
     _check_metrics(recipe, decisions)
     feeds = {
-        name: cast_feeds(bind_rows(rows, specs), specs) for name, rows in _named(parts).items()
+        name: _filled(cleaned.session, cast_feeds(bind(rows, specs), specs), _steps(recipe, rows))
+        for name, rows in _named(parts).items()
     }
     exam = _exam(recipe, parts.evaluation, feeds, source, original, decisions, specs)
     return Subject(
         source=source,
         model=cleaned.model,
-        inputs=input_specs(cleaned.session, sample, source.features or _column_names(parts)),
+        inputs=input_specs(
+            cleaned.session, sample, source.features or _column_names(parts), recipe.inputs
+        ),
         decisions=decisions,
         sample=sample,
         calibration=feeds.get("calibration"),
@@ -153,12 +164,45 @@ def _named(parts: Parts) -> dict[str, Rows]:
     return {name: rows for name, rows in named.items() if rows is not None}
 
 
-def _sample(parts: Parts, specs: list[TensorSpec], *, seed: int) -> Feeds:
+def _sample(recipe: Recipe, parts: Parts, specs: list[TensorSpec], original: Session) -> Feeds:
     """A few rows of the first part there is; made-up ones when there are none."""
     rows = parts.evaluation or parts.calibration or parts.reference
     if rows is None:
-        return synthetic_rows(specs, SAMPLE_ROWS, seed=seed)
-    return take_rows(cast_feeds(bind_rows(rows, specs), specs), slice(0, SAMPLE_ROWS))
+        return synthetic_rows(specs, SAMPLE_ROWS, seed=recipe.seed)
+    few = rows.take(np.arange(min(rows.n, SAMPLE_ROWS)))
+    return _filled(original, cast_feeds(bind(few, specs), specs), _steps(recipe, few))
+
+
+def bind(rows: Rows, specs: list[TensorSpec]) -> Feeds:
+    """The rows as inputs, uncast; states are zero until they are filled.
+
+    Raises:
+        DataError: See :func:`edgepack_packager.data.rows.bind_rows`.
+    """
+    fed = bind_rows(rows, [spec for spec in specs if spec.role == "data"])
+    states = {spec.name: _zeros(spec, rows.n) for spec in specs if spec.role == "state"}
+    return {**fed, **states}
+
+
+def _zeros(spec: TensorSpec, rows: int) -> Array:
+    shape = (rows, *(size for size in spec.shape[1:] if isinstance(size, int)))
+    return np.zeros(shape, dtype=spec.dtype)
+
+
+def _steps(recipe: Recipe, rows: Rows) -> Steps | None:
+    """How rows follow each other; None for a model without states."""
+    sources = state_sources(recipe.inputs)
+    if not sources:
+        return None
+    names = None if recipe.sequence_column is None else rows.asides.get(recipe.sequence_column)
+    return Steps(sources, sequence_numbers(names, rows.n))
+
+
+def _filled(session: Session, feeds: Feeds, steps: Steps | None) -> Feeds:
+    """The rows with the states that this model carries through them."""
+    if steps is None:
+        return feeds
+    return fill_states(feeds, run_steps(partial(run_rows, session), feeds, steps), steps)
 
 
 def synthetic_rows(specs: list[TensorSpec], rows: int, *, seed: int) -> Feeds:
@@ -177,14 +221,14 @@ def synthetic_rows(specs: list[TensorSpec], rows: int, *, seed: int) -> Feeds:
 
 
 def _check_metrics(recipe: Recipe, decisions: Decisions) -> None:
-    known = METRICS_BY_TASK[decisions.task]
-    unknown = sorted(set(recipe.min_metric) - set(known))
-    if unknown:
-        raise RecipeError(
-            f"min_metric {', '.join(unknown)}: a {decisions.task} model has "
-            f"{', '.join(known) or 'no metric with a minimum'}",
-            code="unknown-metric",
-        )
+    for option, limits in (("min_metric", recipe.min_metric), ("max_metric", recipe.max_metric)):
+        unknown = sorted(name for name in limits if not is_metric(name, decisions.task))
+        if unknown:
+            raise RecipeError(
+                f"{option} {', '.join(unknown)}: a {decisions.task} model has "
+                f"{known_metrics(decisions.task)}",
+                code="unknown-metric",
+            )
 
 
 def _exam(
@@ -198,11 +242,13 @@ def _exam(
 ) -> Exam | None:
     if rows is None:
         return None
+    steps = _steps(recipe, rows)
     try:
         if source.answer is not None:
-            outputs = source.answer(bind_rows(rows, specs))
+            outputs = run_steps(source.answer, bind(rows, specs), steps)
         else:
-            outputs = run_rows(original, feeds["evaluation"], chunk=1)
+            answer = partial(run_rows, original, chunk=1)
+            outputs = run_steps(answer, feeds["evaluation"], steps)
     except (ValueError, ModelError) as error:
         raise DataError(
             f"the source model fails on the evaluation rows: {error}", code="source-failed"
@@ -215,6 +261,8 @@ def _exam(
         source_outputs=outputs,
         dataset=rows.digest,
         slices={name: rows.asides[name] for name in recipe.slices},
+        units=None if steps is None else steps.units,
+        steps=steps,
     )
     check_truth(exam)
     return exam

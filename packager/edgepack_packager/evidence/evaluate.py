@@ -2,271 +2,223 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import numpy as np
 
-from edgepack_contract.description import Metric, Task
 from edgepack_packager.data.rows import Array, Feeds
-from edgepack_packager.errors import DataError
-from edgepack_packager.evidence.decisions import Decisions
-from edgepack_packager.evidence.intervals import (
-    CONFIDENCE,
-    Estimate,
-    mean,
-    paired_difference,
-    proportion,
-    rmse_growth,
-    rows_to_prove,
+from edgepack_packager.evidence.agreement import Likeness, compare_outputs, mask_scores
+from edgepack_packager.evidence.exam import Exam
+from edgepack_packager.evidence.figures import Figures
+from edgepack_packager.evidence.intervals import Estimate
+from edgepack_packager.evidence.losses import Losses
+from edgepack_packager.evidence.metrics import (
+    LOWER_IS_BETTER,
+    measure_labels,
+    measure_values,
+    squared_errors,
 )
-from edgepack_packager.quantities import Drop
-
-SOURCE = "source"
-
-METRICS_BY_TASK: Mapping[Task, tuple[str, ...]] = {
-    "classification": ("accuracy",),
-    "regression": ("r2",),
-    "other": (),
-}
-"""The metrics that may have a minimum; for each of them more is better."""
-
-
-@dataclass(frozen=True, slots=True)
-class Exam:
-    """The rows that candidates are judged on.
-
-    Attributes:
-        decisions: How to read the outputs.
-        feeds: The rows, cast to the types that the model takes.
-        truth: Labels (rows,) or values (rows, columns); None when there are none.
-        source: The source model's own answers to the same rows.
-        source_outputs: All its outputs to them, by name.
-        dataset: The digest of the rows' file.
-        slices: By column, the value of each row.
-        units: The number of the sequence that each row belongs to; None when each is its own.
-    """
-
-    decisions: Decisions
-    feeds: Feeds
-    truth: Array | None
-    source: Array
-    dataset: str
-    source_outputs: Feeds = field(default_factory=dict)
-    slices: Mapping[str, Array] = field(default_factory=dict)
-    units: Array | None = None
-
-    @property
-    def n(self) -> int:
-        """The number of rows."""
-        return len(self.source)
-
-
-@dataclass(frozen=True, slots=True)
-class SliceFigure:
-    """The figures of the rows with one value in a slice's column; ``loss`` as in Figures."""
-
-    column: str
-    value: str
-    n: int
-    metric: str
-    estimate: Estimate | None
-    loss: Estimate | None
-
-
-@dataclass(frozen=True, slots=True)
-class WorstRow:
-    """A row on which a candidate is furthest from the source model.
-
-    ``row`` counts the evaluation rows from 0; ``distance`` is a margin lost or a difference.
-    """
-
-    row: int
-    truth: str | None
-    source: str
-    candidate: str
-    distance: float
-
-
-@dataclass(frozen=True, slots=True)
-class Confusion:
-    """How many rows the source model gives ``source`` and the candidate ``candidate``."""
-
-    source: str
-    candidate: str
-    n: int
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """What an exam says of one candidate.
-
-    Attributes:
-        estimates: Absolute figures by name, such as ``accuracy``.
-        relative: Figures against the source model by name, such as ``agreement``.
-        loss_metric: What the loss is a loss of.
-        loss: The share lost against the source model; None without rows.
-        losses: Rows that the source model had right, or as it had them, and the candidate has not.
-        gains: Rows the other way round.
-        slices: Figures by the values of the slices' columns.
-        worst: The rows that are furthest off, the worst first.
-        confusions: Pairs of different labels by number of rows, the most frequent first.
-    """
-
-    estimates: dict[str, Estimate] = field(default_factory=dict)
-    relative: dict[str, Estimate] = field(default_factory=dict)
-    loss_metric: str = "agreement"
-    loss: Estimate | None = None
-    losses: int = 0
-    gains: int = 0
-    slices: tuple[SliceFigure, ...] = ()
-    worst: tuple[WorstRow, ...] = ()
-    confusions: tuple[Confusion, ...] = ()
-
-    def metrics(self, dataset: str) -> list[Metric]:
-        """The figures as the bundle states them."""
-        named: list[tuple[str, Estimate, str | None]] = [
-            *((name, value, None) for name, value in sorted(self.estimates.items())),
-            *((name, value, SOURCE) for name, value in sorted(self.relative.items())),
-        ]
-        return [
-            Metric(
-                name=name,
-                value=value.value,
-                n=value.n,
-                low=value.low,
-                high=value.high,
-                confidence=CONFIDENCE,
-                dataset=dataset,
-                reference=reference,
-            )
-            for name, value, reference in named
-            if np.isfinite([value.value, value.low, value.high]).all()
-        ]
-
-    def text(self) -> str:
-        """The headline, with its interval and number of rows."""
-        if self.loss is None:
-            return "accuracy: not measured (no rows)"
-        parts = [f"{name} {_spell(value)}" for name, value in self.estimates.items()]
-        if not parts:
-            parts.append("accuracy: not measured")
-            parts += [f"{name} {_spell(value)}" for name, value in self.relative.items()]
-        return "; ".join(parts)
+from edgepack_packager.evidence.scores import score_rows
+from edgepack_packager.evidence.slices import slice_figures
+from edgepack_packager.evidence.statistic import (
+    Proof,
+    Statistic,
+    Units,
+    difference,
+    estimate,
+    growth,
+    mean_of,
+    share_of,
+)
+from edgepack_packager.evidence.worst import confusions, worst_labels, worst_values
 
 
 def examine(exam: Exam, outputs: Feeds) -> Figures:
-    """Compare a candidate's outputs with the truth and with the source model's answers."""
-    answers = exam.decisions.answers(outputs)
-    if exam.decisions.task == "classification":
-        return _classification(exam, answers)
-    if exam.truth is not None:
-        return _regression(exam.truth, exam.source, answers)
-    return _difference(exam.source, answers)
-
-
-def check_truth(exam: Exam) -> None:
-    """Refuse a truth that cannot be this model's: every figure against it would be noise.
+    """Compare a candidate's outputs with the truth and with the source model's answers.
 
     Raises:
-        DataError: No label is one of the model's answers, or numbers of another width.
+        DataError: The user's metric fails on them.
     """
-    truth, decisions = exam.truth, exam.decisions
-    if truth is None:
-        return
-    if decisions.task != "classification":
-        if truth.shape != exam.source.shape:
-            raise DataError(
-                f"the truth has {truth.shape[1]} columns, the model gives {exam.source.shape[1]}",
-                code="bad-label",
+    failure = _failure(exam, outputs)
+    if failure is not None:
+        return Figures(failure=failure)
+    figures, losses = _figures(exam, outputs)
+    if exam.scorer is not None:
+        figures, losses = _with_scores(figures, exam, score_rows(exam, outputs))
+    if exam.incumbent is not None:
+        figures = _with_incumbent(figures, exam, outputs)
+    return replace(figures, slices=slice_figures(exam, figures.loss_metric, losses))
+
+
+def _figures(exam: Exam, outputs: Feeds) -> tuple[Figures, Losses]:
+    if exam.decisions.task == "classification":
+        return _classification(exam, outputs)
+    if exam.truth is not None and exam.truth.shape == exam.source.shape:
+        return _values(exam, outputs)
+    return _likeness(exam, outputs)
+
+
+def _failure(exam: Exam, outputs: Feeds) -> str | None:
+    """Why answers are none: where the source model gives numbers, the candidate must too."""
+    classifies = exam.decisions.task == "classification"
+    names = (exam.decisions.scores or "",) if classifies else tuple(outputs)
+    for name in names:
+        values = outputs.get(name)
+        if values is None or values.dtype.kind != "f":
+            continue
+        # a score may be infinite and still decide; a value may not
+        bad = _any_per_row(np.isnan(values) if classifies else ~np.isfinite(values))
+        theirs = exam.source_outputs.get(name)
+        if theirs is not None and theirs.dtype.kind == "f" and len(theirs) == len(values):
+            bad &= ~_any_per_row(np.isnan(theirs) if classifies else ~np.isfinite(theirs))
+        if bad.any():
+            kind = "not a number" if classifies else "not a number or infinite"
+            return (
+                f"output {name!r} is {kind} in {np.count_nonzero(bad)} of {len(bad)} rows, "
+                f"the first is row {int(np.argmax(bad))}"
             )
-        return
-    known = exam.source if decisions.classes is None else decisions.classes
-    if truth.dtype.kind != known.dtype.kind or not np.isin(truth, known).any():
-        raise DataError(
-            f"labels such as {truth[0]!r} are none of the model's classes, such as {known[0]!r}",
-            code="bad-label",
-        )
+    return None
 
 
-def allowed_loss(drop: Drop, exam: Exam | None) -> float:
-    """The share that may be lost.
-
-    For accuracy, per cent are relative to the source model's own accuracy. For errors of numbers,
-    which have no scale of points, both forms are relative.
-    """
-    if exam is None or exam.truth is None or not drop.relative:
-        return drop.value
-    if exam.decisions.task != "classification":
-        return drop.value
-    return drop.value * float(np.mean(exam.source == exam.truth))
+def _any_per_row(flags: Array) -> Array:
+    return np.asarray(flags.reshape(len(flags), -1).any(axis=1))
 
 
-def rows_needed(figures: Figures, allowed: float) -> int | None:
-    """Rows that would prove a loss within ``allowed``, at the rates seen; None when unknown."""
-    if figures.loss is None or figures.loss_metric not in {"accuracy", "agreement"}:
-        return None
-    return rows_to_prove(figures.losses, figures.gains, figures.loss.n, allowed)
-
-
-def _classification(exam: Exam, answers: Array) -> Figures:
-    n = exam.n
-    differ = int(np.count_nonzero(answers != exam.source))
-    agreement = proportion(n - differ, n)
-    if exam.truth is None:
-        loss = Estimate(1 - agreement.value, 1 - agreement.high, 1 - agreement.low, n)
-        return Figures(relative={"agreement": agreement}, loss=loss, losses=differ)
-    right, source_right = answers == exam.truth, exam.source == exam.truth
-    losses = int(np.count_nonzero(source_right & ~right))
-    gains = int(np.count_nonzero(right & ~source_right))
-    low, high = paired_difference(losses, gains, n)
-    drop = Estimate((losses - gains) / n, low, high, n)
-    return Figures(
-        estimates={"accuracy": proportion(int(np.count_nonzero(right)), n)},
-        relative={"agreement": agreement, "accuracy-drop": drop},
-        loss_metric="accuracy",
-        loss=drop,
-        losses=losses,
-        gains=gains,
+def _classification(exam: Exam, outputs: Feeds) -> tuple[Figures, Losses]:
+    ours, theirs, units = exam.read(outputs), exam.source_answers, exam.units
+    same = share_of(ours.values == theirs.values)
+    everything = Statistic(1.0, np.zeros(exam.n), share=True, hits=np.ones(exam.n, np.bool_))
+    common = Figures(
+        relative={"agreement": estimate(same, units)},
+        worst=worst_labels(exam, ours, theirs),
+        confusions=confusions(ours.values, theirs.values),
     )
+    if exam.truth is None or exam.truth.ndim != 1:
+        loss, proof = _unlike(same, units)
+        return _judged(common, "agreement", loss, proof), Losses(same, everything)
+    found = measure_labels(exam.truth, ours, exam.wanted)
+    against = measure_labels(exam.truth, theirs, exam.wanted)
+    losses = Losses(found["accuracy"], against["accuracy"])
+    relative = {**common.relative, **_against_source(found, against, units)}
+    estimates = {name: estimate(value, units) for name, value in found.items()}
+    figures = replace(common, estimates=estimates, relative=relative)
+    return _judged(figures, "accuracy", *losses.loss(units)), losses
 
 
-def _regression(truth: Array, source: Array, answers: Array) -> Figures:
-    ours, theirs = _row_errors(truth, answers), _row_errors(truth, source)
-    growth = rmse_growth(theirs, ours)
-    squared = mean(np.square(ours))
-    spread = float(np.mean(np.square(_row_errors(truth, np.mean(truth, axis=0)))))
-    estimates = {"rmse": _root(squared)}
-    if spread > 0:
-        estimates["r2"] = Estimate(
-            1 - squared.value / spread, 1 - squared.high / spread, 1 - squared.low / spread,
-            squared.n,
-        )  # fmt: skip
-    return Figures(
-        estimates=estimates, relative={"rmse-growth": growth}, loss_metric="rmse", loss=growth
+def _unlike(same: Statistic, units: Units | None) -> tuple[Estimate, Proof]:
+    """The share of rows that are answered otherwise; no row can gain."""
+    alike = estimate(same, units)
+    n, differ = alike.n, round(alike.n * (1 - alike.value))
+    spread = alike.value * (1 - alike.value)
+    proof = Proof(1 - alike.value, n, alike.units or n, spread**0.5, 1.0, counts=(differ, 0))
+    return Estimate(1 - alike.value, 1 - alike.high, 1 - alike.low, n, alike.units), proof
+
+
+def _judged(figures: Figures, metric: str, loss: Estimate, proof: Proof) -> Figures:
+    losses, gains = proof.counts or (0, 0)
+    return replace(figures, loss_metric=metric, loss=loss, losses=losses, gains=gains, proof=proof)
+
+
+def _against_source(
+    ours: dict[str, Statistic], theirs: dict[str, Statistic], units: Units | None
+) -> dict[str, Estimate]:
+    """What was lost of each metric that both have; of errors, by what share they grew."""
+    found = {}
+    for name in ours.keys() & theirs.keys():
+        if name in LOWER_IS_BETTER:
+            found[f"{name}-growth"] = growth(ours[name], theirs[name], units)[0]
+        else:
+            found[f"{name}-drop"] = difference(theirs[name], ours[name], units)[0]
+    return dict(sorted(found.items()))
+
+
+def _values(exam: Exam, outputs: Feeds) -> tuple[Figures, Losses]:
+    values, truth = exam.decisions.answers(outputs), np.asarray(exam.truth)
+    found = measure_values(truth, values)
+    against = measure_values(truth, exam.source)
+    losses = _errors(truth, values, exam.source)
+    loss, proof = losses.loss(exam.units)
+    figures = Figures(
+        estimates={name: estimate(value, exam.units) for name, value in found.items()},
+        relative={
+            "rmse-growth": loss,
+            "mae-growth": growth(found["mae"], against["mae"], exam.units)[0],
+        },
+        worst=worst_values(exam, values, exam.source),
     )
+    return _judged(figures, "rmse", loss, proof), losses
 
 
-def _difference(source: Array, answers: Array) -> Figures:
-    """The size of the difference relative to the spread of the source model's own answers."""
-    spread = float(np.mean(np.square(_row_errors(source, np.mean(source, axis=0)))))
-    squared = mean(np.square(_row_errors(source, answers)))
-    scale = spread or float(np.mean(np.square(source))) or 1.0
-    share = _root(
-        Estimate(squared.value / scale, squared.low / scale, squared.high / scale, squared.n)
+def _errors(truth: Array, ours: Array, theirs: Array) -> Losses:
+    squares = [mean_of(squared_errors(truth, values)) for values in (ours, theirs)]
+    return Losses(squares[0], squares[1], "growth")
+
+
+def _likeness(exam: Exam, outputs: Feeds) -> tuple[Figures, Losses]:
+    """Output by output; the one that is furthest from proven is the one that is judged."""
+    found = compare_outputs(exam, outputs)
+    worst = max(found, key=lambda item: (item.loss.high, item.name))
+    several = len(found) > 1
+    figures = Figures(
+        relative={item.label(several=several): item.figure for item in found},
+        worst=worst_values(exam, worst.ours, worst.theirs),
     )
-    return Figures(relative={"difference": share}, loss_metric="difference", loss=share)
+    figures = _judged(figures, worst.label(several=several), worst.loss, worst.proof)
+    return _with_masks(figures, exam, outputs, worst)
 
 
-def _row_errors(truth: Array, answers: Array) -> Array:
-    """The length of the error of each row."""
-    return np.asarray(np.sqrt(np.sum(np.square(truth - answers), axis=1)))
+def _with_masks(
+    figures: Figures, exam: Exam, outputs: Feeds, worst: Likeness
+) -> tuple[Figures, Losses]:
+    """Against masks that came with the rows, when they are some."""
+    pair = mask_scores(exam, outputs)
+    if pair is None:
+        return figures, worst.losses
+    ours, theirs = (mean_of(values, share=True) for values in pair)
+    losses = Losses(ours, theirs)
+    loss, proof = losses.loss(exam.units)
+    figures = replace(
+        figures,
+        estimates={"pixel-accuracy": estimate(ours, exam.units)},
+        relative={**figures.relative, "pixel-accuracy-drop": loss},
+    )
+    return _judged(figures, "pixel-accuracy", loss, proof), losses
 
 
-def _root(estimate: Estimate) -> Estimate:
-    low = max(estimate.low, 0.0)
-    return Estimate(estimate.value**0.5, low**0.5, max(estimate.high, low) ** 0.5, estimate.n)
+def _with_scores(figures: Figures, exam: Exam, scores: Array) -> tuple[Figures, Losses]:
+    """The user's metric decides, beside whatever else is known."""
+    name, against = exam.metric or "score", exam.source_scores
+    ours, theirs = score_pair(scores, np.asarray(against))
+    losses = Losses(ours, theirs)
+    loss, proof = losses.loss(exam.units)
+    figures = replace(
+        figures,
+        estimates={name: estimate(ours, exam.units), **figures.estimates},
+        relative={f"{name}-drop": loss, **figures.relative},
+    )
+    return _judged(figures, name, loss, proof), losses
 
 
-def _spell(value: Estimate) -> str:
-    return f"{value.value:.4f} ({value.low:.4f}..{value.high:.4f}, n={value.n})"
+def score_pair(ours: Array, theirs: Array) -> tuple[Statistic, Statistic]:
+    """The means of two sets of scores, which are shares when all lie between 0 and 1."""
+    both = np.concatenate([ours, theirs])
+    share = bool(np.all((both >= 0) & (both <= 1)))
+    reach = 1.0 if share else float(np.ptp(both))
+    return mean_of(ours, reach=reach, share=share), mean_of(theirs, reach=reach, share=share)
+
+
+def _with_incumbent(figures: Figures, exam: Exam, outputs: Feeds) -> Figures:
+    old = exam.incumbent
+    if old is None:
+        return figures
+    if old.scores is not None:
+        losses = Losses(*score_pair(score_rows(exam, outputs), old.scores))
+    elif exam.decisions.task == "classification":
+        truth = np.asarray(exam.truth)
+        right = share_of(exam.decisions.answers(outputs) == truth)
+        losses = Losses(right, share_of(old.answers == truth))
+    else:
+        truth, values = np.asarray(exam.truth), exam.decisions.answers(outputs)
+        losses = _errors(truth, values, old.answers)
+    loss, proof = losses.loss(exam.units)
+    return replace(figures, incumbent=loss, incumbent_proof=proof)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +19,8 @@ class Gate:
     """A limit.
 
     Attributes:
-        name: ``max-drop``, ``min-metric``, ``max-latency``, ``max-size`` or ``max-memory``.
+        name: ``max-drop``, ``min-metric``, ``max-metric``, ``not-worse-than``, ``max-latency``,
+            ``max-size`` or ``max-memory``.
         severity: Whether accuracy or a budget is judged; they fail with different exit codes.
         metric: What is judged.
         threshold: The limit.
@@ -60,7 +62,7 @@ def judge_loss(gate: Gate, loss: Estimate | None, *, rows: int | None) -> Verdic
     if loss is None:
         return Verdict(gate, "not_measured", _NO_ROWS)
     limit = gate.threshold
-    seen = f"{gate.metric} loss {_figure(loss)}"
+    seen = f"{gate.metric} loss {loss}"
     excess = max(loss.high - limit, 0.0) / limit
     if loss.high <= limit:
         return Verdict(gate, "pass", f"{seen} within {limit:.4g}")
@@ -75,13 +77,46 @@ def judge_minimum(gate: Gate, figure: Estimate | None) -> Verdict:
     if figure is None:
         return Verdict(gate, "not_measured", _NO_ROWS)
     least = gate.threshold
-    seen = f"{gate.metric} {_figure(figure)}"
+    seen = f"{gate.metric} {figure}"
     if figure.low >= least:
         return Verdict(gate, "pass", f"{seen} reaches {least:g}")
     if figure.value < least:
         excess = (least - figure.value) / (abs(least) or 1.0)
         return Verdict(gate, "fail", f"{seen} is under {least:g}", excess)
-    return Verdict(gate, "inconclusive", f"{seen} is not proven to reach {least:g}")
+    words = f"{seen} is not proven to reach {least:g}"
+    return Verdict(gate, "inconclusive", words + _rows_wanted(figure, figure.low, least))
+
+
+def judge_maximum(gate: Gate, figure: Estimate | None) -> Verdict:
+    """Judge an error that must not pass a value: proven when the whole interval does not."""
+    if figure is None:
+        return Verdict(gate, "not_measured", _NO_ROWS)
+    most = gate.threshold
+    seen = f"{gate.metric} {figure}"
+    if figure.high <= most:
+        return Verdict(gate, "pass", f"{seen} within {most:g}")
+    if figure.value > most:
+        excess = (figure.value - most) / (abs(most) or 1.0)
+        return Verdict(gate, "fail", f"{seen} is over {most:g}", excess)
+    words = f"{seen} is not proven within {most:g}"
+    return Verdict(gate, "inconclusive", words + _rows_wanted(figure, figure.high, most))
+
+
+def judge_failure(gate: Gate, failure: str) -> Verdict:
+    """Answers that are no answers are outside of every gate, further than any other."""
+    return Verdict(gate, "fail", failure, math.inf)
+
+
+def _rows_wanted(figure: Estimate, end: float, limit: float) -> str:
+    """The rows whose interval would end at ``limit``: its width shrinks with their root.
+
+    At the very end of its range a share has no spread, and its interval shrinks with the rows.
+    """
+    gap, half = abs(figure.value - limit), abs(figure.value - end)
+    if gap == 0 or not math.isfinite(half):
+        return ""
+    times = half / gap if figure.value in {0.0, 1.0} else (half / gap) ** 2
+    return f"; about {math.ceil(figure.n * times)} rows would prove it"
 
 
 def judge_budget(gate: Gate, value: float | None) -> Verdict:
@@ -94,7 +129,3 @@ def judge_budget(gate: Gate, value: float | None) -> Verdict:
         return Verdict(gate, "pass", f"{gate.metric} {value:g} {unit} within {limit:g}")
     words = f"{gate.metric} {value:g} {unit} is over {limit:g}"
     return Verdict(gate, "fail", words, (value - limit) / limit)
-
-
-def _figure(estimate: Estimate) -> str:
-    return f"{estimate.value:.4f} ({estimate.low:.4f}..{estimate.high:.4f}, n={estimate.n})"

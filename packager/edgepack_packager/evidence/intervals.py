@@ -17,18 +17,29 @@ from scipy import special
 
 CONFIDENCE = 0.95
 Z = float(special.ndtri(0.5 + CONFIDENCE / 2))
+MOST_ROWS = 10**12
 
 Floats = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure, its interval, and the number of rows it was computed from."""
+    """A figure, its interval, and the number of rows it was computed from.
+
+    ``units`` is the number of sequences that the rows belong to, when these and not the rows are
+    what was drawn independently.
+    """
 
     value: float
     low: float
     high: float
     n: int
+    units: int | None = None
+
+    def __str__(self) -> str:
+        """The figure as it stands in tables and verdicts."""
+        behind = f"n={self.n}" if self.units is None else f"n={self.n} in {self.units} sequences"
+        return f"{self.value:.4f} ({self.low:.4f}..{self.high:.4f}, {behind})"
 
 
 def proportion(successes: int, n: int) -> Estimate:
@@ -39,10 +50,21 @@ def proportion(successes: int, n: int) -> Estimate:
     """
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"{successes} of {n} is not a share")
-    tail = (1 - CONFIDENCE) / 2
-    low = special.betaincinv(successes, n - successes + 1, tail) if successes else 0.0
-    high = special.betaincinv(successes + 1, n - successes, 1 - tail) if successes < n else 1.0
-    return Estimate(value=successes / n, low=float(low), high=float(high), n=n)
+    low, high = share_interval(successes / n, n)
+    return Estimate(value=successes / n, low=low, high=high, n=n)
+
+
+def share_interval(share: float, n: float) -> tuple[float, float]:
+    """The exact interval of ``share`` of ``n`` rows, which need not be a whole number."""
+    tail, hits = (1 - CONFIDENCE) / 2, share * n
+    low = special.betaincinv(hits, n - hits + 1, tail) if hits > 0 else 0.0
+    high = special.betaincinv(hits + 1, n - hits, 1 - tail) if hits < n else 1.0
+    return float(low), float(high)
+
+
+def t_quantile(freedom: int) -> float:
+    """The quantile of Student's t that a two-sided interval reaches to."""
+    return float(special.stdtrit(freedom, 0.5 + CONFIDENCE / 2))
 
 
 def paired_difference(losses: float, gains: float, n: float) -> tuple[float, float]:
@@ -91,47 +113,6 @@ def _bisect(decreasing: Callable[[float], float], low: float, high: float) -> fl
     return (low + high) / 2
 
 
-def mean(values: Floats) -> Estimate:
-    """A mean and its normal interval.
-
-    Raises:
-        ValueError: There is no value.
-    """
-    if not len(values):
-        raise ValueError("no rows, no mean")
-    center = float(np.mean(values))
-    half = Z * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return Estimate(value=center, low=center - half, high=center + half, n=len(values))
-
-
-def rmse_growth(source: Floats, candidate: Floats) -> Estimate:
-    """By what share the candidate's RMSE is above the source model's, paired.
-
-    The delta method on ``0.5 * ln(mean(c^2) / mean(s^2))``.
-
-    Args:
-        source: Errors of the source model, one per row.
-        candidate: Errors of the candidate on the same rows.
-    """
-    s2, c2 = np.square(source), np.square(candidate)
-    n = len(s2)
-    if not np.any(s2):
-        worst = math.inf if np.any(c2) else 0.0
-        return Estimate(value=worst, low=min(worst, 0.0), high=worst, n=n)
-    ms, mc = float(np.mean(s2)), float(np.mean(c2))
-    if mc == 0:
-        return Estimate(value=-1.0, low=-1.0, high=-1.0, n=n)
-    influence = c2 / mc - s2 / ms
-    half = Z * 0.5 * float(np.std(influence, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
-    log_ratio = 0.5 * math.log(mc / ms)
-    low, high = math.expm1(log_ratio - half), _expm1(log_ratio + half)
-    return Estimate(value=math.expm1(log_ratio), low=low, high=high, n=n)
-
-
-def _expm1(value: float) -> float:
-    return math.expm1(value) if value < 700 else math.inf
-
-
 def rows_to_prove(losses: int, gains: int, n: int, allowed: float) -> int | None:
     """Rows it would take to prove a drop of at most ``allowed``, at the rates seen so far.
 
@@ -145,10 +126,15 @@ def rows_to_prove(losses: int, gains: int, n: int, allowed: float) -> int | None
         scale = rows / n
         return paired_difference(losses * scale, gains * scale, rows)[1] <= allowed
 
-    high = n
+    return smallest(proven, start=n)
+
+
+def smallest(proven: Callable[[int], bool], *, start: int) -> int | None:
+    """The smallest number of rows that proves something; None when not even 10^12 do."""
+    high = start
     while not proven(high):
         high *= 2
-        if high > 10**12:
+        if high > MOST_ROWS:
             return None
     low = 0
     while high - low > 1:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgepack_contract.description import Budgets, DeclaredGate, GateVerdict
-from edgepack_packager.evidence.evaluate import Figures, allowed_loss, rows_needed
-from edgepack_packager.evidence.gates import Gate, Verdict, judge_budget, judge_loss, judge_minimum
+from edgepack_packager.evidence.gates import Gate, Verdict, judge_budget
+from edgepack_packager.evidence.judging import judge_accuracy
 from edgepack_packager.lock import LockedTarget
 from edgepack_packager.recipe import Recipe
 from edgepack_packager.search.trials import Made, Trial
@@ -67,31 +67,9 @@ def judge(
 ) -> tuple[Verdict, ...]:
     """The verdict of every gate."""
     return (
-        _judge_loss(made.figures, recipe, subject),
-        *_judge_minima(made.figures, recipe),
+        *judge_accuracy(recipe, subject.exam, made.figures),
         *_judge_budgets(made, latency, memory, budgets_for(recipe, target)),
     )
-
-
-def _judge_loss(figures: Figures, recipe: Recipe, subject: Subject) -> Verdict:
-    allowed = allowed_loss(recipe.drop, subject.exam)
-    gate = Gate(
-        name="max-drop",
-        severity="accuracy",
-        metric=figures.loss_metric,
-        threshold=allowed,
-        unit="relative" if recipe.drop.relative else "points",
-    )
-    return judge_loss(gate, figures.loss, rows=rows_needed(figures, allowed))
-
-
-def _judge_minima(figures: Figures, recipe: Recipe) -> Sequence[Verdict]:
-    return [
-        judge_minimum(
-            Gate("min-metric", "accuracy", name, least, "value"), figures.estimates.get(name)
-        )
-        for name, least in sorted(recipe.min_metric.items())
-    ]
 
 
 def _judge_budgets(
