@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -13,6 +13,7 @@ from edgepack_contract.description import Kind, Task, TensorSpec
 from edgepack_packager.data.rows import Array, Feeds
 from edgepack_packager.errors import ConversionError
 from edgepack_packager.graphs.clean import BATCH
+from edgepack_packager.recipe import InputRule
 from edgepack_packager.sources.model import as_labels
 from edgepack_runtime.inference.session import Session, TensorInfo
 
@@ -27,6 +28,7 @@ class Decisions:
         answer: The name of the output whose values answer: labels, scores or values.
         scores: The name of the output with one score per class, if there is one.
         classes: The classes in the order of the scores, as the labels that :meth:`answers` gives.
+        carried: Outputs that only feed a state, and answer nothing.
     """
 
     task: Task
@@ -34,6 +36,7 @@ class Decisions:
     answer: str
     scores: str | None
     classes: Array | None
+    carried: tuple[str, ...] = ()
 
     def answers(self, outputs: Mapping[str, Array]) -> Array:
         """Labels, shape (rows,); or values, shape (rows, columns), in 64-bit floats."""
@@ -64,6 +67,7 @@ def read_decisions(
     task: Task | None,
     classes: Sequence[str] | None,
     has_class_labels: bool,
+    carried: Collection[str] = (),
 ) -> Decisions:
     """Work out what the outputs mean.
 
@@ -74,50 +78,67 @@ def read_decisions(
         task: What it is for, when that is known.
         classes: Names of the classes, when they are known.
         has_class_labels: Whether the truth that came with the data are whole numbers or texts.
+        carried: Outputs that states are fed from.
 
     Raises:
         ConversionError: The outputs do not fit the task.
     """
     producers = {name: node.op_type for node in graph.node for name in node.output}
-    label, scores = _label_output(session.outputs), _score_output(session.outputs, sample)
+    telling = [info for info in session.outputs if info.name not in carried] or session.outputs
+    label, scores = _label_output(telling), _score_output(telling, sample)
     normal = scores is not None and (
         _origin(graph, producers, scores) in {"Softmax", "TreeEnsemble"}
         or _is_share(scores, sample)
     )
-    wanted = task or _guess(label, scores, normal=normal or has_class_labels, sample=sample)
+    seen = {info.name: sample[info.name] for info in telling}
+    wanted = task or _guess(label, scores, normal=normal or has_class_labels, sample=seen)
     if wanted == "classification":
         answer = label or scores
         if answer is None:
             raise ConversionError("no output is a label or a row of scores", code="no-decision")
         kinds = _class_kinds(label, scores, probabilities=normal)
     else:
-        answer, scores, kinds = _value_output(session.outputs), None, {}
+        answer, scores, kinds = _value_output(telling), None, {}
     width = sample[scores].reshape(len(sample[scores]), -1).shape[1] if scores else None
     names = _class_names(classes, width)
     specs = tuple(
         _spec(info, sample[info.name], kinds.get(info.name, _other_kind(wanted)), names)
+        if info in telling
+        else _spec(info, sample[info.name], "data", None)
         for info in session.outputs
     )
-    return Decisions(wanted, specs, answer, scores, _class_values(names, label, sample))
+    told = {info.name for info in telling}
+    return Decisions(
+        task=wanted,
+        outputs=specs,
+        answer=answer,
+        scores=scores,
+        classes=_class_values(names, label, sample),
+        carried=tuple(info.name for info in session.outputs if info.name not in told),
+    )
 
 
 def input_specs(
-    session: Session, sample: Feeds, features: Sequence[str] | None
+    session: Session,
+    sample: Feeds,
+    features: Sequence[str] | None,
+    rules: Mapping[str, InputRule],
 ) -> list[TensorSpec]:
     """The inputs as the bundle describes them.
 
     Args:
         session: The loaded graph.
         sample: Rows of every input.
-        features: Names of the columns of the only input.
+        features: Names of the columns of the only input that is no state.
+        rules: How inputs are fed, by name.
     """
     specs = [_spec(info, sample[info.name], "data", None) for info in session.inputs]
-    if features is not None and len(specs) == 1 and specs[0].shape[-1] == len(features):
-        return [msgspec.structs.replace(specs[0], features=list(features))]
-    return specs
+    return _ruled(specs, features, rules)
 
 
-def open_inputs(session: Session, features: Sequence[str] | None) -> list[TensorSpec]:
+def open_inputs(
+    session: Session, features: Sequence[str] | None, rules: Mapping[str, InputRule]
+) -> list[TensorSpec]:
     """The inputs as far as the graph itself describes them, before any row is known.
 
     Raises:
@@ -126,9 +147,11 @@ def open_inputs(session: Session, features: Sequence[str] | None) -> list[Tensor
     flat = [info.name for info in session.inputs if not info.shape]
     if flat:
         raise ConversionError(
-            f"input {', '.join(flat)} has no dimension for rows", code="unsupported-input"
+            f"input {', '.join(flat)} has no dimension for rows; let --preprocess give it a "
+            "constant, or export the model without it",
+            code="unsupported-input",
         )
-    return [
+    specs = [
         TensorSpec(
             name=info.name,
             dtype=info.dtype,  # type: ignore[arg-type]  # Session gives names of this list only
@@ -136,10 +159,32 @@ def open_inputs(session: Session, features: Sequence[str] | None) -> list[Tensor
                 size or (f"{info.name}-{place}" if place else BATCH)
                 for place, size in enumerate(info.shape)
             ],
-            features=list(features) if features and len(session.inputs) == 1 else None,
         )
         for info in session.inputs
     ]
+    return _ruled(specs, features, rules)
+
+
+def _ruled(
+    specs: Sequence[TensorSpec], features: Sequence[str] | None, rules: Mapping[str, InputRule]
+) -> list[TensorSpec]:
+    """The inputs with what the recipe and the source know of them: states, names of columns."""
+    fed = [spec.name for spec in specs if spec.name not in rules or rules[spec.name].role == "data"]
+    made = []
+    for spec in specs:
+        rule = rules.get(spec.name, InputRule())
+        columns = rule.columns or (features if fed == [spec.name] else None)
+        last = spec.shape[-1]
+        fits = not isinstance(last, int) or last == len(columns or ())
+        made.append(
+            msgspec.structs.replace(
+                spec,
+                role=rule.role,
+                source=rule.source,
+                features=list(columns) if columns and fits else None,
+            )
+        )
+    return made
 
 
 def _label_output(outputs: Sequence[TensorInfo]) -> str | None:

@@ -72,7 +72,7 @@ def remove_zipmap(model: onnx.ModelProto) -> bool:
         if node.input[0] in {item.name for item in model.graph.output}:
             model.graph.output.remove(output)  # the tensor is given already
             continue
-        _rename_value(model.graph, node.input[0], node.output[0])
+        rename_value(model.graph, node.input[0], node.output[0])
         classes = next((len(a.ints) or len(a.strings) for a in node.attribute), None)
         shape = [None, classes]
         output.CopyFrom(helper.make_tensor_value_info(output.name, TensorProto.FLOAT, shape))
@@ -213,7 +213,8 @@ def raise_opset(model: onnx.ModelProto) -> onnx.ModelProto | None:
         return None
 
 
-def _rename_value(graph: onnx.GraphProto, old: str, new: str) -> None:
+def rename_value(graph: onnx.GraphProto, old: str, new: str) -> None:
+    """Rename a tensor inside a graph; its inputs and outputs keep their names."""
     for node in all_nodes(graph):
         for names in (node.input, node.output):
             for position, name in enumerate(names):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx.external_data_helper import convert_model_to_external_data, write_external_data_tensors
 
@@ -91,6 +92,6 @@ def chunks(feeds: Feeds, size: int) -> Iterator[Feeds]:
         yield {name: array[start : start + size] for name, array in feeds.items()}
 
 
-def take_rows(feeds: Feeds, indices: slice | list[int]) -> Feeds:
+def take_rows(feeds: Feeds, indices: slice | list[int] | npt.NDArray[np.intp]) -> Feeds:
     """Some rows of every input."""
     return {name: array[indices] for name, array in feeds.items()}
