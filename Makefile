@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+MAGIKA ?= ../shared/models/magika
 SUDO   := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 FOREIGN_PACKAGES := mosquitto skopeo docker-registry chromium curl openssl
 
 export ORT_DISABLE_TELEMETRY = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test test-foreign test-frameworks check format audit lock clean
+.PHONY: help demo test test-foreign test-frameworks bench-packager check format audit lock clean
 
 help:            ## Show the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
@@ -30,6 +31,9 @@ test-foreign: $(VENV)/.dev   ## Tests against Debian's tools, which it installs
 	  echo "installing$$missing"; $(SUDO) apt-get update -qq && \
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null; fi
 	EDGEPACK_FOREIGN=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m foreign $(ARGS)
+
+bench-packager: $(VENV)/.frameworks   ## edgepack build beside onnxruntime's defaults, into docs/benchmarks.md (about 20 minutes)
+	$(BIN)/python bench/packager/run.py --magika $(MAGIKA) --write docs/benchmarks.md $(ARGS)
 
 check: $(VENV)/.dev   ## Style, types and the direction of imports
 	$(BIN)/ruff format --check .
