@@ -172,6 +172,23 @@ def write_bundle(
     return _publish(path, draft.signed(signer))
 
 
+def outline(content: BundleContent) -> tuple[str, list[Description]]:
+    """The identity that content will have, and its descriptions with their files; writes nothing.
+
+    Raises:
+        MalformedBundleError: The content contradicts itself or breaks a rule of the format.
+        OSError: A file cannot be read.
+    """
+    draft = _draft_content(content)
+    names = (variant.description.variant for variant in content.variants)
+    return draft.digest, [_drafted(draft, f"{name}/{DESCRIPTION_PATH}") for name in names]
+
+
+def _drafted(draft: _Draft, path: str) -> Description:
+    with draft.blobs.entries[blob_entry(draft.tree[path])].open() as stream:
+        return parse_description(stream.read(LIMITS.description_bytes + 1))
+
+
 def sign_bundle(path_in: Path, path_out: Path, key: PrivateKey) -> str:
     """Write a signed copy of a bundle; an earlier signature is replaced, the identity stays.
 

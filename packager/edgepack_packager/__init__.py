@@ -24,7 +24,7 @@ from edgepack_packager.errors import (
 )
 from edgepack_packager.recipe import InputRule, Recipe
 from edgepack_packager.recipe_file import read_recipe
-from edgepack_packager.report.document import BuildResult, CandidateRow, render_table
+from edgepack_packager.report.table import BuildResult, CandidateRow, render_table
 
 __all__ = [
     "AccuracyGateError",

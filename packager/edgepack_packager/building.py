@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +13,11 @@ from tempfile import TemporaryDirectory
 import msgspec
 
 from edgepack_contract.atomic import replacing
-from edgepack_contract.description import DESCRIPTION_PATH, Budgets, FileEntry
+from edgepack_contract.description import DESCRIPTION_PATH, Budgets, Description, FileEntry
 from edgepack_contract.digest import sha256_digest
 from edgepack_contract.errors import MalformedBundleError
 from edgepack_contract.keys import PrivateKey, read_private_key
-from edgepack_contract.layout import BundleContent, VariantContent, write_bundle
+from edgepack_contract.layout import BundleContent, VariantContent, outline, write_bundle
 from edgepack_packager.describe import Chosen, describe, previous_reference
 from edgepack_packager.errors import ConversionError, InputError, LockError, RecipeError
 from edgepack_packager.lock import (
@@ -28,7 +29,9 @@ from edgepack_packager.lock import (
     write_lock,
 )
 from edgepack_packager.recipe import Recipe
-from edgepack_packager.report.document import BuildResult, report_of, table_of, to_html, to_json
+from edgepack_packager.report.document import report_of
+from edgepack_packager.report.files import REPORT_HTML, REPORT_JSON, evidence_files
+from edgepack_packager.report.table import BuildResult, CandidateRow, row_of, table_of
 from edgepack_packager.search.bench import Bench
 from edgepack_packager.search.judging import budgets_for, clocked_verdicts, declared_gates
 from edgepack_packager.search.trials import Outcome, Trial
@@ -48,11 +51,13 @@ class Progress:
         step: ``load``, ``search``, ``describe`` or ``write``.
         detail: What is being done in it; empty when it begins.
         seconds: Since the build began.
+        tried: The candidate that was just tried, where one was.
     """
 
     step: str
     detail: str
     seconds: float
+    tried: CandidateRow | None = None
 
     def __str__(self) -> str:
         words = f"{self.step}: {self.detail}" if self.detail else self.step
@@ -80,8 +85,15 @@ class _Steps:
         self.seconds[name] = time.monotonic() - begin
 
     def tell(self, detail: str) -> None:
+        self._say(detail, None)
+
+    def tried(self, target: str, trial: Trial) -> None:
+        self._say(f"{target}: {trial.name} tried", row_of(target, trial))
+
+    def _say(self, detail: str, tried: CandidateRow | None) -> None:
         if self._listener is not None:
-            self._listener(Progress(self._step, detail, time.monotonic() - self._begin))
+            seconds = time.monotonic() - self._begin
+            self._listener(Progress(self._step, detail, seconds, tried))
 
 
 def build(recipe: Recipe, progress: Listener | None = None) -> BuildResult:
@@ -121,19 +133,27 @@ def build(recipe: Recipe, progress: Listener | None = None) -> BuildResult:
         except ModelError as error:
             raise ConversionError(f"the model fails: {error}", code="model-failed") from error
         warnings = _warnings(recipe, subject, bench, outcomes)
-        evidence = report_of(
-            name=recipe.name,
-            version=recipe.version,
-            outcomes=outcomes,
-            warnings=warnings,
-            seconds=steps.seconds,
+        content = BundleContent(variants=variants)
+        digest, descriptions = _outline(content)
+        report = report_of(
+            recipe, subject, outcomes, warnings=warnings, seconds=steps.seconds, digest=digest
         )
+        evidence = evidence_files(report, descriptions)
         with steps.step("write"):
-            digest = _write(recipe, variants, signer, evidence, lock)
+            _write(recipe, content, signer, evidence, lock)
     if recipe.lock is not None and lock is None:
         write_lock(recipe.lock, _new_lock(found, outcomes, digest))
     _write_reports(recipe, evidence)
-    return BuildResult(recipe.output, digest, table_of(outcomes), warnings, evidence)
+    return BuildResult(
+        recipe.output, digest, table_of(outcomes), warnings, json.loads(evidence[REPORT_JSON])
+    )
+
+
+def _outline(content: BundleContent) -> tuple[str, list[Description]]:
+    try:
+        return outline(content)
+    except MalformedBundleError as error:
+        raise InputError(f"this model cannot be described: {error}", code=error.code) from error
 
 
 def _check_output(recipe: Recipe) -> None:
@@ -283,40 +303,24 @@ def _warnings(
 
 def _write(
     recipe: Recipe,
-    variants: Sequence[VariantContent],
+    content: BundleContent,
     signer: PrivateKey | None,
-    evidence: dict[str, object],
+    evidence: Mapping[str, bytes],
     lock: Lock | None,
-) -> str:
-    files = {"report.json": to_json(evidence), "report.html": to_html(evidence)}
+) -> None:
     with TemporaryDirectory(prefix="edgepack-check-") as folder:
         output = recipe.output or Path(folder) / "check.edgepack"
-        return _write_to(output, variants, signer, files, lock)
-
-
-def _write_to(
-    output: Path,
-    variants: Sequence[VariantContent],
-    signer: PrivateKey | None,
-    files: dict[str, bytes],
-    lock: Lock | None,
-) -> str:
-    try:
-        with replacing(output) as part:
-            digest = write_bundle(
-                part, BundleContent(variants=variants), signer=signer, evidence=files
-            )
-            if lock is not None and digest != lock.digest:
-                raise LockError(
-                    f"this build gives {digest}, the lock {lock.digest}: the recipe, or the kind "
-                    "of processor, is another one",
-                    code="other-digest",
-                )
-    except MalformedBundleError as error:
-        raise InputError(f"this model cannot be described: {error}", code=error.code) from error
-    except OSError as error:
-        raise RecipeError(f"cannot write {output}: {error}", code="cannot-write") from error
-    return digest
+        try:
+            with replacing(output) as part:
+                digest = write_bundle(part, content, signer=signer, evidence=evidence)
+                if lock is not None and digest != lock.digest:
+                    raise LockError(
+                        f"this build gives {digest}, the lock {lock.digest}: the recipe, or the "
+                        "kind of processor, is another one",
+                        code="other-digest",
+                    )
+        except OSError as error:
+            raise RecipeError(f"cannot write {output}: {error}", code="cannot-write") from error
 
 
 def _new_lock(found: dict[str, object], outcomes: Sequence[Outcome], digest: str) -> Lock:
@@ -329,11 +333,8 @@ def _new_lock(found: dict[str, object], outcomes: Sequence[Outcome], digest: str
     return msgspec.convert({**found, "targets": targets, "digest": digest}, Lock)
 
 
-def _write_reports(recipe: Recipe, evidence: dict[str, object]) -> None:
-    for path, content in (
-        (recipe.report_json, to_json(evidence)),
-        (recipe.report_html, to_html(evidence)),
-    ):
+def _write_reports(recipe: Recipe, evidence: Mapping[str, bytes]) -> None:
+    for path, name in ((recipe.report_json, REPORT_JSON), (recipe.report_html, REPORT_HTML)):
         if path is not None:
             with replacing(path) as part:
-                part.write_bytes(content)
+                part.write_bytes(evidence[name])

@@ -1,208 +1,190 @@
-"""The table of candidates, and the evidence of a build as JSON and as one HTML page."""
+"""The evidence of a build, gathered from what was tried and chosen."""
 
 from __future__ import annotations
 
-import html
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import msgspec
 
-from edgepack_packager.search.trials import Outcome, Trial
+from edgepack_packager.data.rows import Feeds
+from edgepack_packager.evidence.figures import Figures
+from edgepack_packager.evidence.gates import Verdict
+from edgepack_packager.evidence.intervals import Estimate
+from edgepack_packager.lock import tool_versions
+from edgepack_packager.quantize.share import quantized_share
+from edgepack_packager.recipe import Recipe
+from edgepack_packager.report.repeat import repeat_of
+from edgepack_packager.report.schema import (
+    BundleName,
+    CandidateReport,
+    ConfusionReport,
+    DataFacts,
+    GateReport,
+    Interval,
+    LatencyReport,
+    LayerReport,
+    Report,
+    SliceReport,
+    SourceFacts,
+    TargetReport,
+    WorstReport,
+)
+from edgepack_packager.search.trials import Made, Outcome, Trial, variant_names
+from edgepack_packager.subject import Subject
 from edgepack_packager.targets import this_hardware
 
-
-@dataclass(frozen=True, slots=True)
-class CandidateRow:
-    """One line of the table.
-
-    Attributes:
-        target: For which hardware.
-        name: The candidate.
-        metric: Its headline figure with interval and number of rows.
-        size_bytes: Of the model file.
-        latency_ms: Median milliseconds of one row; None when the target is not this machine.
-        chosen: Whether it ships.
-        reason: Why, or why not.
-    """
-
-    target: str
-    name: str
-    metric: str
-    size_bytes: int
-    latency_ms: float | None
-    chosen: bool
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class BuildResult:
-    """What a build gave.
-
-    Attributes:
-        path: The bundle; None when only a check was asked for.
-        digest: Its identity.
-        table: Every candidate of every target.
-        warnings: What the user should know.
-        report: The evidence, as in ``report.json``.
-    """
-
-    path: Path | None
-    digest: str
-    table: tuple[CandidateRow, ...]
-    warnings: tuple[str, ...]
-    report: dict[str, Any]
-
-
-def table_of(outcomes: Sequence[Outcome]) -> tuple[CandidateRow, ...]:
-    """A line for every candidate of every target, in the order they were tried."""
-    return tuple(
-        CandidateRow(
-            target=outcome.target.name,
-            name=trial.name,
-            metric=trial.made.figures.text(),
-            size_bytes=trial.made.size_bytes,
-            latency_ms=None if trial.latency is None else trial.latency.p50_ms,
-            chosen=trial.name == outcome.choice.chosen,
-            reason=outcome.choice.reasons[trial.name],
-        )
-        for outcome in outcomes
-        for trial in outcome.trials
-    )
-
-
-def render_table(result: BuildResult) -> str:
-    """The candidates as aligned plain text, with the reasons below."""
-    head = ("", "target", "candidate", "metric (95 % interval, rows)", "size", "latency")
-    lines = [head, *(_cells(row) for row in result.table)]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(head))]
-    text = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
-    reasons = [f"{row.target} {row.name}: {row.reason}" for row in result.table]
-    return "\n".join([*text, "", *reasons])
+_SECONDS_DIGITS = 3
 
 
 def report_of(
-    *,
-    name: str,
-    version: str,
+    recipe: Recipe,
+    subject: Subject,
     outcomes: Sequence[Outcome],
+    *,
     warnings: Sequence[str],
-    seconds: dict[str, float],
-) -> dict[str, Any]:
+    seconds: Mapping[str, float],
+    digest: str | None,
+) -> Report:
     """The evidence: everything that was measured, on which machine.
 
     Args:
-        name: The bundle's name.
-        version: The bundle's version.
+        recipe: What was asked for.
+        subject: What candidates were made of.
         outcomes: What was tried and chosen.
         warnings: What the user should know.
         seconds: Time by step.
+        digest: The bundle's identity, as soon as it is known.
     """
-    return {
-        "schema": "edgepack-report/1",
-        "bundle": {"name": name, "version": version},
-        "host": msgspec.to_builtins(this_hardware()),
-        "seconds": {step: round(value, 3) for step, value in seconds.items()},
-        "warnings": list(warnings),
-        "targets": [_target_report(outcome) for outcome in outcomes],
-    }
-
-
-def to_json(report: dict[str, Any]) -> bytes:
-    """The report as readable JSON."""
-    return (json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
-
-
-def to_html(report: dict[str, Any]) -> bytes:
-    """The report as one page that needs nothing else."""
-    bundle = report["bundle"]
-    title = html.escape(f"{bundle['name']} {bundle['version']}")
-    parts = [
-        "<!doctype html>",
-        f'<html lang="en"><meta charset="utf-8"><title>{title}</title>',
-        f"<style>{_STYLE}</style>",
-        f"<h1>{title}</h1>",
-        f"<p>Built on {html.escape(_host(report['host']))}.</p>",
-        *(f"<p class=warning>{html.escape(text)}</p>" for text in report["warnings"]),
-        *(_target_html(target) for target in report["targets"]),
-    ]
-    return ("\n".join(parts) + "\n").encode()
-
-
-def _host(host: dict[str, Any]) -> str:
-    return f"{host['model']}, {host['cores']} cores, onnxruntime {host['onnxruntime']}"
-
-
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;"
-    "color:#1a1a1a;background:#fff}table{border-collapse:collapse;width:100%}"
-    "th,td{text-align:left;padding:.35rem .6rem;border-bottom:1px solid #ddd;vertical-align:top}"
-    "td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}"
-    "tr.chosen{background:#e8f3e8}.warning{border-left:4px solid #c80;padding-left:.6rem}"
-)
-
-
-def _cells(row: CandidateRow) -> tuple[str, ...]:
-    latency = "not measured" if row.latency_ms is None else f"{row.latency_ms * 1000:.0f} us"
-    mark = "*" if row.chosen else ""
-    return mark, row.target, row.name, row.metric, f"{row.size_bytes:,} B", latency
-
-
-def _target_report(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "target": outcome.target.name,
-        "title": outcome.target.title,
-        "measured_here": outcome.measured_here,
-        "chosen": outcome.choice.chosen,
-        "candidates": [_trial_report(trial, outcome) for trial in outcome.trials],
-    }
-
-
-def _trial_report(trial: Trial, outcome: Outcome) -> dict[str, Any]:
-    figures = trial.made.figures
-    return {
-        "name": trial.name,
-        "plan": msgspec.to_builtins(trial.made.plan),
-        "size_bytes": trial.made.size_bytes,
-        "size_ratio": round(trial.made.size_bytes / outcome.fp32.made.size_bytes, 4),
-        "latency_ms": None if trial.latency is None else asdict(trial.latency),
-        "memory_bytes": trial.memory_bytes,
-        "headline": figures.text(),
-        "metrics": msgspec.to_builtins(figures.metrics("evaluation")),
-        "gates": [
-            {"gate": v.gate.name, "metric": v.gate.metric, "outcome": v.outcome, "words": v.words}
-            for v in trial.verdicts
-        ],
-        "chosen": trial.name == outcome.choice.chosen,
-        "reason": outcome.choice.reasons[trial.name],
-    }
-
-
-def _target_html(target: dict[str, Any]) -> str:
-    rows = "\n".join(_candidate_html(item) for item in target["candidates"])
-    return (
-        f"<h2>{html.escape(target['title'])} ({html.escape(target['target'])})</h2>\n"
-        "<table><tr><th>candidate<th>metric (95 % interval, rows)<th>size<th>of fp32"
-        f"<th>p50<th>p99<th>reason</tr>\n{rows}\n</table>"
+    return Report(
+        bundle=BundleName(name=recipe.name, version=recipe.version, digest=digest),
+        host=this_hardware(),
+        tools={**tool_versions(), **subject.source.tools},
+        source=SourceFacts(
+            digest=subject.source.digest,
+            framework=subject.source.framework,
+            task=subject.decisions.task,
+            passes=subject.passes,
+        ),
+        data=_data(subject),
+        seconds={step: round(value, _SECONDS_DIGITS) for step, value in seconds.items()},
+        warnings=tuple(warnings),
+        targets=tuple(_target(outcome) for outcome in outcomes),
+        repeat=repeat_of(recipe),
     )
 
 
-def _candidate_html(item: dict[str, Any]) -> str:
-    latency = item["latency_ms"]
-    times = [f"{latency[key] * 1000:.0f} us" if latency else "not measured" for key in _TIMES]
-    numbers = [f"{item['size_bytes']:,} B", f"{item['size_ratio']:.2f}x", *times]
-    style = " class=chosen" if item["chosen"] else ""
-    return (
-        f"<tr{style}><td>{html.escape(item['name'])}<td>{html.escape(item['headline'])}"
-        + "".join(f"<td class=n>{text}" for text in numbers)
-        + f"<td>{html.escape(item['reason'])}</tr>"
+def _data(subject: Subject) -> DataFacts:
+    exam = subject.exam
+    return DataFacts(
+        digests=subject.data,
+        calibration_rows=_rows(subject.calibration),
+        evaluation_rows=0 if exam is None else exam.n,
+        reference_rows=_rows(subject.reference),
+        labelled=exam is not None and exam.truth is not None,
+        missing=subject.missing,
     )
 
 
-_TIMES = ("p50_ms", "p99_ms")
+def _rows(feeds: Feeds | None) -> int:
+    return 0 if feeds is None else len(next(iter(feeds.values())))
+
+
+def _target(outcome: Outcome) -> TargetReport:
+    names = variant_names(outcome.target.name, outcome.shipped)
+    ships = dict(zip((trial.name for trial in outcome.shipped), names, strict=True))
+    return TargetReport(
+        target=outcome.target.name,
+        title=outcome.target.title,
+        architecture=outcome.target.architecture,
+        features=tuple(outcome.target.features),
+        measured_on=outcome.measured_on,
+        measured_here=outcome.measured_here,
+        chosen=outcome.choice.chosen,
+        candidates=tuple(_candidate(trial, outcome, ships) for trial in outcome.trials),
+    )
+
+
+def _candidate(trial: Trial, outcome: Outcome, ships: Mapping[str, str]) -> CandidateReport:
+    made, figures = trial.made, trial.made.figures
+    return CandidateReport(
+        name=trial.name,
+        plan=msgspec.to_builtins(made.plan),
+        size_bytes=made.size_bytes,
+        size_ratio=round(made.size_bytes / outcome.fp32.made.size_bytes, 4),
+        quantized_share=round(quantized_share(outcome.fp32.made.graph, made.graph), 4),
+        latency_ms=None if trial.latency is None else LatencyReport(**asdict(trial.latency)),
+        memory_bytes=trial.memory_bytes,
+        headline=figures.text(),
+        metrics=tuple(figures.metrics("evaluation")),
+        loss_metric=figures.loss_metric,
+        loss=_interval(figures.loss),
+        slices=_slices(figures),
+        worst=tuple(
+            WorstReport(**{**asdict(row), "distance": _finite(row.distance)})
+            for row in figures.worst
+        ),
+        confusions=tuple(ConfusionReport(**asdict(pair)) for pair in figures.confusions),
+        layers=_layers(made),
+        gates=tuple(_gate(verdict) for verdict in trial.verdicts),
+        judged_on_all=made.whole,
+        ships_as=ships.get(trial.name),
+        chosen=trial.name == outcome.choice.chosen,
+        reason=outcome.choice.reasons[trial.name],
+    )
+
+
+def _slices(figures: Figures) -> tuple[SliceReport, ...]:
+    return tuple(
+        SliceReport(
+            column=item.column,
+            value=item.value,
+            n=item.n,
+            metric=item.metric,
+            estimate=_interval(item.estimate),
+            loss=_interval(item.loss),
+        )
+        for item in figures.slices
+    )
+
+
+def _layers(made: Made) -> tuple[LayerReport, ...]:
+    return tuple(
+        LayerReport(
+            node=layer.node,
+            operator=layer.operator,
+            sqnr_db=_finite(layer.sqnr_db),
+            weight_bytes=layer.weight_bytes,
+        )
+        for layer in made.layers
+    )
+
+
+def _gate(verdict: Verdict) -> GateReport:
+    gate = verdict.gate
+    return GateReport(
+        gate=gate.name,
+        metric=gate.metric,
+        severity=gate.severity,
+        threshold=gate.threshold,
+        unit=gate.unit,
+        outcome=verdict.outcome,
+        words=verdict.words,
+        excess=_finite(verdict.excess),
+    )
+
+
+def _interval(estimate: Estimate | None) -> Interval | None:
+    if estimate is None:
+        return None
+    return Interval(
+        value=_finite(estimate.value),
+        low=_finite(estimate.low),
+        high=_finite(estimate.high),
+        n=estimate.n,
+    )
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
