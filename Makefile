@@ -10,7 +10,7 @@ FOREIGN_PACKAGES := mosquitto skopeo docker-registry chromium curl openssl
 export ORT_DISABLE_TELEMETRY = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test test-foreign test-frameworks bench-packager check format audit lock clean
+.PHONY: help demo test test-foreign test-frameworks bench-packager reproduce check format audit lock clean
 
 help:            ## Show the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
@@ -31,6 +31,9 @@ test-foreign: $(VENV)/.dev   ## Tests against Debian's tools, which it installs
 	  echo "installing$$missing"; $(SUDO) apt-get update -qq && \
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null; fi
 	EDGEPACK_FOREIGN=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m foreign $(ARGS)
+
+reproduce:       ## Build one bundle in two clean environments and compare (about 3 minutes)
+	PYTHON=$(PYTHON) tests/support/two-environments
 
 bench-packager: $(VENV)/.frameworks   ## edgepack build beside onnxruntime's defaults, into docs/benchmarks.md (about 20 minutes)
 	$(BIN)/python bench/packager/run.py --magika $(MAGIKA) --write docs/benchmarks.md $(ARGS)
