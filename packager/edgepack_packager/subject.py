@@ -122,7 +122,12 @@ def load_subject(recipe: Recipe, folder: Path) -> Subject:
         data=data,
         missing=any(has_missing(part) for part in feeds.values()),
         passes=(*source.passes, *cleaned.passes),
-        warnings=(*source.warnings, *cleaned.warnings, *_data_warnings(parts, exam)),
+        warnings=(
+            *source.warnings,
+            *cleaned.warnings,
+            *_state_warnings(recipe),
+            *_data_warnings(parts, exam),
+        ),
     )
 
 
@@ -203,6 +208,15 @@ def _filled(session: Session, feeds: Feeds, steps: Steps | None) -> Feeds:
     if steps is None:
         return feeds
     return fill_states(feeds, run_steps(partial(run_rows, session), feeds, steps), steps)
+
+
+def _state_warnings(recipe: Recipe) -> tuple[str, ...]:
+    if not state_sources(recipe.inputs) or recipe.sequence_column is not None:
+        return ()
+    return (
+        "no sequence column: all rows are one sequence, in order; name the column that tells "
+        "sequences apart if there are several",
+    )
 
 
 def synthetic_rows(specs: list[TensorSpec], rows: int, *, seed: int) -> Feeds:

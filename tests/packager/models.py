@@ -78,3 +78,43 @@ def cnn(channels: int = 8) -> onnx.ModelProto:
 
 def rows(features: int = 8, n: int = 64, seed: int = 7) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, features)).astype(np.float32)
+
+
+def recurrent(
+    *, width: int = 4, rows_last: bool = False, batch: int | str = "n"
+) -> onnx.ModelProto:
+    """A state that decays and takes in the input; the answer is a mixture of it.
+
+    With ``rows_last`` the state is (layers, rows, width), as recurrent layers keep it.
+    """
+    layers = [2] if rows_last else []
+    folded = [
+        helper.make_node("ReduceMean", ["state"], ["old"], axes=[0], keepdims=0),
+        helper.make_node("Tanh", ["mixed"], ["flat"]),
+        helper.make_node("Unsqueeze", ["flat", "layers"], ["one"]),
+        helper.make_node("Concat", ["one", "one"], ["next"], axis=0),
+    ]
+    plain = [
+        helper.make_node("Identity", ["state"], ["old"]),
+        helper.make_node("Tanh", ["mixed"], ["flat"]),
+        helper.make_node("Identity", ["flat"], ["next"]),
+    ]
+    first, *rest = folded if rows_last else plain
+    return build(
+        [
+            first,
+            helper.make_node("MatMul", ["old", "u"], ["kept"]),
+            helper.make_node("MatMul", ["x", "w"], ["taken"]),
+            helper.make_node("Add", ["kept", "taken"], ["mixed"]),
+            *rest,
+            helper.make_node("MatMul", ["flat", "v"], ["y"]),
+        ],
+        [value("x", [batch, 3]), value("state", [*layers, batch, width])],
+        [value("y", [batch, 1]), value("next", [*layers, batch, width])],
+        [
+            weight("w", (3, width), 1),
+            weight("u", (width, width), 2),
+            weight("v", (width, 1), 3),
+            *([numpy_helper.from_array(np.array([0]), "layers")] if rows_last else []),
+        ],
+    )
