@@ -51,7 +51,7 @@ def _load_onnx(path: Path, context: LoadContext) -> SourceModel:
 
 def _load_skops(path: Path, context: LoadContext) -> SourceModel:
     # scikit-learn takes seconds to import, and an ONNX file needs none of it
-    from edgepack_packager.sources.from_sklearn import load_skops  # noqa: PLC0415
+    from edgepack_packager.sources.from_skops import load_skops  # noqa: PLC0415
 
     return load_skops(path, context)
 

@@ -54,6 +54,7 @@ class SourceModel:
         passes: What was done to get the graph.
         sample: Example inputs that came with the model; None when none did.
         warnings: What the user should know of the conversion.
+        wider: Gives the graph with numbers in float64, for models that branch on them.
     """
 
     graph: onnx.ModelProto
@@ -67,6 +68,7 @@ class SourceModel:
     passes: tuple[str, ...]
     sample: Feeds | None = None
     warnings: tuple[str, ...] = ()
+    wider: Callable[[], onnx.ModelProto] | None = None
 
 
 def as_labels(values: Array) -> Array:

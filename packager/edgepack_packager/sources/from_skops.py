@@ -1,0 +1,54 @@
+"""``.skops`` files: scikit-learn models that load without running code that came with them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import skops.io
+
+from edgepack_contract.digest import sha256_digest
+from edgepack_packager.errors import ModelSourceError
+from edgepack_packager.sources.files import read_bounded
+from edgepack_packager.sources.from_sklearn import convert_estimator
+from edgepack_packager.sources.model import LoadContext, SourceModel
+
+SAFE_TYPES = frozenset({
+    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+    "sklearn.tree._tree.Tree",
+})  # fmt: skip
+"""Types of scikit-learn itself that hold numbers only, but are not public estimators."""
+
+
+def load_skops(path: Path, context: LoadContext) -> SourceModel:
+    """Load a ``.skops`` file and convert it.
+
+    Raises:
+        ModelSourceError: Unreadable, not a fitted model, or with types that are not known safe.
+        ConversionError: A part of it has no ONNX form.
+    """
+    raw = read_bounded(path)
+    model = _load(path, raw, context.trusted_types)
+    source = convert_estimator(model, context, digest=sha256_digest(raw), passes=("load-skops",))
+    return replace(source, tools={**source.tools, "skops": importlib.metadata.version("skops")})
+
+
+def _load(path: Path, raw: bytes, trusted_types: Sequence[str]) -> Any:
+    trusted = SAFE_TYPES | set(trusted_types)
+    try:
+        unknown = sorted(set(skops.io.get_untrusted_types(data=raw)) - trusted)
+        if unknown:
+            raise ModelSourceError(
+                f"{path.name} wants to load {', '.join(unknown)}; loading a type may run its code. "
+                "If you trust the file and these types, name them in trusted_types",
+                code="untrusted-types",
+            )
+        return skops.io.loads(raw, trusted=sorted(trusted))
+    except (BadZipFile, KeyError, ValueError, TypeError, AttributeError, ImportError) as error:
+        # what skops raises for a file that is not one of its own, or is of a newer version
+        raise ModelSourceError(f"{path.name} is not a readable .skops file: {error}") from error
