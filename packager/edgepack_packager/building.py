@@ -2,45 +2,46 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import msgspec
-
 from edgepack_contract.atomic import replacing
-from edgepack_contract.description import DESCRIPTION_PATH, Budgets, Description, FileEntry
-from edgepack_contract.digest import sha256_digest
+from edgepack_contract.description import Description
 from edgepack_contract.errors import MalformedBundleError
 from edgepack_contract.keys import PrivateKey, read_private_key
 from edgepack_contract.layout import BundleContent, VariantContent, outline, write_bundle
-from edgepack_packager.describe import Chosen, describe, previous_reference
 from edgepack_packager.errors import ConversionError, InputError, LockError, RecipeError
-from edgepack_packager.lock import (
-    Lock,
-    LockedTarget,
-    check_lock,
-    read_lock,
-    tool_versions,
-    write_lock,
-)
+from edgepack_packager.lock import Lock, check_lock, read_lock, write_lock
+from edgepack_packager.locking import facts, new_lock
 from edgepack_packager.recipe import Recipe
 from edgepack_packager.report.document import report_of
 from edgepack_packager.report.files import REPORT_HTML, REPORT_JSON, evidence_files
 from edgepack_packager.report.table import BuildResult, CandidateRow, row_of, table_of
 from edgepack_packager.search.bench import Bench
-from edgepack_packager.search.judging import budgets_for, clocked_verdicts, declared_gates
+from edgepack_packager.search.measured import (
+    measured_on,
+    read_measured,
+    strangers,
+    unknown_models,
+)
+from edgepack_packager.search.panel import Panel
 from edgepack_packager.search.trials import Outcome, Trial
 from edgepack_packager.subject import Subject, load_subject
 from edgepack_packager.targets import DeviceConfig, default_target, load_target, this_hardware
+from edgepack_packager.variants import describe_outcome, memory_meter
 from edgepack_runtime.inference.errors import ModelError
-from edgepack_runtime.inference.probe import probe_model
 
-PROBE_SECONDS = 120.0
+EXPLORING_SHARE = 0.8
+"""Of a time budget; the rest is for measuring, alone, what was found."""
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the system says when there is no room, on the disk or for this user or process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,27 +114,39 @@ def build(recipe: Recipe, progress: Listener | None = None) -> BuildResult:
         LockError: A locked build cannot be repeated.
         SigningKeyError: The key cannot be used.
     """
-    steps = _Steps(progress)
+    try:
+        return _build(recipe, _Steps(progress))
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise RecipeError(
+            f"there is no room to write {error.filename or 'files of the build'}: "
+            f"{error.strerror}; make some, or point TMPDIR and --output elsewhere",
+            code="disk-full",
+        ) from error
+    except ModelError as error:
+        raise ConversionError(f"the model fails: {error}", code="model-failed") from error
+
+
+def _build(recipe: Recipe, steps: _Steps) -> BuildResult:
     signer = _signer(recipe)
     targets = _targets(recipe)
     lock = _lock(recipe)
     with TemporaryDirectory(prefix="edgepack-build-") as name:
         folder = Path(name)
-        try:
-            with steps.step("load"):
-                subject = load_subject(recipe, folder)
-            found = _facts(recipe, subject)
-            if lock is not None:
-                check_lock(lock, found=found)
-            bench = Bench(recipe, subject, folder, steps.tell)
-            with steps.step("search"):
-                outcomes = _search(bench, recipe, subject, targets, lock)
-            with steps.step("describe"):
-                variants = [_variant(recipe, subject, outcome, lock) for outcome in outcomes]
-        except ModelError as error:
-            raise ConversionError(f"the model fails: {error}", code="model-failed") from error
-        warnings = _warnings(recipe, subject, bench, outcomes)
-        content = BundleContent(variants=variants)
+        with steps.step("load"):
+            subject = load_subject(recipe, folder)
+        found = facts(recipe, subject)
+        if lock is not None:
+            check_lock(lock, found=found)
+            _check_targets(lock, targets)
+        jobs = recipe.jobs or this_hardware().cores
+        panel = Panel(recipe, subject, folder, jobs=jobs, clock=time.monotonic)
+        with steps.step("search"), panel:
+            outcomes, told = _search(recipe, subject, panel, steps, lock)
+        with steps.step("describe"):
+            content = _content(recipe, subject, outcomes, lock)
+        warnings = _warnings(recipe, [*subject.warnings, *told], outcomes)
         digest, descriptions = _outline(content)
         report = report_of(
             recipe, subject, outcomes, warnings=warnings, seconds=steps.seconds, digest=digest
@@ -142,11 +155,21 @@ def build(recipe: Recipe, progress: Listener | None = None) -> BuildResult:
         with steps.step("write"):
             _write(recipe, content, signer, evidence, lock)
     if recipe.lock is not None and lock is None:
-        write_lock(recipe.lock, _new_lock(found, outcomes, digest))
+        write_lock(recipe.lock, new_lock(found, outcomes, digest))
     _write_reports(recipe, evidence)
     return BuildResult(
         recipe.output, digest, table_of(outcomes), warnings, json.loads(evidence[REPORT_JSON])
     )
+
+
+def _content(
+    recipe: Recipe, subject: Subject, outcomes: Sequence[Outcome], lock: Lock | None
+) -> BundleContent:
+    variants: list[VariantContent] = []
+    for outcome in outcomes:
+        locked = lock.targets[outcome.target.name] if lock else None
+        variants += describe_outcome(recipe, subject, outcome, locked)
+    return BundleContent(variants=variants)
 
 
 def _outline(content: BundleContent) -> tuple[str, list[Description]]:
@@ -186,116 +209,51 @@ def _lock(recipe: Recipe) -> Lock | None:
     return read_lock(recipe.lock) if recipe.locked and recipe.lock is not None else None
 
 
-def _facts(recipe: Recipe, subject: Subject) -> dict[str, object]:
-    """Everything that a lock is made from."""
-    return {
-        "name": recipe.name,
-        "version": recipe.version,
-        "seed": recipe.seed,
-        "source": subject.source.digest,
-        "data": subject.data,
-        "tools": {**tool_versions(), **subject.source.tools},
-    }
-
-
 def _search(
-    bench: Bench,
-    recipe: Recipe,
-    subject: Subject,
-    targets: Sequence[DeviceConfig],
-    lock: Lock | None,
-) -> list[Outcome]:
-    if lock is None:
-        return [bench.search(target, _memory_meter(recipe, subject, target)) for target in targets]
+    recipe: Recipe, subject: Subject, panel: Panel, steps: _Steps, lock: Lock | None
+) -> tuple[list[Outcome], list[str]]:
+    """The outcome of every target, and what the user should know of the search."""
+    targets, benchmarks = _targets(recipe), read_measured(recipe.measured)
+    bench = Bench(recipe, subject, panel, tell=steps.tell, tried=steps.tried)
+    outcomes = []
+    begin = time.monotonic()
+    for place, target in enumerate(targets, start=1):
+        if lock is not None:
+            outcomes.append(bench.repeat(target, lock.targets[target.name]))
+            continue
+        panel.until = _until(recipe, begin, place / len(targets))
+        measured = measured_on(target, benchmarks)
+        meter = memory_meter(recipe, subject, target)
+        outcomes.append(bench.search(target, measured, meter))
+    digests = {made.digest for made in panel.made} if benchmarks else set()
+    told = [*strangers(benchmarks, targets), *unknown_models(benchmarks, digests)]
+    return outcomes, [*bench.warnings, *told]
+
+
+def _until(recipe: Recipe, begin: float, share: float) -> float | None:
+    """When the candidates of a target must be done; what is left of its time is for timing them."""
+    budget = recipe.time_budget_s
+    return None if budget is None else begin + budget * share * EXPLORING_SHARE
+
+
+def _check_targets(lock: Lock, targets: Sequence[DeviceConfig]) -> None:
     if lock.targets.keys() != {target.name for target in targets}:
         raise LockError(
             f"the lock was made for {', '.join(sorted(lock.targets))}", code="lock-differs"
         )
-    return [bench.repeat(target, lock.targets[target.name]) for target in targets]
 
 
-def _variant(
-    recipe: Recipe, subject: Subject, outcome: Outcome, lock: Lock | None
-) -> VariantContent:
-    locked = lock.targets[outcome.target.name] if lock else None
-    return _describe(recipe, subject, outcome.target, outcome.chosen, outcome.fp32, locked)
-
-
-def _describe(
-    recipe: Recipe,
-    subject: Subject,
-    target: DeviceConfig,
-    trial: Trial,
-    fp32: Trial,
-    locked: LockedTarget | None,
-) -> VariantContent:
-    old = None if recipe.previous is None else previous_reference(recipe.previous, target.name)
-    chosen = Chosen(
-        target=target,
-        plan=trial.made.plan,
-        model=trial.made.model,
-        folder=trial.made.folder,
-        fp32=fp32.made.folder,
-        margins=fp32.made.margins,
-        budgets=budgets_for(recipe, target),
-        gates=declared_gates(trial, locked),
-        metrics=trial.made.figures.metrics(subject.exam.dataset if subject.exam else ""),
-    )
-    return describe(recipe, subject, chosen, old=old)
-
-
-def _memory_meter(
-    recipe: Recipe, subject: Subject, target: DeviceConfig
-) -> Callable[[Trial, Trial], int | None]:
-    """Peak memory of a process that serves a candidate, measured by the device's own probe."""
-
-    def measure(trial: Trial, fp32: Trial) -> int | None:
-        if not target.is_this(this_hardware()):
-            return None
-        content = _describe(
-            replace(recipe, max_latency_ms=None, max_memory_bytes=None),
-            subject,
-            msgspec.structs.replace(target, budgets=Budgets()),
-            trial,
-            fp32,
-            None,
-        )
-        with TemporaryDirectory(prefix="edgepack-probe-") as folder:
-            _lay_out(content, Path(folder))
-            found = probe_model(Path(folder), timeout_s=PROBE_SECONDS)
-        if not found.ok:
-            raise ConversionError(
-                f"{trial.name} fails the device's own probe: {found.words}", code=found.code
-            )
-        return found.peak_bytes
-
-    return measure
-
-
-def _lay_out(content: VariantContent, folder: Path) -> None:
-    """Write a variant as a device holds it."""
-    files = []
-    for path, data in sorted(content.files.items()):
-        raw = data if isinstance(data, bytes) else data.read_bytes()
-        (folder / path).write_bytes(raw)
-        files.append(FileEntry(path=path, size=len(raw), digest=sha256_digest(raw)))
-    description = msgspec.structs.replace(content.description, files=files)
-    (folder / DESCRIPTION_PATH).write_bytes(description.to_bytes())
-
-
-def _warnings(
-    recipe: Recipe, subject: Subject, bench: Bench, outcomes: Sequence[Outcome]
-) -> tuple[str, ...]:
-    found = [*subject.warnings, *bench.warnings]
-    foreign = [outcome.target.name for outcome in outcomes if not outcome.measured_here]
+def _warnings(recipe: Recipe, told: Sequence[str], outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+    found = list(told)
+    foreign = [outcome.target.name for outcome in outcomes if outcome.measured_on is None]
     if foreign:
         found.append(
             f"{', '.join(foreign)}: latency and memory are not measured, this machine is not one "
             "of them; devices check golden rows and budgets before they serve"
         )
-    found += [
-        f"{outcome.target.name}: {text}" for outcome in outcomes for text in outcome.choice.warnings
-    ]
+    for outcome in outcomes:
+        found += outcome.warnings
+        found += [f"{outcome.target.name}: {text}" for text in outcome.choice.warnings]
     if recipe.key is None:
         found.append("the bundle is not signed; devices refuse it until it is: edgepack sign")
     return tuple(found)
@@ -320,17 +278,9 @@ def _write(
                         code="other-digest",
                     )
         except OSError as error:
+            if error.errno in _FULL:
+                raise
             raise RecipeError(f"cannot write {output}: {error}", code="cannot-write") from error
-
-
-def _new_lock(found: dict[str, object], outcomes: Sequence[Outcome], digest: str) -> Lock:
-    targets = {
-        outcome.target.name: LockedTarget(
-            plan=outcome.chosen.made.plan, verdicts=clocked_verdicts(outcome.chosen)
-        )
-        for outcome in outcomes
-    }
-    return msgspec.convert({**found, "targets": targets, "digest": digest}, Lock)
 
 
 def _write_reports(recipe: Recipe, evidence: Mapping[str, bytes]) -> None:

@@ -45,6 +45,7 @@ class Chosen:
     """A chosen candidate.
 
     Attributes:
+        variant: The name that it gets in the bundle.
         target: For which hardware.
         plan: What was decided.
         model: Its graph.
@@ -56,6 +57,7 @@ class Chosen:
         metrics: Its figures.
     """
 
+    variant: str
     target: DeviceConfig
     plan: Plan
     model: onnx.ModelProto
@@ -120,7 +122,7 @@ def _description(recipe: Recipe, subject: Subject, chosen: Chosen, golden: Golde
     return Description(
         name=recipe.name,
         version=recipe.version,
-        variant=target.name,
+        variant=chosen.variant,
         security_version=recipe.security_version,
         task=subject.decisions.task,
         inputs=subject.inputs,

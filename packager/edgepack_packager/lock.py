@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -22,11 +22,17 @@ from edgepack_packager.quantize.plan import Plan
 TOOLS = ("numpy", "onnx", "onnxruntime", "pyarrow", "safetensors")
 
 
-class LockedTarget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The decision for one target; ``verdicts`` are those of gates that needed a clock."""
+class LockedVariant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One variant; ``verdicts`` are those of gates that needed a clock."""
 
     plan: Plan
     verdicts: dict[str, GateVerdict] = {}
+
+
+class LockedTarget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The decision for one target: the best variant, then the alternatives in their order."""
+
+    variants: Annotated[tuple[LockedVariant, ...], msgspec.Meta(min_length=1)]
 
 
 class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,6 +44,7 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     seed: int
     source: str
     data: dict[str, str]
+    options: dict[str, str]
     tools: dict[str, str]
     targets: dict[str, LockedTarget]
     digest: str

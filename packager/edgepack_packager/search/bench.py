@@ -1,179 +1,285 @@
-"""Evaluate the candidates of a target and choose one."""
+"""Carry a search out: make and judge candidates, time them, and choose for each target."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
-import onnx
-
-from edgepack_contract.description import (
-    SessionOptions,
-)
+from edgepack_contract.description import SessionOptions
+from edgepack_contract.hardware import Hardware
+from edgepack_packager.data.rows import Feeds
 from edgepack_packager.errors import AccuracyGateError, LockError
-from edgepack_packager.evidence.evaluate import Figures, examine
-from edgepack_packager.evidence.gates import judge_budget
-from edgepack_packager.graphs.running import (
-    CHUNK_ROWS,
-    chunks,
-    model_size,
-    open_folder,
-    run_rows,
-    save_model,
-    take_rows,
-)
+from edgepack_packager.graphs.running import chunks, take_rows
 from edgepack_packager.lock import LockedTarget
-from edgepack_packager.quantize.operators import is_tree_ensemble
-from edgepack_packager.quantize.plan import Plan
-from edgepack_packager.quantize.static import QuantizerError
+from edgepack_packager.quantize.plan import FP32, Plan
 from edgepack_packager.recipe import Recipe
-from edgepack_packager.search.candidates import Workshop, first_plans
-from edgepack_packager.search.choose import Candidate, Choice, choose
+from edgepack_packager.search.choose import Candidate, Choice, choose, with_alternatives
 from edgepack_packager.search.judging import budgets_for, judge
+from edgepack_packager.search.measured import Measured
+from edgepack_packager.search.panel import Panel, Refused
+from edgepack_packager.search.strategy import Known, Rank, Standing, aim_for, next_step
+from edgepack_packager.search.timing import FULL, GLANCE, Pace, Times, take_turns
 from edgepack_packager.search.trials import Made, Outcome, Trial
 from edgepack_packager.subject import Subject
 from edgepack_packager.targets import DeviceConfig, this_hardware
-from edgepack_runtime.inference.errors import ModelError
-from edgepack_runtime.inference.trial import Latency, measure
+from edgepack_runtime.inference.trial import Latency
 
 TIMED_ROWS = 32
+FAR_SLOWER_SHARE = 0.5
+FAR_SLOWER_MS = 0.15
+"""A glance is noisy: what is slower by both of these is given up, the rest is measured again."""
 
 Tell = Callable[[str], None]
+Tried = Callable[[str, Trial], None]
 MeasureMemory = Callable[[Trial, Trial], int | None]
 """Peak bytes of a candidate, given that candidate and the one in float."""
 
 
+@dataclass(slots=True)
+class _Search:
+    """What is known so far for one target."""
+
+    known: list[Known] = field(default_factory=list)
+    trials: dict[Plan, Trial] = field(default_factory=dict)
+    late: list[str] = field(default_factory=list)
+    ranking: tuple[str, ...] | None = None
+
+
 class Bench:
-    """Makes and examines candidates; what does not depend on the target is done once."""
+    """Searches for one target after the other; the panel keeps what does not depend on it."""
 
-    def __init__(self, recipe: Recipe, subject: Subject, folder: Path, tell: Tell) -> None:
-        self._recipe = recipe
-        self._subject = subject
-        self._folder = folder
-        self._tell = tell
-        self._workshop = Workshop(subject.model, subject.calibration)
-        self._made: dict[Plan, Made | None] = {}
-        self.warnings: list[str] = []
-        if is_tree_ensemble(subject.model):
-            self.warnings.append(
-                "tree ensembles have no int8 form; compression on the way makes them small"
-            )
+    def __init__(
+        self, recipe: Recipe, subject: Subject, panel: Panel, *, tell: Tell, tried: Tried
+    ) -> None:
+        self._recipe, self._subject, self._panel = recipe, subject, panel
+        self._tell, self._tried = tell, tried
+        rows = subject.exam.feeds if subject.exam else subject.sample
+        self._rows: list[Feeds] = list(chunks(take_rows(rows, slice(0, TIMED_ROWS)), 1))
+        self._unmade: dict[str, str] = {}
 
-    def search(self, target: DeviceConfig, measure_memory: MeasureMemory) -> Outcome:
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What kept which candidates away."""
+        refused = [f"{name} was not tried: {words}" for name, words in self._unmade.items()]
+        return (*self._panel.remarks, *refused)
+
+    def search(
+        self, target: DeviceConfig, measured: Measured, measure_memory: MeasureMemory
+    ) -> Outcome:
         """Try candidates for ``target`` and choose.
 
         Raises:
             AccuracyGateError: None is inside the accuracy gates.
             BudgetError: None is inside the budgets.
         """
-        here = target.is_this(this_hardware())
-        trials: list[Trial] = []
-        for plan in first_plans(target):
-            trial = self._try(plan, target, here=here)
-            if trial is None:
-                continue
-            trials.append(trial)
-            if plan.precision == "int8-static" and _may_be_refined(trial):
-                trials += self._refine(plan, target, here=here)
-        if self._recipe.optimize == "memory" or budgets_for(self._recipe, target).memory_bytes:
-            trials = [_with_memory(trial, measure_memory(trial, trials[0])) for trial in trials]
+        found = self._explore(target)
+        trials, host, warnings = self._clocked(target, list(found.trials.values()), measured)
+        if host == this_hardware() and self._wants_memory(target):
+            trials = self._with_memory(trials, target, measure_memory)
         choice = choose(
             [_candidate(trial) for trial in trials],
             optimize=self._recipe.optimize,
             preference=target.precision,
             require_int8=self._recipe.require_int8,
         )
-        return Outcome(target, here, tuple(trials), choice)
+        if found.late:
+            names = ", ".join(found.late)
+            late = f"{target.name}: the time budget ended before {names} could be tried"
+            warnings = (*warnings, late)
+        return replace(self._outcome(target, host, trials, choice), warnings=warnings)
 
     def repeat(self, target: DeviceConfig, locked: LockedTarget) -> Outcome:
         """Make what the lock says, and examine it.
 
         Raises:
             LockError: The model has no such candidate any more.
-            AccuracyGateError: It is outside the accuracy gates.
+            AccuracyGateError: One is outside the accuracy gates.
         """
-        here = target.is_this(this_hardware())
-        plans = list(dict.fromkeys((first_plans(target)[0], locked.plan)))
-        found = [self._try(plan, target, here=here) for plan in plans]
-        trials = [trial for trial in found if trial is not None]
-        if len(trials) != len(plans):
-            raise LockError(f"this model has no candidate {locked.plan.name}", code="lock-differs")
-        last = trials[-1]
-        failed = [v.words for v in last.verdicts if v.outcome == "fail"]
-        if any(v.outcome == "fail" and v.gate.severity == "accuracy" for v in last.verdicts):
-            raise AccuracyGateError(f"the locked {last.name} is outside: {'; '.join(failed)}")
-        reasons = {trial.name: "not chosen by the lock" for trial in trials}
-        reasons[last.name] = "chosen by the lock"
-        return Outcome(target, here, tuple(trials), Choice(last.name, reasons, ()))
+        wanted = [variant.plan for variant in locked.variants]
+        plans = tuple(dict.fromkeys((FP32, *wanted)))
+        found = _Search()
+        self._try(plans, target, found)
+        missing = [plan.name for plan in plans if plan not in found.trials]
+        if missing:
+            raise LockError(f"this model has no candidate {missing[0]}", code="lock-differs")
+        for plan in wanted:
+            _check_locked(found.trials[plan])
+        reasons = {plan.name: "not chosen by the lock" for plan in plans}
+        reasons |= {plan.name: "carried, as the lock says" for plan in wanted}
+        reasons[wanted[0].name] = "chosen by the lock"
+        choice = Choice(tuple(plan.name for plan in wanted), reasons, ())
+        host = this_hardware() if target.is_this(this_hardware()) else None
+        shipped = tuple(found.trials[plan] for plan in wanted)
+        return Outcome(target, host, tuple(found.trials.values()), choice, shipped)
 
-    def _refine(self, plan: Plan, target: DeviceConfig, *, here: bool) -> list[Trial]:
-        trials: list[Trial] = []
-        for finer in self._workshop.refinements(plan, self._folder / f"alone-{plan.name}"):
-            trial = self._try(finer, target, here=here)
-            if trial is not None:
-                trials.append(trial)
-                if trial.proven:
-                    break
-        return trials
+    def _explore(self, target: DeviceConfig) -> _Search:
+        """Follow the strategy until nothing is left to try, or no time."""
+        aim, material = aim_for(target), self._panel.material
+        found = _Search()
+        while step := next_step(aim, material, found.known, found.ranking):
+            if isinstance(step, Rank):
+                layers = () if self._panel.expired else self._panel.ranked(step.plan)
+                found.ranking = tuple(layer.node for layer in layers)
+            else:
+                self._try(step.plans, target, found)
+            if found.late or found.ranking == ():
+                break
+        return found
 
-    def _try(self, plan: Plan, target: DeviceConfig, *, here: bool) -> Trial | None:
-        self._tell(f"{target.name}: {plan.name}")
-        if plan not in self._made:
-            self._made[plan] = self._make(plan)
-        made = self._made[plan]
-        if made is None:
-            return None
-        latency = time_rows(made.folder, self._subject, target) if here else None
-        verdicts = judge(made, latency, None, self._recipe, self._subject, target)
-        return Trial(made, latency, None, verdicts)
+    def _try(self, plans: Sequence[Plan], target: DeviceConfig, found: _Search) -> None:
+        """Make candidates and judge them, in full where that is worth it."""
+        for plan in plans:
+            self._tell(f"{target.name}: {plan.name}")
+        looked = self._panel.look(plans)
+        made = [item for item in looked.values() if isinstance(item, Made)]
+        times = self._glance(target, made, found)
+        behind = {item.plan: self._far_behind(item, target, times, found) for item in made}
+        judged = self._panel.judge([item for item in made if not behind[item.plan]])
+        for plan in plans:
+            item = judged.get(plan) or (looked.get(plan) if behind.get(plan, "-") else None)
+            if item is None:
+                found.late.append(plan.name)
+            elif isinstance(item, Refused):
+                self._refuse(plan, item, found)
+            else:
+                trial = self._trial(item, target, times.get(plan.name), behind[plan])
+                found.trials[plan] = trial
+                found.known.append(_known(trial))
+                self._tried(target.name, trial)
 
-    def _make(self, plan: Plan) -> Made | None:
-        folder = self._folder / f"candidate-{len(self._made)}"
-        try:
-            model = self._workshop.make(plan)
-            if model is None:
-                return None
-            save_model(model, folder)
-            return self._examine(plan, model, folder)
-        except (QuantizerError, ModelError) as error:
-            if plan.precision == "fp32":
-                raise
-            self.warnings.append(f"{plan.name} was not tried: {error}")
-            return None
+    def _refuse(self, plan: Plan, refused: Refused, found: _Search) -> None:
+        found.known.append(Known(plan, "none"))
+        if refused.words:
+            self._unmade[plan.name] = refused.words
 
-    def _examine(self, plan: Plan, model: onnx.ModelProto, folder: Path) -> Made:
-        exam, size = self._subject.exam, model_size(folder)
-        if exam is None:
-            return Made(plan, model, folder, size, Figures(), None)
-        # dynamic scales depend on the batch; a device serves row by row
-        chunk = 1 if plan.precision == "int8-dynamic" else CHUNK_ROWS
-        outputs = run_rows(open_folder(folder), exam.feeds, chunk=chunk)
-        figures, margins = examine(exam, outputs), exam.decisions.margins(outputs)
-        return Made(plan, model, folder, size, figures, margins)
+    def _trial(
+        self,
+        made: Made,
+        target: DeviceConfig,
+        latency: Latency | None,
+        dropped: str = "",
+        memory: int | None = None,
+    ) -> Trial:
+        verdicts = judge(made, latency, memory, self._recipe, self._subject, target)
+        return Trial(made, latency, memory, verdicts, dropped)
+
+    def _glance(self, target: DeviceConfig, made: Sequence[Made], found: _Search) -> Times:
+        if not target.is_this(this_hardware()):
+            return {}
+        known = [found.trials[FP32].made] if FP32 in found.trials else []
+        return self._time(target, [*known, *made], GLANCE)
+
+    def _time(self, target: DeviceConfig, made: Sequence[Made], pace: Pace) -> Times:
+        """Milliseconds of single rows, with the target's session options, on this machine."""
+        options = SessionOptions(intra_op_threads=target.threads)
+        folders = {item.plan.name: item.folder for item in made}
+        return take_turns(FP32.name, folders, self._rows, options, pace)
+
+    def _far_behind(self, made: Made, target: DeviceConfig, times: Times, found: _Search) -> str:
+        """Why a candidate can never win against float, however good it is; empty when it may."""
+        fp32 = found.trials.get(FP32)
+        if fp32 is None or any(verdict.outcome == "fail" for verdict in fp32.verdicts):
+            return ""
+        if made.size_bytes >= fp32.made.size_bytes:
+            return f"not smaller than fp32 ({made.size_bytes} bytes)"
+        if self._recipe.optimize != "latency" or not target.is_this(this_hardware()):
+            return ""
+        ours, theirs = times[made.plan.name].p50_ms, times[FP32.name].p50_ms
+        if ours - theirs < max(FAR_SLOWER_MS, FAR_SLOWER_SHARE * theirs):
+            return ""
+        return f"slower than fp32 by far: {ours * 1000:.0f} us against {theirs * 1000:.0f} us"
+
+    def _clocked(
+        self, target: DeviceConfig, trials: Sequence[Trial], measured: Measured
+    ) -> tuple[list[Trial], Hardware | None, tuple[str, ...]]:
+        """Trials with the latency that decides, the machine it is of, and warnings."""
+        if target.is_this(this_hardware()):
+            times = self._time(target, [item.made for item in trials if _may_win(item)], FULL)
+            timed = [
+                self._trial(item.made, target, times.get(item.name, item.latency), item.dropped)
+                for item in trials
+            ]
+            return timed, this_hardware(), ()
+        if measured.host is None:
+            return list(trials), None, ()
+        if measured.latency(trials[0].made.digest) is None:
+            words = (
+                f"{target.name}: the device measured other models than this build's fp32, so that "
+                "nothing can be compared; its figures were not used"
+            )
+            return list(trials), None, (words,)
+        return [self._as_measured(item, target, measured) for item in trials], measured.host, ()
+
+    def _as_measured(self, trial: Trial, target: DeviceConfig, measured: Measured) -> Trial:
+        digest = trial.made.digest
+        latency = measured.latency(digest)
+        dropped = trial.dropped
+        if latency is None and not dropped:
+            dropped = measured.failed(digest) or "was not measured on the device"
+        memory = measured.memory_bytes(digest)
+        return self._trial(trial.made, target, latency, dropped, memory)
+
+    def _with_memory(
+        self, trials: Sequence[Trial], target: DeviceConfig, measure: MeasureMemory
+    ) -> list[Trial]:
+        """The same with the peak memory of those that may win."""
+        return [
+            self._trial(item.made, target, item.latency, "", measure(item, trials[0]))
+            if _may_win(item)
+            else item
+            for item in trials
+        ]
+
+    def _wants_memory(self, target: DeviceConfig) -> bool:
+        budgets = budgets_for(self._recipe, target)
+        return self._recipe.optimize == "memory" or budgets.memory_bytes is not None
+
+    def _outcome(
+        self, target: DeviceConfig, host: Hardware | None, trials: Sequence[Trial], choice: Choice
+    ) -> Outcome:
+        named = {trial.name: trial for trial in trials}
+        carried = choice.ranking[:1]
+        if host is None:
+            precisions = {name: trial.made.plan.precision for name, trial in named.items()}
+            carried = with_alternatives(choice.ranking, precisions, self._recipe.alternatives)
+        for name in carried[1:]:
+            choice.reasons[name] += "; carried as an alternative for the device"
+        shipped = tuple(self._with_layers(named[name]) for name in carried)
+        kept = {trial.name: trial for trial in shipped}
+        told = tuple(kept.get(trial.name, trial) for trial in trials)
+        return Outcome(target, host, told, choice, shipped)
+
+    def _with_layers(self, trial: Trial) -> Trial:
+        """What int8 does to each node, for the report, when there is time to look into it."""
+        if trial.made.plan.precision != "int8-static" or self._panel.expired:
+            return trial
+        layers = self._panel.ranked(trial.made.plan)
+        return replace(trial, made=replace(trial.made, layers=layers))
 
 
-def time_rows(folder: Path, subject: Subject, target: DeviceConfig) -> Latency:
-    """Milliseconds of single rows, with the target's session options, on this machine."""
-    options = SessionOptions(intra_op_threads=target.threads)
-    session = open_folder(folder, options=options)
-    feeds = subject.exam.feeds if subject.exam else subject.sample
-    rows = list(chunks(take_rows(feeds, slice(0, TIMED_ROWS)), 1))
-    return measure(lambda turn: session.run(rows[turn % len(rows)]))
+def _known(trial: Trial) -> Known:
+    plan, figures = trial.made.plan, trial.made.figures
+    if plan == FP32:
+        failed = any(
+            verdict.outcome == "fail" and verdict.gate.severity == "accuracy"
+            for verdict in trial.verdicts
+        )
+        return Known(plan, "losing" if failed else "proven")
+    loss = math.inf if figures.loss is None else figures.loss.value
+    return Known(plan, _standing(trial, loss), loss)
 
 
-def _may_be_refined(trial: Trial) -> bool:
-    """Whether the candidate loses something that a finer one may keep."""
-    loss = trial.made.figures.loss
-    return not trial.proven and loss is not None and loss.value > 0
+def _standing(trial: Trial, loss: float) -> Standing:
+    if trial.dropped:
+        return "none"
+    if trial.proven:
+        return "proven"
+    return "losing" if loss > 0 else "unsure"
 
 
-def _with_memory(trial: Trial, memory: int | None) -> Trial:
-    verdicts = tuple(
-        judge_budget(verdict.gate, memory) if verdict.gate.name == "max-memory" else verdict
-        for verdict in trial.verdicts
-    )
-    return replace(trial, memory_bytes=memory, verdicts=verdicts)
+def _may_win(trial: Trial) -> bool:
+    return trial.made.plan == FP32 or (trial.proven and not trial.dropped)
 
 
 def _candidate(trial: Trial) -> Candidate:
@@ -184,4 +290,12 @@ def _candidate(trial: Trial) -> Candidate:
         latency_s=None if trial.latency is None else trial.latency.p50_ms / 1000,
         memory_bytes=trial.memory_bytes,
         verdicts=trial.verdicts,
+        dropped=trial.dropped,
     )
+
+
+def _check_locked(trial: Trial) -> None:
+    failed = [item for item in trial.verdicts if item.outcome == "fail"]
+    if any(item.gate.severity == "accuracy" for item in failed):
+        words = "; ".join(item.words for item in failed)
+        raise AccuracyGateError(f"the locked {trial.name} is outside: {words}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgepack_contract.description import Precision
@@ -26,6 +26,7 @@ class Candidate:
         latency_s: Median seconds of one row; None when the target is not this machine.
         memory_bytes: Peak memory; None when it was not measured.
         verdicts: Of every gate.
+        dropped: Why it was given up before it was judged in full; empty when it was not.
     """
 
     name: str
@@ -34,15 +35,27 @@ class Candidate:
     latency_s: float | None
     memory_bytes: int | None
     verdicts: tuple[Verdict, ...]
+    dropped: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The chosen candidate, a reason for every candidate by name, and warnings."""
+    """What ships.
 
-    chosen: str
+    Attributes:
+        ranking: The names of all candidates that may ship, the best first.
+        reasons: By name of every candidate, why it is chosen or is not.
+        warnings: What the user should know.
+    """
+
+    ranking: tuple[str, ...]
     reasons: dict[str, str]
     warnings: tuple[str, ...]
+
+    @property
+    def chosen(self) -> str:
+        """The best."""
+        return self.ranking[0]
 
 
 def choose(
@@ -77,16 +90,46 @@ def choose(
         allowed = [item for item in allowed if item.precision != "fp32"]
         if not allowed:
             raise _int8_required(candidates, reasons)
-    best = min(allowed, key=lambda item: _rank(item, allowed, optimize, preference))
+    allowed = sorted(allowed, key=lambda item: _rank(item, allowed, optimize, preference))
+    best = allowed[0]
     for item in allowed:
         if item is not best:
             reasons[item.name] = f"inside all gates; {_why(best, item, optimize)}"
     reasons[best.name] = _praise(best, fp32, optimize)
-    return Choice(chosen=best.name, reasons=reasons, warnings=_warnings(best, candidates))
+    ranking = tuple(item.name for item in allowed)
+    return Choice(ranking=ranking, reasons=reasons, warnings=_warnings(best, candidates))
+
+
+def with_alternatives(
+    ranking: Sequence[str], precisions: Mapping[str, Precision], count: int
+) -> tuple[str, ...]:
+    """The best, and ``count`` alternatives of which each may win where nothing could be timed.
+
+    Float is always among them, because it alone needs no kernels that a device may lack; then
+    another precision each, since two graphs of one precision run alike.
+
+    Args:
+        ranking: Names of what may ship, the best first.
+        precisions: The precision of each.
+        count: Alternatives at most.
+    """
+    best, *others = ranking
+    seen = {precisions[best]}
+    fp32 = [name for name in others if precisions[name] == "fp32"]
+    different = []
+    for name in others:
+        if precisions[name] not in seen:
+            seen.add(precisions[name])
+            different.append(name)
+    wanted = dict.fromkeys([*fp32, *different, *others])
+    kept = set(list(wanted)[:count])
+    return (best, *(name for name in others if name in kept))
 
 
 def _outside(item: Candidate) -> str:
     """Why a candidate may not ship; empty when it may."""
+    if item.dropped:
+        return item.dropped
     for verdict in item.verdicts:
         if verdict.outcome == "fail":
             return verdict.words
@@ -170,14 +213,23 @@ def _warnings(best: Candidate, candidates: Sequence[Candidate]) -> tuple[str, ..
         if verdict.outcome in {"inconclusive", "not_measured"}
     ]
     if best.precision == "fp32":
-        found += [
-            f"fp32 ships because {item.name} is not proven: {verdict.words}"
-            for item in candidates
-            if item is not best
-            for verdict in item.verdicts
-            if verdict.outcome == "inconclusive"
-        ]
+        found += _nearly(candidates)
     return tuple(found)
+
+
+def _nearly(candidates: Sequence[Candidate]) -> list[str]:
+    """What came nearest to being shipped instead of fp32, and lacked only proof."""
+    lacking = [
+        (verdict.excess, item.name, verdict.words)
+        for item in candidates
+        if item.precision != "fp32" and not item.dropped
+        for verdict in item.verdicts
+        if verdict.outcome == "inconclusive"
+    ]
+    return [
+        f"fp32 ships because {name} is not proven: {words}"
+        for _, name, words in sorted(lacking)[:1]
+    ]
 
 
 def _nearest_miss(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from edgepack_contract.description import Budgets, DeclaredGate, GateVerdict
 from edgepack_packager.evidence.gates import Gate, Verdict, judge_budget
 from edgepack_packager.evidence.judging import judge_accuracy
-from edgepack_packager.lock import LockedTarget
+from edgepack_packager.lock import LockedVariant
 from edgepack_packager.recipe import Recipe
 from edgepack_packager.search.trials import Made, Trial
 from edgepack_packager.subject import Subject
@@ -24,7 +24,7 @@ def budgets_for(recipe: Recipe, target: DeviceConfig) -> Budgets:
     )
 
 
-def declared_gates(trial: Trial, locked: LockedTarget | None) -> list[DeclaredGate]:
+def declared_gates(trial: Trial, locked: LockedVariant | None) -> list[DeclaredGate]:
     """The gates of a chosen candidate as the bundle states them.
 
     What a clock decided is taken from the lock, so that a repeated build says the same.

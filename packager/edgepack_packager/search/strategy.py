@@ -14,26 +14,18 @@ from typing import Literal
 
 import msgspec
 
+from edgepack_packager.quantize.calibration import CalibrationName
 from edgepack_packager.quantize.operators import STATIC_TYPES
-from edgepack_packager.quantize.plan import FP32, CalibrationName, Plan
-from edgepack_packager.recipe import Optimize
+from edgepack_packager.quantize.plan import FP32, Plan
 from edgepack_packager.targets import DeviceConfig
 
 MOST_PLANS = 40
 """A search ends here even without a time budget."""
 
-MATMUL_SHARE = 0.5
-"""Weight-only precisions pay where at least this share of the weights is multiplied by."""
+BLOCKS = {"coarse": 128, "fine": 32}
+"""Weights that share a scale: coarse ones are smaller, fine ones more accurate."""
 
-GROWTH: Mapping[str, tuple[str, ...]] = {
-    "pools": (
-        "AveragePool", "Concat", "ConvTranspose", "GlobalAveragePool", "MaxPool", "Resize",
-    ),
-    "sums": ("Add", "Mul"),
-}  # fmt: skip
-"""Operators that only move or mix what is int8 around them; pools are the safer ones."""
-
-OTHER_CALIBRATIONS: tuple[CalibrationName, ...] = ("percentile", "entropy")
+OTHER_CALIBRATIONS: tuple[CalibrationName, ...] = ("percentile-99.99", "entropy")
 
 Standing = Literal["proven", "losing", "unsure", "none"]
 """``losing``: something is lost that a finer candidate may keep. ``unsure``: nothing is lost, there
@@ -47,12 +39,10 @@ class Aim:
     Attributes:
         activations: ``uint8`` where kernels multiply U8 by S8, else ``int8``.
         reduce_range: Whether 8-bit weights must keep to 7 bits.
-        half: Whether float16 may pay: as a size, or because the target prefers it.
     """
 
     activations: Literal["uint8", "int8"]
     reduce_range: bool
-    half: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +53,17 @@ class Material:
         judged: Whether there are rows to judge on; without, nothing but fp32 can be proven.
         static_nodes: Nodes that have a static int8 form.
         dynamic: Whether an operator gains by dynamic int8.
-        matmul_share: The share of weight bytes that matrices hold.
-        operators: The types of all its operators.
+        products: Whether there are matrix products with constant weights.
+        grown: Operators that may join static int8, the safest first.
+        stored: Whether there are weights that may be stored in fewer bits.
     """
 
     judged: bool
     static_nodes: int = 0
     dynamic: bool = False
-    matmul_share: float = 0.0
-    operators: frozenset[str] = frozenset()
+    products: bool = False
+    grown: tuple[str, ...] = ()
+    stored: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +92,11 @@ class Rank:
 Step = Try | Rank | None
 
 
-def aim_for(target: DeviceConfig, optimize: Optimize) -> Aim:
+def aim_for(target: DeviceConfig) -> Aim:
     """What is wanted for ``target``."""
     return Aim(
         activations="uint8" if target.architecture == "amd64" else "int8",
         reduce_range=target.needs_reduced_range,
-        half=optimize == "size" or "fp16" in target.precision,
     )
 
 
@@ -144,31 +135,35 @@ def static_plan(aim: Aim) -> Plan:
 
 
 def _openings(aim: Aim, material: Material) -> tuple[Plan, ...]:
-    heavy = material.matmul_share >= MATMUL_SHARE
     dynamic = Plan(name="int8-dynamic", precision="int8-dynamic", reduce_range=aim.reduce_range)
     offered = (
         (static_plan(aim), material.static_nodes > 0),
         (dynamic, material.dynamic),
-        (_weights(8, 128), heavy),
-        (_weights(4, 32), heavy),
-        (Plan(name="fp16", precision="fp16"), aim.half),
+        (_weights("int8-weights"), material.products),
+        (_weights("int4-weights"), material.products),
+        (Plan(name="int8-stored", precision="int8-weights"), material.stored),
+        (Plan(name="fp16", precision="fp16"), material.stored),
     )
     return tuple(plan for plan, wanted in offered if wanted)
 
 
-def _weights(bits: Literal[4, 8], block: int) -> Plan:
-    return Plan(
-        name=f"int{bits}-weights-{block}",
-        precision="int8-weights" if bits == 8 else "int4-weights",
-        block=block,
-    )
+def _weights(precision: Literal["int8-weights", "int4-weights"], *, fine: bool = False) -> Plan:
+    name = f"{precision}-fine" if fine else precision
+    return Plan(name=name, precision=precision, block=BLOCKS["fine" if fine else "coarse"])
 
 
 def _finer_weights(tried: Mapping[Plan, Known]) -> Step:
-    """Smaller blocks where 4-bit weights lose."""
-    coarse = tried.get(_weights(4, 32))
-    plans = _untried((_weights(4, 16),), tried)
-    return Try(plans) if coarse is not None and coarse.standing == "losing" and plans else None
+    """Smaller blocks where weights in few bits lose."""
+    losing = [
+        item.plan.precision
+        for item in tried.values()
+        if item.standing == "losing" and item.plan.block == BLOCKS["coarse"]
+    ]
+    plans = _untried([_weights(name, fine=True) for name in _WEIGHT_ONLY if name in losing], tried)
+    return Try(plans) if plans else None
+
+
+_WEIGHT_ONLY: tuple[Literal["int8-weights", "int4-weights"], ...] = ("int8-weights", "int4-weights")
 
 
 def _static_step(
@@ -186,7 +181,7 @@ def _static_step(
     whole = [item for item in family if not item.plan.excluded]
     proven = [item for item in whole if item.standing == "proven"]
     if proven:
-        return _growth(proven[-1].plan, material, tried)
+        return _growth(proven[0].plan, material, tried)
     if any(item.standing == "unsure" for item in whole):
         return None
     finer = _untried(_finer(base, tried), tried)
@@ -208,13 +203,19 @@ def _finer(base: Plan, tried: Mapping[Plan, Known]) -> tuple[Plan, ...]:
 
 
 def _growth(base: Plan, material: Material, tried: Mapping[Plan, Known]) -> Step:
-    """One more group of operators in int8, on top of what is proven."""
-    grown = base.operators or STATIC_TYPES
-    for name, group in GROWTH.items():
-        more = tuple(sorted({*grown, *(material.operators & set(group))}))
-        plan = msgspec.structs.replace(base, name=f"{base.name}-{name}", operators=more)
-        if set(more) != set(grown) and plan not in tried:
+    """All other operators in int8 too, or the safest half of them where those lose, and so on."""
+    count = len(material.grown)
+    while count and not base.operators:
+        plan = msgspec.structs.replace(
+            base,
+            name=f"{base.name}-and-{count}-more",
+            operators=(*STATIC_TYPES, *material.grown[:count]),
+        )
+        if plan not in tried:
             return Try((plan,))
+        if tried[plan].standing == "proven":
+            return None
+        count //= 2
     return None
 
 

@@ -1,0 +1,187 @@
+"""Make and judge candidates side by side; what does not depend on the target is done once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from edgepack_packager.evidence.evaluate import examine
+from edgepack_packager.evidence.exam import Exam
+from edgepack_packager.evidence.figures import Figures
+from edgepack_packager.evidence.judging import allowed_loss
+from edgepack_packager.graphs.running import model_size
+from edgepack_packager.quantize.library import QuantizerError
+from edgepack_packager.quantize.plan import FP32, Plan
+from edgepack_packager.quantize.sensitivity import LayerError
+from edgepack_packager.recipe import Recipe
+from edgepack_packager.search.examining import answers, first_rows, is_hopeless
+from edgepack_packager.search.strategy import Material
+from edgepack_packager.search.trials import Made
+from edgepack_packager.search.workshop import Workshop
+from edgepack_packager.subject import Subject
+from edgepack_runtime.inference.errors import ModelError
+
+
+class OutOfTimeError(Exception):
+    """A candidate was not finished in time; it counts as not tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A candidate that cannot be made, and why; empty when the model has no such form."""
+
+    words: str
+
+
+class Panel:
+    """Makes candidates and judges them, as many at once as there are jobs.
+
+    Judging runs without the interpreter's lock, so that threads are enough; nothing that decides
+    depends on their number. To be used as a context: whatever ends it, no thread stays behind.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        subject: Subject,
+        folder: Path,
+        *,
+        jobs: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._exam = subject.exam
+        self._first = None if subject.exam is None else first_rows(subject.exam)
+        self._allowed = allowed_loss(recipe.drop, subject.exam)
+        self._workshop = Workshop(subject.model, subject.calibration, folder)
+        self._pool = ThreadPoolExecutor(jobs, thread_name_prefix="candidate")
+        self._clock = clock
+        self._stopped = threading.Event()
+        self._found: dict[Plan, Made | Refused] = {}
+        self._ranked: dict[Plan, tuple[LayerError, ...]] = {}
+        self.until: float | None = None
+        """When everything but fp32 must be done; None for no such time."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stopped.set()
+        self._pool.shutdown(cancel_futures=True)
+
+    @property
+    def material(self) -> Material:
+        """What the model offers."""
+        return self._workshop.material(judged=self._exam is not None)
+
+    @property
+    def expired(self) -> bool:
+        """Whether the time is over."""
+        return self.until is not None and self._clock() >= self.until
+
+    @property
+    def made(self) -> list[Made]:
+        """Every candidate so far."""
+        return [item for item in self._found.values() if isinstance(item, Made)]
+
+    def look(self, plans: Sequence[Plan]) -> dict[Plan, Made | Refused]:
+        """Make candidates and judge them on a few rows, or on all where there are few.
+
+        Returns:
+            By plan; one that was not done in time is missing.
+
+        Raises:
+            ModelError: fp32 itself does not load or run.
+        """
+        missing = [plan for plan in plans if plan not in self._found]
+        self._found |= self._side_by_side({plan: partial(self._make, plan) for plan in missing})
+        return {plan: self._found[plan] for plan in plans if plan in self._found}
+
+    def judge(self, made: Sequence[Made]) -> dict[Plan, Made | Refused]:
+        """Judge candidates on all rows that were only looked at, unless they are hopeless.
+
+        Returns:
+            By plan; one that was not done in time is missing.
+        """
+        promising = [
+            item for item in made if not item.whole and not is_hopeless(item.figures, self._allowed)
+        ]
+        done = self._side_by_side({item.plan: partial(self._judge, item) for item in promising})
+        self._found |= done
+        late = {item.plan for item in promising} - done.keys()
+        return {item.plan: self._found[item.plan] for item in made if item.plan not in late}
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What of the model keeps which candidates away."""
+        return self._workshop.remarks
+
+    def ranked(self, plan: Plan) -> tuple[LayerError, ...]:
+        """The nodes of static int8, the one that does most harm under ``plan`` first."""
+        if plan not in self._ranked:
+            self._ranked[plan] = self._workshop.ranked(plan)
+        return self._ranked[plan]
+
+    def _side_by_side(
+        self, work: Mapping[Plan, Callable[[], Made | Refused]]
+    ) -> dict[Plan, Made | Refused]:
+        futures = {plan: self._pool.submit(do) for plan, do in work.items()}
+        found: dict[Plan, Made | Refused] = {}
+        for plan, future in futures.items():
+            try:
+                found[plan] = future.result()
+            except OutOfTimeError:
+                continue
+            except (QuantizerError, ModelError) as error:
+                if plan == FP32:
+                    raise
+                found[plan] = Refused(str(error))
+        return found
+
+    def _make(self, plan: Plan) -> Made | Refused:
+        check = self._check_of(plan)
+        draft = self._workshop.make(plan, check)
+        if draft is None:
+            return Refused("")
+        made = Made(
+            plan=plan,
+            folder=draft.folder,
+            size_bytes=model_size(draft.folder),
+            figures=Figures(),
+            margins=None,
+            quantized_share=draft.quantized_share,
+        )
+        if self._exam is None:
+            return made
+        # float is what the others are held against, so that it is always judged in full
+        first = None if plan == FP32 else self._first
+        made = self._examined(made, first or self._exam, check)
+        return replace(made, whole=first is None)
+
+    def _judge(self, made: Made) -> Made:
+        if self._exam is None:
+            return made
+        return replace(self._examined(made, self._exam, self._check_of(made.plan)), whole=True)
+
+    def _examined(self, made: Made, exam: Exam, check: Callable[[], None]) -> Made:
+        outputs = answers(made.folder, made.plan, exam, check)
+        margins = exam.decisions.margins(outputs) if made.plan == FP32 else None
+        return replace(made, figures=examine(exam, outputs), margins=margins)
+
+    def _check_of(self, plan: Plan) -> Callable[[], None]:
+        def check() -> None:
+            late = self.expired and plan != FP32
+            if late or self._stopped.is_set():
+                raise OutOfTimeError
+
+        return check
