@@ -34,6 +34,7 @@ from edgepack_packager.graphs.steps import Steps, fill_states, run_steps
 from edgepack_packager.preparing import prepare_source
 from edgepack_packager.recipe import Recipe
 from edgepack_packager.sources import LoadContext, SourceModel, load_source
+from edgepack_packager.sources.flips import settle_precision
 from edgepack_packager.sources.model import as_labels
 from edgepack_runtime.inference.errors import ModelError
 from edgepack_runtime.inference.session import Session
@@ -87,7 +88,7 @@ def load_subject(recipe: Recipe, folder: Path) -> Subject:
     """
     parts, data = _load_parts(recipe)
     loaded = load_source(recipe.model, _context(recipe, parts, folder / "source"))
-    source = prepare_source(loaded, recipe)
+    source = prepare_source(_settled(recipe, loaded, parts, folder / "precision"), recipe)
     original = open_original(source.graph, folder / "original")
     specs = open_inputs(original, source.features, recipe.inputs)
     sample = _sample(recipe, parts, specs, original)
@@ -142,6 +143,19 @@ def _context(recipe: Recipe, parts: Parts, folder: Path) -> LoadContext:
         trust_pickle=recipe.trust_pickle,
         seed=recipe.seed,
     )
+
+
+def _settled(recipe: Recipe, source: SourceModel, parts: Parts, folder: Path) -> SourceModel:
+    """The source in the precision in which its rows take the fewest branches otherwise."""
+    rows = parts.evaluation or parts.calibration or parts.reference
+    if rows is None or recipe.preprocess is not None:
+        return source
+
+    def bound(session: Session) -> tuple[list[TensorSpec], Feeds]:
+        specs = open_inputs(session, source.features, recipe.inputs)
+        return specs, bind(rows, specs)
+
+    return settle_precision(source, bound, folder)
 
 
 def _load_parts(recipe: Recipe) -> tuple[Parts, dict[str, str]]:
