@@ -237,8 +237,10 @@ def _counts(sizes: Mapping[int, Standing], nodes: int) -> tuple[int, ...]:
     """How many nodes to keep in float next, given how it went with other numbers of them."""
     proven = [size for size, standing in sizes.items() if standing == "proven"]
     if not proven:
-        start = 2 * max(sizes, default=0) or 1
-        return tuple(count for count in (start, 2 * start) if count < nodes)
+        most = max(sizes, default=0)
+        start = 2 * most or 1
+        doubled = (min(count, nodes - 1) for count in (start, 2 * start))
+        return tuple(sorted({count for count in doubled if count > most}))
     fewest = min(proven)
     below = max((size for size in sizes if size < fewest), default=0)
     return ((below + fewest) // 2,) if fewest - below > 1 else ()

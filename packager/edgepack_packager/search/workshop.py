@@ -14,7 +14,7 @@ import onnx
 from edgepack_packager.data.rows import Feeds
 from edgepack_packager.graphs.running import save_model, take_rows
 from edgepack_packager.quantize.making import Prepared, make, prepare, ranked, remarks
-from edgepack_packager.quantize.operators import DYNAMIC_TYPES, quantizable
+from edgepack_packager.quantize.operators import DYNAMIC_TYPES, is_tree_ensemble, quantizable
 from edgepack_packager.quantize.plan import Plan
 from edgepack_packager.quantize.sensitivity import LayerError
 from edgepack_packager.quantize.share import float_weight_bytes, quantized_share
@@ -54,7 +54,9 @@ class Workshop:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What of the model keeps which candidates away, in words for the user."""
-        return remarks(self._prepared)
+        trees = "tree ensembles have no int8 form; compression on the way makes them small"
+        told = (trees,) if is_tree_ensemble(self._model) else ()
+        return (*told, *remarks(self._prepared))
 
     def material(self, *, judged: bool) -> Material:
         """What the model offers; without rows to judge on nothing is prepared."""
