@@ -141,7 +141,8 @@ def make(prepared: Prepared, plan: Plan) -> onnx.ModelProto | None:
         ranges = prepared.ranges(plan.calibration or "min-max")
         return quantize_static(prepared.fused, ranges, plan)
     if plan.precision == "int8-dynamic":
-        return quantize_dynamically(prepared.model, plan)
+        unfolded = "Conv" in plan.operators
+        return quantize_dynamically(prepared.fused if unfolded else prepared.model, plan)
     return quantize_weights(prepared.model, plan)
 
 

@@ -38,6 +38,9 @@ FLOAT_OUTPUT_TYPES = ("Gemm", "MatMul")
 DYNAMIC_TYPES = ("Attention", "Gather", "LSTM", "MatMul")
 """Not Conv: its dynamic kernel has no fast path, 4 to 10 times slower was measured."""
 
+UNFOLDED_TYPES = (*DYNAMIC_TYPES, "Conv")
+"""With Conv named, a dynamic plan makes convolutions into matrix products first."""
+
 RECURRENT_TYPES = ("GRU", "RNN")
 """Recurrent layers for which onnxruntime has no int8 kernel, nor plans one."""
 

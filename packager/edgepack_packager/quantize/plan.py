@@ -12,8 +12,6 @@ from edgepack_packager.quantize.operators import DYNAMIC_TYPES, STATIC_TYPES
 
 _WEIGHTS = {
     "fp16": "float16",
-    "int8-static": "int8",
-    "int8-dynamic": "int8",
     "int8-weights": "int8",
     "int4-weights": "int4",
 }
@@ -28,7 +26,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         operators: The types that are quantized; empty for the usual ones of the precision.
         activations: ``uint8`` on amd64, whose kernels multiply U8 by S8; ``int8`` on arm64.
         per_channel: One scale per output channel instead of per weight tensor.
-        reduce_range: 7-bit weights, for processors whose 8-bit kernels saturate.
+        reduce_range: 7-bit weights, for processors whose kernels of U8 by S8 saturate.
+        weights: ``uint8`` for kernels of U8 by U8, which never saturate and are slower.
         calibration: How ranges of activations are found; None for min-max where any are.
         block: Weights that share a scale in matrix products, for ``int4-weights`` and
             ``int8-weights``; None stores ``int8-weights`` of every operator with a scale per
@@ -42,6 +41,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     activations: Literal["uint8", "int8"] | None = None
     per_channel: bool = False
     reduce_range: bool = False
+    weights: Literal["int8", "uint8"] = "int8"
     calibration: CalibrationName | None = None
     block: Annotated[int, msgspec.Meta(ge=16, le=256)] | None = None
     excluded: tuple[str, ...] = ()
@@ -51,10 +51,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """How the bundle describes it; None for fp32."""
         if self.precision == "fp32":
             return None
-        told: dict[str, Any] = {
-            "weights": _WEIGHTS[self.precision],
-            "excluded": list(self.excluded),
-        }
+        stored = _WEIGHTS.get(self.precision, self.weights)
+        told: dict[str, Any] = {"weights": stored, "excluded": list(self.excluded)}
         if self.precision == "int8-static":
             told |= {
                 "operators": list(self.operators or STATIC_TYPES),

@@ -44,7 +44,7 @@ def quantize_static(model: onnx.ModelProto, ranges: Ranges, plan: Plan) -> onnx.
             copied(model),
             plan.per_channel,
             plan.reduce_range,
-            QuantType.QInt8,
+            QuantType.QUInt8 if plan.weights == "uint8" else QuantType.QInt8,
             QuantType.QInt8 if plan.activations == "int8" else QuantType.QUInt8,
             TensorsData(CalibrationMethod.MinMax, dict(ranges)),
             [*kept, *absorbed],
