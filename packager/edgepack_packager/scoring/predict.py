@@ -140,11 +140,10 @@ def predict(
         clock: The time, with a zone.
 
     Raises:
-        RecipeError: The output exists, or cannot be there.
+        RecipeError: The output exists, or cannot be written.
         DataError: The table does not fit the model, or a row cannot be scored.
         BundleError: The bundle is not intact, not vouched for, or not for this machine.
         ModelError: The model fails.
-        OSError: The output cannot be written.
     """
     started = clock()
     _check_places(source, output, overwrite=scoring.overwrite)
@@ -156,11 +155,12 @@ def predict(
         job = _Job.plan(model, reader, scoring, output)
         meta = metadata_path(output)
         meta.unlink(missing_ok=True)
-        with new_table(output, job.schema) as writer, _unchanged(source):
-            tally = job.score(writer, watch)
-        made = job.told(tally, output, started=started, finished=clock())
-    with replacing(meta) as part:
-        part.write_bytes(canonical_json(made) + b"\n")
+        with _blamed(output):
+            with new_table(output, job.schema) as writer, _unchanged(source):
+                tally = job.score(writer, watch)
+            made = job.told(tally, output, started=started, finished=clock())
+            with replacing(meta) as part:
+                part.write_bytes(canonical_json(made) + b"\n")
     return made
 
 
@@ -314,6 +314,15 @@ def _check_places(source: Path, output: Path, *, overwrite: bool) -> None:
         raise RecipeError(
             f"{output} is there already; give --overwrite to replace it", code="output-exists"
         )
+
+
+@contextmanager
+def _blamed(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        words = error.strerror or str(error)
+        raise RecipeError(f"cannot write {output}: {words}", code="cannot-write") from error
 
 
 @contextmanager
