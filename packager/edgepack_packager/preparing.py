@@ -8,6 +8,7 @@ import numpy as np
 
 from edgepack_packager.data.rows import Feeds
 from edgepack_packager.graphs.states import Turned, check_rules, rows_first, state_sources
+from edgepack_packager.graphs.tensors import check_finite_weights
 from edgepack_packager.recipe import Recipe
 from edgepack_packager.sources import SourceModel
 from edgepack_packager.sources.model import Answer
@@ -17,8 +18,10 @@ def prepare_source(source: SourceModel, recipe: Recipe) -> SourceModel:
     """The model as the recipe wants it packed; it answers as it did, by the new inputs.
 
     Raises:
+        ConversionError: A weight is NaN or infinite.
         RecipeError: A rule names an input or output that the model has not, or does not fit it.
     """
+    check_finite_weights(source.graph)
     check_rules(source.graph, recipe.inputs)
     graph, turned = rows_first(source.graph, state_sources(recipe.inputs))
     if not turned:

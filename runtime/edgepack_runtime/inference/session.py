@@ -7,6 +7,7 @@ beside the graph are then mapped instead of copied.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -161,6 +162,12 @@ def trim_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+@functools.cache
+def known_operators() -> frozenset[tuple[str, str]]:
+    """Domain and name of every operator that onnxruntime has a definition of."""
+    return frozenset((item.domain, item.name) for item in ort_state.get_all_operator_schema())
 
 
 def onnxruntime_version() -> str:
