@@ -166,7 +166,12 @@ class Recipe:
     @property
     def asides(self) -> tuple[str, ...]:
         """Columns that are needed besides features and label, each once."""
-        named = (self.time_column, self.sequence_column, *self.slices)
+        return tuple(dict.fromkeys((*self.keys, *self.slices)))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The columns with the time and the sequence of each row, as far as they are named."""
+        named = (self.time_column, self.sequence_column)
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
 
@@ -203,6 +208,10 @@ def _check_combinations(recipe: Recipe) -> None:
     if wanted and recipe.label is None and recipe.metric is None:
         raise RecipeError(
             f"a limit on {', '.join(wanted)} needs the truth: name the label", code="no-label"
+        )
+    if recipe.not_worse_than is not None and recipe.label is None and recipe.metric is None:
+        raise RecipeError(
+            "not_worse_than compares with the truth: name the label, or a metric", code="no-label"
         )
     if recipe.label is not None and recipe.data is None and recipe.evaluation is None:
         raise RecipeError("a label needs data or evaluation rows to read it from", code="no-data")

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from edgepack_contract.description import TensorSpec
+from edgepack_packager.data.loading import read_parts, read_rows
 from edgepack_packager.data.rows import (
     Array,
     Feeds,
@@ -17,16 +18,22 @@ from edgepack_packager.data.rows import (
     Rows,
     bind_rows,
     cast_feeds,
+    feature_columns,
     has_missing,
-    read_parts,
-    read_rows,
-    split_rows,
 )
 from edgepack_packager.data.sequences import sequence_numbers
-from edgepack_packager.errors import DataError, RecipeError
+from edgepack_packager.data.splitting import split_rows
+from edgepack_packager.errors import DataError
 from edgepack_packager.evidence.decisions import Decisions, input_specs, open_inputs, read_decisions
-from edgepack_packager.evidence.exam import Exam, check_truth
-from edgepack_packager.evidence.metrics import is_metric, known_metrics
+from edgepack_packager.evidence.exam import Exam
+from edgepack_packager.evidence.incumbents import ask_bundle
+from edgepack_packager.evidence.setting import (
+    check_metrics,
+    exam_warnings,
+    metric_facts,
+    set_exam,
+    with_incumbent,
+)
 from edgepack_packager.graphs.cleaning import clean, open_original
 from edgepack_packager.graphs.running import run_rows, take_rows
 from edgepack_packager.graphs.states import state_sources
@@ -35,7 +42,7 @@ from edgepack_packager.preparing import prepare_source
 from edgepack_packager.recipe import Recipe
 from edgepack_packager.sources import LoadContext, SourceModel, load_source
 from edgepack_packager.sources.flips import settle_precision
-from edgepack_packager.sources.model import as_labels
+from edgepack_packager.targets import this_hardware
 from edgepack_runtime.inference.errors import ModelError
 from edgepack_runtime.inference.session import Session
 
@@ -100,27 +107,29 @@ def load_subject(recipe: Recipe, folder: Path) -> Subject:
         cleaned.outputs,
         task=recipe.task or source.task,
         classes=source.classes,
-        has_class_labels=truth is not None and truth.dtype.kind != "f",
+        has_class_labels=truth is not None and truth.ndim == 1 and truth.dtype.kind != "f",
         carried=state_sources(recipe.inputs).values(),
     )
-    _check_metrics(recipe, decisions)
+    check_metrics(recipe, decisions)
     feeds = {
         name: _filled(cleaned.session, cast_feeds(bind(rows, specs), specs), _steps(recipe, rows))
         for name, rows in _named(parts).items()
     }
-    exam = _exam(recipe, parts.evaluation, feeds, source, original, decisions, specs)
+    exam, facts = _exam(
+        recipe, parts.evaluation, feeds, source, original, decisions, specs, folder
+    )
     return Subject(
         source=source,
         model=cleaned.model,
         inputs=input_specs(
-            cleaned.session, sample, source.features or _column_names(parts), recipe.inputs
+            cleaned.session, sample, source.features or _column_names(parts, specs), recipe.inputs
         ),
         decisions=decisions,
         sample=sample,
         calibration=feeds.get("calibration"),
         reference=feeds.get("reference"),
         exam=exam,
-        data=data,
+        data=data | facts,
         missing=any(has_missing(part) for part in feeds.values()),
         passes=(*source.passes, *cleaned.passes),
         warnings=(
@@ -166,12 +175,18 @@ def _load_parts(recipe: Recipe) -> tuple[Parts, dict[str, str]]:
             reference=recipe.reference,
             label=recipe.label,
             asides=recipe.asides,
+            keys=recipe.keys,
         )
         return parts, parts.digests
-    rows = read_rows(recipe.data, label=recipe.label, asides=recipe.asides)
-    parts = split_rows(rows, seed=recipe.seed)
+    rows = read_rows(recipe.data, label=recipe.label, asides=recipe.asides, keys=recipe.keys)
+    times, sequences = (
+        None if name is None else rows.asides[name]
+        for name in (recipe.time_column, recipe.sequence_column)
+    )
+    parts = split_rows(rows, seed=recipe.seed, times=times, sequences=sequences)
     sizes = " ".join(f"{name} {part.n}" for name, part in _named(parts).items())
-    return parts, {"data": rows.digest, "split": f"seed {recipe.seed}: {sizes}"}
+    how = "".join(f", by {name}" for name in recipe.keys)
+    return parts, {"data": rows.digest, "split": f"seed {recipe.seed}{how}: {sizes}"}
 
 
 def _named(parts: Parts) -> dict[str, Rows]:
@@ -248,17 +263,6 @@ def synthetic_rows(specs: list[TensorSpec], rows: int, *, seed: int) -> Feeds:
     return made
 
 
-def _check_metrics(recipe: Recipe, decisions: Decisions) -> None:
-    for option, limits in (("min_metric", recipe.min_metric), ("max_metric", recipe.max_metric)):
-        unknown = sorted(name for name in limits if not is_metric(name, decisions.task))
-        if unknown:
-            raise RecipeError(
-                f"{option} {', '.join(unknown)}: a {decisions.task} model has "
-                f"{known_metrics(decisions.task)}",
-                code="unknown-metric",
-            )
-
-
 def _exam(
     recipe: Recipe,
     rows: Rows | None,
@@ -267,9 +271,11 @@ def _exam(
     original: Session,
     decisions: Decisions,
     specs: list[TensorSpec],
-) -> Exam | None:
+    folder: Path,
+) -> tuple[Exam | None, dict[str, str]]:
+    """The exam, and what the bundle says of it besides the digests of the rows."""
     if rows is None:
-        return None
+        return None, {}
     steps = _steps(recipe, rows)
     try:
         if source.answer is not None:
@@ -281,45 +287,34 @@ def _exam(
         raise DataError(
             f"the source model fails on the evaluation rows: {error}", code="source-failed"
         ) from error
-    exam = Exam(
-        decisions=decisions,
-        feeds=feeds["evaluation"],
-        truth=None if rows.labels is None else _truth(rows.labels, decisions),
-        source=decisions.answers(outputs),
-        source_outputs=outputs,
-        dataset=rows.digest,
-        slices={name: rows.asides[name] for name in recipe.slices},
-        units=None if steps is None else steps.units,
-        steps=steps,
-    )
-    check_truth(exam)
-    return exam
+    exam = set_exam(recipe, rows, feeds["evaluation"], decisions, outputs, steps=steps)
+    if recipe.not_worse_than is None:
+        return exam, metric_facts(recipe)
+    asked = ask_bundle(
+        recipe.not_worse_than, rows,
+        bind=bind, units=exam.units, hardware=this_hardware(), folder=folder / "incumbent",
+    )  # fmt: skip
+    facts = {"not-worse-than": asked.digest}
+    return with_incumbent(exam, asked), {**metric_facts(recipe), **facts}
 
 
-def _truth(labels: Array, decisions: Decisions) -> Array:
-    if decisions.task == "classification":
-        return as_labels(labels)
-    if labels.dtype.kind not in "biuf":
-        raise DataError("the label holds text, the model gives numbers", code="bad-label")
-    return labels.reshape(len(labels), -1).astype(np.float64)
-
-
-def _column_names(parts: Parts) -> tuple[str, ...] | None:
+def _column_names(parts: Parts, specs: list[TensorSpec]) -> tuple[str, ...] | None:
     """Names of the columns side by side, when the rows came with some."""
     rows = parts.evaluation or parts.calibration or parts.reference
-    if rows is None or len(rows.columns) < 2:
+    if rows is None or len(specs) != 1:
         return None
-    return tuple(rows.columns)
+    names = feature_columns(rows, specs[0])
+    return None if len(names) < 2 else tuple(names)
 
 
 def _data_warnings(parts: Parts, exam: Exam | None) -> tuple[str, ...]:
     if not _named(parts):
         return ("no data: accuracy gates not measured, golden rows made up, drift off; give data",)
-    found = []
+    found: list[str] = []
     if exam is None:
         found.append("no evaluation rows: accuracy and agreement are not measured")
-    elif exam.truth is None:
-        found.append("no labels: accuracy is not measured, agreement with the source model is")
+    else:
+        found += exam_warnings(exam)
     if parts.reference is None:
         found.append("no reference rows: drift is off")
     return tuple(found)

@@ -1,21 +1,15 @@
-"""Rows: read from csv, parquet, npy or npz, split by a seed, and bound to a model's inputs."""
+"""Rows of data, and how they are bound to a model's inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-from pyarrow import csv as pa_csv
-from pyarrow import parquet as pa_parquet
 
 from edgepack_contract.description import TensorSpec
-from edgepack_contract.digest import digest_stream
-from edgepack_contract.limits import LIMITS
 from edgepack_packager.errors import DataError
 
 Array = npt.NDArray[Any]
@@ -24,23 +18,20 @@ Feeds = dict[str, Array]
 UNNAMED = ""
 """The name of the only array of a ``.npy`` file."""
 
-CALIBRATION_ROWS = 512
-CALIBRATION_SHARE = 0.15
-EVALUATION_SHARE = 0.60
-"""The larger part goes to the proof, since the width of its interval is what decides."""
-
 
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Named columns of equal length, what stands beside them, and the digest of their file.
 
     ``asides`` are columns that say something of a row and are no feature: time, sequence, slices.
+    ``keys`` are those of them that name a row's time and sequence.
     """
 
     columns: Mapping[str, Array]
     labels: Array | None
     digest: str
     asides: Mapping[str, Array] = field(default_factory=dict)
+    keys: tuple[str, ...] = ()
 
     @property
     def n(self) -> int:
@@ -74,91 +65,6 @@ class Parts:
         return {name: rows.digest for name, rows in named if rows is not None}
 
 
-def read_rows(path: Path, *, label: str | None, asides: Sequence[str] = ()) -> Rows:
-    """Read a file of rows.
-
-    Args:
-        path: ``.csv``, ``.parquet``, ``.npy`` or ``.npz``.
-        label: The column or array with the truth; it is taken out of the columns.
-        asides: Columns that are wanted beside the features; they stay among the columns too.
-
-    Raises:
-        DataError: Unreadable, of another type, empty, ragged, or without the label.
-    """
-    readers = {".csv": _read_csv, ".parquet": _read_parquet, ".npy": _read_npy, ".npz": _read_npz}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(
-            f"{path.name}: data are read from {', '.join(sorted(readers))}", code="data-type"
-        )
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as stream:
-            digest = digest_stream(stream, size=min(size, LIMITS.layer_bytes), what=path.name)
-        columns = reader(path)
-    except (OSError, ValueError, EOFError, pa.ArrowException) as error:
-        raise DataError(f"cannot read {path}: {error}", code="unreadable-data") from error
-    _check_columns(columns, path)
-    labels = None if label is None else _take_label(columns, label, path)
-    if not columns:
-        raise DataError(f"{path.name} has nothing but the label", code="no-columns")
-    missing = [name for name in asides if name not in columns]
-    if missing:
-        raise DataError(
-            f"{path.name} has no column {', '.join(missing)}; it has {', '.join(columns)}",
-            code="no-column",
-        )
-    return Rows(columns, labels, digest, {name: columns[name] for name in asides})
-
-
-def split_rows(rows: Rows, *, seed: int) -> Parts:
-    """Split rows into three parts that share no row, the same way for the same seed.
-
-    The reference keeps the order that the rows came in.
-
-    Raises:
-        DataError: Fewer than 8 rows: there is nothing to split.
-    """
-    n = rows.n
-    if n < 8:
-        raise DataError(f"{n} rows are too few to split; give at least 8", code="too-few-rows")
-    order = np.random.default_rng(seed).permutation(n)
-    first = min(CALIBRATION_ROWS, max(1, int(n * CALIBRATION_SHARE)))
-    second = first + int((n - first) * EVALUATION_SHARE / (1 - CALIBRATION_SHARE))
-    return Parts(
-        calibration=rows.take(order[:first]),
-        evaluation=rows.take(np.sort(order[first:second])),
-        reference=rows.take(np.sort(order[second:])),
-    )
-
-
-def read_parts(
-    *, calibration: Path | None, evaluation: Path | None, reference: Path | None,
-    label: str | None, asides: Sequence[str] = (),
-) -> Parts:  # fmt: skip
-    """Read parts that were given one by one; only ``evaluation`` must have label and asides.
-
-    Raises:
-        DataError: See :func:`read_rows`.
-    """
-
-    def read(path: Path | None, *, needed: bool) -> Rows | None:
-        if path is None:
-            return None
-        if needed:
-            return read_rows(path, label=label, asides=asides)
-        rows = read_rows(path, label=None)
-        if label is None or label not in rows.columns:
-            return rows
-        return read_rows(path, label=label)
-
-    return Parts(
-        calibration=read(calibration, needed=False),
-        evaluation=read(evaluation, needed=True),
-        reference=read(reference, needed=False),
-    )
-
-
 def bind_rows(rows: Rows, inputs: Sequence[TensorSpec]) -> Feeds:
     """Match columns to the model's inputs: by name, else all columns side by side.
 
@@ -173,13 +79,13 @@ def bind_rows(rows: Rows, inputs: Sequence[TensorSpec]) -> Feeds:
     if len(inputs) > 1:
         missing = [spec.name for spec in inputs if spec.name not in rows.columns]
         raise DataError(
-            f"the data have no column or array {', '.join(missing)}, which the model takes",
+            f"the data have no column or array {', '.join(missing)}, which the model takes; they "
+            f"have {', '.join(rows.columns)}",
             code="missing-input",
         )
     spec = inputs[0]
-    if len(rows.columns) == 1:
-        return {spec.name: _shaped(next(iter(rows.columns.values())), spec)}
-    return {spec.name: _shaped(_side_by_side(rows, spec), spec)}
+    names = feature_columns(rows, spec)
+    return {spec.name: _shaped(_side_by_side(rows, names, spec), spec)}
 
 
 def cast_feeds(feeds: Feeds, inputs: Sequence[TensorSpec]) -> Feeds:
@@ -196,75 +102,75 @@ def has_missing(feeds: Feeds) -> bool:
     return any(array.dtype.kind == "f" and not np.isfinite(array).all() for array in feeds.values())
 
 
-def _read_csv(path: Path) -> Feeds:
-    return _from_arrow(pa_csv.read_csv(path))
+def feature_columns(rows: Rows, spec: TensorSpec) -> list[str]:
+    """The columns that stand side by side in a model's only input.
 
+    Those that the model names; else all but the asides. Asides are features when only with them,
+    or with the slices among them, there are as many columns as the model takes.
 
-def _read_parquet(path: Path) -> Feeds:
-    return _from_arrow(pa_parquet.read_table(path))
-
-
-def _read_npy(path: Path) -> Feeds:
-    return {UNNAMED: np.load(path, allow_pickle=False)}
-
-
-def _read_npz(path: Path) -> Feeds:
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
-
-
-def _from_arrow(table: pa.Table) -> Feeds:
-    names = table.column_names
-    if len(set(names)) != len(names):
-        raise ValueError("a column is there twice")
-    return {name: table.column(name).to_numpy() for name in names}
-
-
-def _check_columns(columns: Feeds, path: Path) -> None:
-    lengths = {values.shape[0] if values.ndim else 0 for values in columns.values()}
-    if not columns or lengths == {0}:
-        raise DataError(f"{path.name} has no rows", code="no-rows")
-    if len(lengths) > 1:
-        raise DataError(f"{path.name}: arrays of different lengths", code="ragged-data")
-
-
-def _take_label(columns: Feeds, label: str, path: Path) -> Array:
-    if label not in columns:
-        raise DataError(
-            f"{path.name} has no label {label!r}; it has {', '.join(map(repr, columns))}",
-            code="no-label",
-        )
-    labels = columns.pop(label)
-    if labels.ndim != 1:
-        raise DataError(f"the label {label!r} is not one value a row", code="bad-label")
-    missing = labels == None if labels.dtype.kind == "O" else np.isnan(_floats(labels))  # noqa: E711 - elementwise
-    if np.any(missing):
-        raise DataError(f"the label {label!r} is missing in some rows", code="bad-label")
-    return labels
-
-
-def _floats(values: Array) -> Array:
-    return values if values.dtype.kind == "f" else np.zeros(len(values))
-
-
-def _side_by_side(rows: Rows, spec: TensorSpec) -> Array:
+    Raises:
+        DataError: A column that the model names is missing.
+    """
     names = list(rows.columns)
     if spec.features and set(spec.features) & set(names):
         missing = [name for name in spec.features if name not in rows.columns]
         if missing:
             raise DataError(
-                f"the data have no column {', '.join(missing)}, which the model takes",
+                f"the data have no column {', '.join(missing)}, which the model takes; they have "
+                f"{', '.join(names)}",
                 code="missing-input",
             )
-        names = spec.features
+        return list(spec.features)
+    wanted = spec.shape[-1] if len(spec.shape) == 2 else None
+    beside, keys = set(rows.asides), set(rows.keys)
+    choices = [[name for name in names if name not in left] for left in (beside, keys, set())]
+    fitting = [choice for choice in choices if _width(rows, choice) == wanted]
+    return (fitting or choices)[0] or names
+
+
+def _width(rows: Rows, names: Sequence[str]) -> int:
+    shapes = [rows.columns[name].shape for name in names]
+    return sum(shape[1] if len(shape) > 1 else 1 for shape in shapes)
+
+
+def _side_by_side(rows: Rows, names: Sequence[str], spec: TensorSpec) -> Array:
     textual = [name for name in names if rows.columns[name].dtype.kind not in "biuf"]
     if textual and spec.dtype != "str":
+        first = rows.columns[textual[0]]
         raise DataError(
-            f"column {', '.join(textual)} holds text, the model's input {spec.name!r} takes "
-            f"{spec.dtype}; encode it, or name the label if it is one",
+            f"column {', '.join(textual)} holds {_example(first)}, the model's input {spec.name!r} "
+            f"takes {spec.dtype}; encode it, leave it out, or name the label if it is one",
             code="text-column",
         )
+    deep = [name for name in names if rows.columns[name].ndim > 2]
+    if deep:
+        raise DataError(
+            f"the data have {', '.join(names)}; which of them is the model's input {spec.name!r}? "
+            "Give the array that name, or name it in [inputs] of a recipe",
+            code="missing-input",
+        )
+    if len(names) == 1:
+        return rows.columns[names[0]]
     return np.column_stack([rows.columns[name] for name in names])
+
+
+def _example(values: Array) -> str:
+    """What a column holds instead of numbers, by the first value that shows it."""
+    if values.dtype.kind in "mM":
+        return f"times such as {values.reshape(-1)[0]}"
+    flat = values.reshape(-1).tolist()
+    row = next((place for place, value in enumerate(flat) if not _is_number(value)), 0)
+    return f"text such as {flat[row]!r} (row {row})"
+
+
+def _is_number(value: object) -> bool:
+    if value is None:
+        return True
+    try:
+        float(str(value))
+    except ValueError:
+        return False
+    return True
 
 
 def _shaped(array: Array, spec: TensorSpec) -> Array:
@@ -290,10 +196,13 @@ def _shaped(array: Array, spec: TensorSpec) -> Array:
 
 def _cast(array: Array, spec: TensorSpec) -> Array:
     if spec.dtype == "str":
-        return array.astype(object)
+        # a string tensor has no missing value; the empty text is what stands for one
+        return np.where(array == None, "", array.astype(object))  # noqa: E711 - elementwise
     wanted = np.dtype(spec.dtype)
     if array.dtype.kind not in "biuf":
-        raise DataError(f"input {spec.name!r} takes {spec.dtype}, the data hold text", code="text")
+        raise DataError(
+            f"input {spec.name!r} takes {spec.dtype}, the data hold {_example(array)}", code="text"
+        )
     with np.errstate(over="ignore", invalid="ignore"):
         cast = array.astype(wanted)
     if wanted.kind in "iu" and not np.array_equal(cast, array):

@@ -61,10 +61,10 @@ def _figures(exam: Exam, outputs: Feeds) -> tuple[Figures, Losses]:
 def _failure(exam: Exam, outputs: Feeds) -> str | None:
     """Why answers are none: where the source model gives numbers, the candidate must too."""
     classifies = exam.decisions.task == "classification"
-    names = (exam.decisions.scores or "",) if classifies else tuple(outputs)
+    names = (exam.decisions.scores,) if classifies else tuple(outputs)
     for name in names:
-        values = outputs.get(name)
-        if values is None or values.dtype.kind != "f":
+        values = None if name is None else outputs.get(name)
+        if name is None or values is None or values.dtype.kind != "f":
             continue
         # a score may be infinite and still decide; a value may not
         bad = _any_per_row(np.isnan(values) if classifies else ~np.isfinite(values))
@@ -193,10 +193,15 @@ def _with_scores(figures: Figures, exam: Exam, scores: Array) -> tuple[Figures, 
     loss, proof = losses.loss(exam.units)
     figures = replace(
         figures,
-        estimates={name: estimate(ours, exam.units), **figures.estimates},
-        relative={f"{name}-drop": loss, **figures.relative},
+        # its name wins over a built-in metric's
+        estimates={name: estimate(ours, exam.units)} | _without(figures.estimates, name),
+        relative={f"{name}-drop": loss} | _without(figures.relative, f"{name}-drop"),
     )
     return _judged(figures, name, loss, proof), losses
+
+
+def _without(figures: dict[str, Estimate], name: str) -> dict[str, Estimate]:
+    return {other: figure for other, figure in figures.items() if other != name}
 
 
 def score_pair(ours: Array, theirs: Array) -> tuple[Statistic, Statistic]:

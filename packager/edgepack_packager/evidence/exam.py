@@ -37,8 +37,8 @@ class Exam:
     Attributes:
         decisions: How to read the outputs.
         feeds: The rows, cast to the types that the model takes.
-        truth: Labels (rows,), values (rows, columns), or with a metric of the user's or for masks
-            whatever is there for each row; None when there is none.
+        truth: Labels (rows,), values (rows, columns), or masks (rows, height, width); None when
+            there is none, or none that built-in metrics can read.
         source: The source model's own answers to the same rows.
         dataset: The digest of the rows' file.
         source_outputs: All its outputs to them, by name.
@@ -49,6 +49,7 @@ class Exam:
         source_scores: What it says of the source model, shape (rows,).
         incumbent: What candidates are held against besides.
         wanted: Metrics that gates name.
+        labels: The truth as it was given, which the user's metric gets.
         steps: What is carried from row to row, so that answers come from ``run_steps``; None for
             a model without states.
     """
@@ -66,6 +67,7 @@ class Exam:
     source_scores: Array | None = None
     incumbent: Incumbent | None = None
     wanted: tuple[str, ...] = ()
+    labels: Array | None = None
     steps: Steps | None = None
 
     @property
@@ -94,6 +96,7 @@ class Exam:
             # numbered anew, since a cut may leave sequences out
             units=None if self.units is None else number(self.units[index]),
             source_scores=cut(self.source_scores),
+            labels=cut(self.labels),
             incumbent=old and replace(old, answers=old.answers[index], scores=cut(old.scores)),
         )
 
@@ -126,7 +129,7 @@ def check_truth(exam: Exam) -> None:
         DataError: No label is one of the model's answers, or numbers of another width.
     """
     truth, decisions = exam.truth, exam.decisions
-    if truth is None or exam.scorer is not None or truth.ndim > 2:
+    if truth is None or truth.ndim > 2:
         return
     if decisions.task != "classification":
         if truth.shape != exam.source.shape:

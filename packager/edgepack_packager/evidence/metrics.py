@@ -16,7 +16,7 @@ LOWER_IS_BETTER = frozenset({"log-loss", "mae", "rmse"})
 METRICS_BY_TASK: Mapping[Task, tuple[str, ...]] = {
     "classification": ("accuracy", "f1", "auc", "log-loss"),
     "regression": ("rmse", "mae", "r2"),
-    "other": ("rmse", "mae", "r2"),
+    "other": ("rmse", "mae", "r2", "pixel-accuracy"),
 }
 """The metrics that each task has against the truth, the first is the one that a loss is of."""
 

@@ -13,7 +13,7 @@ def score_rows(exam: Exam, outputs: Feeds) -> Array:
     """What the exam's metric says of a candidate's outputs, shape (rows,)."""
     if exam.scorer is None:
         raise ValueError("this exam has no metric of the user's")
-    return call_scorer(exam.scorer, exam.metric or "metric", outputs, exam.truth, exam.n)
+    return call_scorer(exam.scorer, exam.metric or "metric", outputs, exam.labels, exam.n)
 
 
 def call_scorer(scorer: Scorer, name: str, outputs: Feeds, truth: Array | None, n: int) -> Array:

@@ -9,13 +9,9 @@ from edgepack_contract.description import TensorSpec
 from edgepack_packager.data.rows import Rows
 from edgepack_packager.errors import ConversionError, DataError
 from edgepack_packager.evidence.decisions import Decisions, read_decisions
-from edgepack_packager.evidence.evaluate import (
-    Exam,
-    allowed_loss,
-    check_truth,
-    examine,
-    rows_needed,
-)
+from edgepack_packager.evidence.evaluate import examine
+from edgepack_packager.evidence.exam import Exam, check_truth
+from edgepack_packager.evidence.judging import allowed_loss
 from edgepack_packager.graphs.clean import clean_passes
 from edgepack_packager.graphs.passes import run_passes
 from edgepack_packager.graphs.running import open_folder, save_model
@@ -51,7 +47,8 @@ def test_accuracy_is_paired_with_the_source_model():
     assert "n=300" in found.text()
     names = [(metric.name, metric.reference, metric.n) for metric in found.metrics("d")]
     assert names == [
-        ("accuracy", None, 300), ("accuracy-drop", "source", 300), ("agreement", "source", 300),
+        ("accuracy", None, 300), ("auc", None, 300), ("f1", None, 300),
+        ("accuracy-drop", "source", 300), ("agreement", "source", 300), ("f1-drop", "source", 300),
     ]  # fmt: skip
 
 
@@ -90,15 +87,6 @@ def test_per_cent_are_of_the_source_models_accuracy():
     judged = exam(classifier(), [0, 0, 1, 1], np.array([0, 0, 0, 0]))
     assert allowed_loss(Drop(0.01, relative=True), judged) == pytest.approx(0.005)
     assert allowed_loss(Drop(0.01, relative=False), judged) == pytest.approx(0.01)
-
-
-def test_rows_needed_is_known_for_shares_only():
-    judged = exam(classifier(np.arange(3)), [0] * 50)
-    found = examine(judged, one_hot([0] * 50))
-    assert rows_needed(found, 0.01) > 300
-    other = Decisions("other", (spec("y"),), "y", None, None)
-    source = np.random.default_rng(0).standard_normal((20, 2))
-    assert rows_needed(examine(exam(other, source), {"y": source}), 0.01) is None
 
 
 @pytest.mark.parametrize("truth", [np.array(["a", "b"]), np.array([7, 8])])

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from edgepack_packager.evidence.intervals import (
+    Estimate,
     Z,
-    mean,
     paired_difference,
     proportion,
-    rmse_growth,
     rows_to_prove,
+    share_interval,
+    t_quantile,
 )
 
 
@@ -85,25 +86,21 @@ def test_impossible_counts_are_refused(b, c, n):
         proportion(n + 1, n)
 
 
-def test_mean_interval_is_the_normal_one():
-    values = np.arange(100.0)
-    found = mean(values)
-    half = Z * values.std(ddof=1) / 10
-    assert (found.low, found.value, found.high) == pytest.approx((49.5 - half, 49.5, 49.5 + half))
+def test_shares_of_parts_of_rows_lie_between_those_of_whole_rows():
+    low, high = share_interval(0.9, 55.5)
+    assert share_interval(0.9, 50)[0] < low < share_interval(0.9, 60)[0]
+    assert share_interval(0.9, 60)[1] < high < share_interval(0.9, 50)[1]
+    assert share_interval(1.0, 10.0)[1] == 1.0
 
 
-def test_rmse_growth_of_scaled_errors_is_known_exactly():
-    errors = np.random.default_rng(0).standard_normal(500)
-    found = rmse_growth(errors, errors * 1.1)
-    assert found.value == pytest.approx(0.1)
-    assert found.high - found.low < 1e-6
-    assert rmse_growth(errors, errors).high == pytest.approx(0.0, abs=1e-12)
+@pytest.mark.parametrize("freedom", [1, 5, 400])
+def test_the_quantile_is_students(freedom):
+    assert t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom))
 
 
-def test_rmse_growth_over_a_perfect_source_is_infinite():
-    found = rmse_growth(np.zeros(5), np.ones(5))
-    assert math.isinf(found.value)
-    assert math.isinf(found.high)
+def test_a_figure_says_what_is_behind_it():
+    assert str(Estimate(0.5, 0.25, 0.75, 40)) == "0.5000 (0.2500..0.7500, n=40)"
+    assert str(Estimate(0.5, 0.25, 0.75, 40, 6)).endswith("n=40 in 6 sequences)")
 
 
 def test_rows_to_prove_is_the_smallest_number_that_proves():
