@@ -57,6 +57,8 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, str, tuple[str, ...]]:
         ConversionError: Likewise.
     """
     raw = read_bounded(path, MAX_MODEL_BYTES)
+    if not raw:
+        raise ModelSourceError(f"{path.name} is not an ONNX file: it is empty", code="not-onnx")
     try:
         graph = onnx.load_model_from_string(raw)
         digests = embed_weights(graph, path, budget=MAX_MODEL_BYTES - len(raw))
@@ -99,8 +101,6 @@ def _digest(own: str, weights: tuple[str, ...]) -> str:
 
 def _likely(raw: bytes) -> str:
     """What a file that is no ONNX may be instead."""
-    if not raw:
-        return ": it is empty"
     if raw.startswith(b"PK\x03\x04"):
         return ": it is a zip archive; unpack it first"
     if raw.startswith(b"version https://git-lfs"):
