@@ -63,7 +63,7 @@ EXTRAS = {
     "predict": "packager",
     "run": "runtime",
     "selftest": "runtime",
-    "targets": "packager",
+    "targets": "runtime",
 }
 
 

@@ -119,18 +119,31 @@ def target_names() -> list[str]:
 
 
 def load_target(name: str) -> DeviceConfig:
-    """The device config called ``name``.
+    """The device config called ``name``, or the one in a file of one's own: ``./my-board.toml``.
 
     Raises:
         RecipeError: There is none, or it is not valid.
     """
+    if "/" in name or name.endswith(".toml"):
+        return _read_target(Path(name))
     if name not in target_names():
         raise RecipeError(
-            f"unknown target {name!r}; known are {', '.join(target_names())}",
+            f"unknown target {name!r}; known are {', '.join(target_names())}; a file of your own "
+            "is named by its path, ./NAME.toml",
             code="unknown-target",
         )
-    path = config_folder() / f"{name}.toml"
-    return parse_target(path.read_bytes()[: LIMITS.config_bytes], name=name)
+    return _read_target(config_folder() / f"{name}.toml")
+
+
+def _read_target(path: Path) -> DeviceConfig:
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(LIMITS.config_bytes)
+    except OSError as error:
+        raise RecipeError(
+            f"cannot read device config {path}: {error.strerror}", code="unknown-target"
+        ) from error
+    return parse_target(raw, name=path.name.removesuffix(".toml"))
 
 
 def parse_target(raw: bytes, *, name: str) -> DeviceConfig:
