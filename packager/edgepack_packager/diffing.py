@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from edgepack_contract.bundle import open_bundle, open_variant
 from edgepack_contract.description import MODEL_DATA_PATH, MODEL_PATH, Description, Metric

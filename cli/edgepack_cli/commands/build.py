@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from edgepack_cli.build_view import watching
 from edgepack_cli.keys.passphrases import read_key_passphrase
 from edgepack_cli.output import emit_json, note, say
 from edgepack_cli.trust import FILE
-from edgepack_packager import Progress, Recipe, build, read_recipe, render_table
+from edgepack_packager import Recipe, build, read_recipe, render_table
 from edgepack_packager.quantities import parse_latency_ms, parse_seconds, parse_size
 
 OUT = click.Path(path_type=Path, dir_okay=False)
@@ -94,10 +96,11 @@ def command(
     """
     given = _given(context, options)
     recipe = _recipe(recipe_file, given, check=check)
-    result = build(recipe, None if as_json else _progress)
     if as_json:
-        emit_json(result)
+        emit_json(build(recipe))
         return
+    with watching(sys.stderr) as listener:
+        result = build(recipe, listener)
     say(render_table(result))
     for warning in result.warnings:
         note(f"warning: {warning}")
@@ -133,10 +136,6 @@ def _recipe(path: Path | None, given: dict[str, Any], *, check: bool) -> Recipe:
     if check:
         return replace(recipe, output=None)
     return replace(recipe, output=recipe.output or Path(f"{recipe.name}-{recipe.version}.edgepack"))
-
-
-def _progress(progress: Progress) -> None:
-    note(str(progress))
 
 
 def _limits(texts: tuple[str, ...], option: str) -> dict[str, float]:

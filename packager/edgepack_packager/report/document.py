@@ -94,6 +94,9 @@ def _rows(feeds: Feeds | None) -> int:
 def _target(outcome: Outcome) -> TargetReport:
     names = variant_names(outcome.target.name, outcome.shipped)
     ships = dict(zip((trial.name for trial in outcome.shipped), names, strict=True))
+    # what ships was looked into more closely
+    closer = {trial.name: trial for trial in outcome.shipped}
+    trials = [closer.get(trial.name, trial) for trial in outcome.trials]
     return TargetReport(
         target=outcome.target.name,
         title=outcome.target.title,
@@ -102,7 +105,7 @@ def _target(outcome: Outcome) -> TargetReport:
         measured_on=outcome.measured_on,
         measured_here=outcome.measured_here,
         chosen=outcome.choice.chosen,
-        candidates=tuple(_candidate(trial, outcome, ships) for trial in outcome.trials),
+        candidates=tuple(_candidate(trial, outcome, ships) for trial in trials),
     )
 
 

@@ -230,9 +230,7 @@ def _details(number: int, item: CandidateReport) -> Element:
         node("summary", f"{number} {item.name}: gates, rows, layers"),
         _gates(item.gates),
         *([_row(shown)] if shown else []),
-        *_metrics(item),
-        *_worst(item),
-        *_confusions(item),
+        node("div", *_metrics(item), *_worst(item), *_confusions(item), class_="tables"),
         _plan(item),
         open=item.chosen,
     )
@@ -251,7 +249,7 @@ def _metrics(item: CandidateReport) -> list[Element]:
     if item.loss is not None:
         rows.append(([f"{item.loss_metric} lost", *_interval_cells(item.loss), "source"], ""))
     head = ("figure", "value", "95 % interval", "n", "against")
-    return [_table(head, rows, numbers={1, 2, 3})] if rows else []
+    return [_titled("Figures", _table(head, rows, numbers={1, 2, 3}))] if rows else []
 
 
 def _metric_cells(metric: Metric) -> list[Child]:
@@ -269,7 +267,7 @@ def _interval_cells(figure: Interval) -> list[Child]:
 def _worst(item: CandidateReport) -> list[Element]:
     rows = [(_worst_cells(row), "") for row in item.worst]
     head = ("evaluation row", "truth", "source", "candidate", "distance")
-    return [node("h3", "Worst rows"), _table(head, rows, numbers={0, 4})] if rows else []
+    return [_titled("Worst rows", _table(head, rows, numbers={0, 4}))] if rows else []
 
 
 def _worst_cells(row: WorstReport) -> list[Child]:
@@ -281,8 +279,13 @@ def _confusions(item: CandidateReport) -> list[Element]:
     rows = [([pair.source, pair.candidate, str(pair.n)], "") for pair in item.confusions]
     if not rows:
         return []
-    title = node("h3", f"Changed labels ({sum(pair.n for pair in item.confusions)} rows)")
-    return [title, _table(("source", "candidate", "rows"), rows[:_MOST_PAIRS], numbers={2})]
+    title = f"Changed labels ({sum(pair.n for pair in item.confusions)} rows)"
+    head = ("source", "candidate", "rows")
+    return [_titled(title, _table(head, rows[:_MOST_PAIRS], numbers={2}))]
+
+
+def _titled(title: str, table: Element) -> Element:
+    return node("div", node("h3", title), table)
 
 
 def _plan(item: CandidateReport) -> Element:

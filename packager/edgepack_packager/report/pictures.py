@@ -64,7 +64,7 @@ def size_and_speed(target: TargetReport) -> Element | None:
 
 
 def size_and_loss(target: TargetReport) -> Element | None:
-    """Size against the share lost, without what has no rows behind it; None without rows."""
+    """Size against the share lost; None without rows, and where no candidate loses anything."""
     points = [
         Point(
             x=item.size_bytes / _unit(target)[1],
@@ -76,7 +76,7 @@ def size_and_loss(target: TargetReport) -> Element | None:
         for number, item in enumerate(target.candidates, 1)
         if item.loss is not None and item.loss.value is not None
     ]
-    if not points:
+    if not any(point.y for point in points):
         return None
     return scatter(
         points,
