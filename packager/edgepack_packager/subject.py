@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from edgepack_contract.description import TensorSpec
+from edgepack_packager.data.arranging import arrange
 from edgepack_packager.data.loading import read_parts, read_rows
 from edgepack_packager.data.rows import (
     Array,
@@ -22,7 +23,7 @@ from edgepack_packager.data.rows import (
     has_missing,
 )
 from edgepack_packager.data.sequences import sequence_numbers
-from edgepack_packager.data.splitting import split_rows
+from edgepack_packager.data.splitting import split_in_order, split_rows
 from edgepack_packager.errors import DataError
 from edgepack_packager.evidence.decisions import Decisions, input_specs, open_inputs, read_decisions
 from edgepack_packager.evidence.exam import Exam
@@ -94,6 +95,7 @@ def load_subject(recipe: Recipe, folder: Path) -> Subject:
         RecipeError: The recipe asks for something that this model has not.
     """
     parts, data = _load_parts(recipe)
+    parts = _arranged(recipe, parts)
     loaded = load_source(recipe.model, _context(recipe, parts, folder / "source"))
     source = prepare_source(_settled(recipe, loaded, parts, folder / "precision"), recipe)
     original = open_original(source.graph, folder / "original")
@@ -115,9 +117,7 @@ def load_subject(recipe: Recipe, folder: Path) -> Subject:
         name: _filled(cleaned.session, cast_feeds(bind(rows, specs), specs), _steps(recipe, rows))
         for name, rows in _named(parts).items()
     }
-    exam, facts = _exam(
-        recipe, parts.evaluation, feeds, source, original, decisions, specs, folder
-    )
+    exam, facts = _exam(recipe, parts.evaluation, feeds, source, original, decisions, specs, folder)
     return Subject(
         source=source,
         model=cleaned.model,
@@ -183,10 +183,19 @@ def _load_parts(recipe: Recipe) -> tuple[Parts, dict[str, str]]:
         None if name is None else rows.asides[name]
         for name in (recipe.time_column, recipe.sequence_column)
     )
-    parts = split_rows(rows, seed=recipe.seed, times=times, sequences=sequences)
+    if state_sources(recipe.inputs) and sequences is None:
+        parts, how = split_in_order(rows), "in order"
+    else:
+        parts = split_rows(rows, seed=recipe.seed, times=times, sequences=sequences)
+        how = f"seed {recipe.seed}" + "".join(f", by {name}" for name in recipe.keys)
     sizes = " ".join(f"{name} {part.n}" for name, part in _named(parts).items())
-    how = "".join(f", by {name}" for name in recipe.keys)
-    return parts, {"data": rows.digest, "split": f"seed {recipe.seed}{how}: {sizes}"}
+    return parts, {"data": rows.digest, "split": f"{how}: {sizes}"}
+
+
+def _arranged(recipe: Recipe, parts: Parts) -> Parts:
+    """The rows with the columns side by side that the recipe gives to inputs."""
+    made = {name: arrange(rows, recipe.inputs) for name, rows in _named(parts).items()}
+    return Parts(made.get("calibration"), made.get("evaluation"), made.get("reference"))
 
 
 def _named(parts: Parts) -> dict[str, Rows]:

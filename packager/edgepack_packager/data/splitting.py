@@ -66,6 +66,25 @@ def split_rows(
     return Parts(rows.take(calibration), rows.take(parts[1]), rows.take(parts[2]))
 
 
+def split_in_order(rows: Rows) -> Parts:
+    """Cut rows that are one sequence into three, in order: what is judged on comes last.
+
+    Raises:
+        DataError: Fewer than 8 rows: there is nothing to split.
+    """
+    if rows.n < LEAST_ROWS:
+        raise DataError(
+            f"{rows.n} rows are too few to split; give at least {LEAST_ROWS}", code="too-few-rows"
+        )
+    calibration = _calibration_size(rows.n)
+    reference = rows.n - int(rows.n * EVALUATION_SHARE)
+    return Parts(
+        calibration=rows.take(np.arange(calibration)),
+        evaluation=rows.take(np.arange(reference, rows.n)),
+        reference=rows.take(np.arange(calibration, reference)),
+    )
+
+
 def _deal(sizes: Indices, order: Indices) -> tuple[Indices, Indices, Indices]:
     """Groups in ``order`` to calibration, evaluation and reference until each has its share."""
     n, total = int(sizes.sum()), np.cumsum(sizes[order])

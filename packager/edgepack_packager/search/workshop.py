@@ -13,6 +13,7 @@ import onnx
 
 from edgepack_packager.data.rows import Feeds
 from edgepack_packager.graphs.running import save_model, take_rows
+from edgepack_packager.graphs.structure import is_quantized
 from edgepack_packager.quantize.making import Prepared, make, prepare, ranked, remarks
 from edgepack_packager.quantize.operators import DYNAMIC_TYPES, is_tree_ensemble, quantizable
 from edgepack_packager.quantize.plan import Plan
@@ -59,8 +60,11 @@ class Workshop:
         return (*told, *remarks(self._prepared))
 
     def material(self, *, judged: bool) -> Material:
-        """What the model offers; without rows to judge on nothing is prepared."""
-        if not judged:
+        """What the model offers; without rows to judge on nothing is prepared.
+
+        A graph that computes in integers already is left as it is.
+        """
+        if not judged or is_quantized(self._model):
             return Material(judged=False)
         return Material(
             judged=True,
