@@ -29,7 +29,19 @@ def test_inspect_shows_what_is_in_a_bundle(cli, bundle):
         "  output    p float32[N, 2]",
     ]
     assert lines[8] == "  metric    accuracy 0.97 (0.957 to 0.98), n = 899, on evaluation"
-    assert [line.split()[0] for line in lines[9:]] == ["FILE", *sorted(FILES)]
+    assert [line.split()[0] for line in lines[9:-2]] == ["FILE", *sorted(FILES)]
+    assert lines[-1] == "evidence: report.json"
+
+
+def test_inspect_writes_the_evidence_into_a_new_folder(cli, bundle, tmp_path):
+    folder = tmp_path / "evidence"
+    ended = cli("inspect", bundle, "--evidence", folder)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.splitlines()[-1] == f"evidence in {folder}: report.json"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"report.json": b"{}"}
+    again = cli("inspect", bundle, "--evidence", folder)
+    assert (again.code, again.out) == (3, "")
+    assert f"{folder} exists" in again.err
 
 
 def test_inspect_shows_every_variant_and_its_features(cli, tmp_path):
