@@ -17,6 +17,7 @@ from edgepack_contract.errors import MalformedBundleError
 from edgepack_contract.keys import PrivateKey, read_private_key
 from edgepack_contract.layout import BundleContent, VariantContent, outline, write_bundle
 from edgepack_packager.errors import ConversionError, InputError, LockError, RecipeError
+from edgepack_packager.evidence.slices import slice_warning
 from edgepack_packager.lock import Lock, check_lock, read_lock, write_lock
 from edgepack_packager.locking import facts, new_lock
 from edgepack_packager.recipe import Recipe
@@ -254,9 +255,17 @@ def _warnings(recipe: Recipe, told: Sequence[str], outcomes: Sequence[Outcome]) 
     for outcome in outcomes:
         found += outcome.warnings
         found += [f"{outcome.target.name}: {text}" for text in outcome.choice.warnings]
+        found += _slice_warnings(outcome)
     if recipe.key is None:
         found.append("the bundle is not signed; devices refuse it until it is: edgepack sign")
     return tuple(found)
+
+
+def _slice_warnings(outcome: Outcome) -> list[str]:
+    chosen = outcome.chosen
+    allowed = [v.gate.threshold for v in chosen.verdicts if v.gate.name == "max-drop"]
+    found = [slice_warning(chosen.made.figures, limit) for limit in allowed]
+    return [f"{outcome.target.name} {chosen.name}: {text}" for text in found if text is not None]
 
 
 def _write(

@@ -18,6 +18,8 @@ Feeds = dict[str, Array]
 UNNAMED = ""
 """The name of the only array of a ``.npy`` file."""
 
+SHOWN_NAMES = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -80,7 +82,7 @@ def bind_rows(rows: Rows, inputs: Sequence[TensorSpec]) -> Feeds:
         missing = [spec.name for spec in inputs if spec.name not in rows.columns]
         raise DataError(
             f"the data have no column or array {', '.join(missing)}, which the model takes; they "
-            f"have {', '.join(rows.columns)}",
+            f"have {_listed(list(rows.columns))}",
             code="missing-input",
         )
     spec = inputs[0]
@@ -117,7 +119,7 @@ def feature_columns(rows: Rows, spec: TensorSpec) -> list[str]:
         if missing:
             raise DataError(
                 f"the data have no column {', '.join(missing)}, which the model takes; they have "
-                f"{', '.join(names)}",
+                f"{_listed(names)}",
                 code="missing-input",
             )
         return list(spec.features)
@@ -151,7 +153,21 @@ def _side_by_side(rows: Rows, names: Sequence[str], spec: TensorSpec) -> Array:
         )
     if len(names) == 1:
         return rows.columns[names[0]]
+    wanted = spec.shape[-1] if len(spec.shape) == 2 else None
+    if isinstance(wanted, int) and (width := _width(rows, names)) != wanted:
+        raise DataError(
+            f"input {spec.name!r} takes {wanted} columns, the data have {width}: {_listed(names)}; "
+            "is the label among them? Leave out what is no feature, or list the features as "
+            f"columns of {spec.name!r} in [inputs] of a recipe",
+            code="bad-shape",
+        )
     return np.column_stack([rows.columns[name] for name in names])
+
+
+def _listed(names: Sequence[str]) -> str:
+    if len(names) <= 2 * SHOWN_NAMES:
+        return ", ".join(names)
+    return f"{', '.join(names[:SHOWN_NAMES])}, …, {', '.join(names[-SHOWN_NAMES:])}"
 
 
 def _example(values: Array) -> str:

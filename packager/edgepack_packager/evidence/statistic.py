@@ -148,9 +148,10 @@ def difference(more: Statistic, less: Statistic, units: Units | None) -> tuple[E
     """The figure of ``more`` minus that of ``less`` on the same rows, and what proves it.
 
     For shares of independent rows the interval of Tango. Else Student's, over the units and two
-    made-up ones that differ to either side by as much as any unit does, or where none differs by
-    as much as one could: as Bonett and Price (British Journal of Mathematical and Statistical
-    Psychology 65, 2012) do for shares, so that the interval does not vanish where nothing was seen.
+    made-up ones that differ to either side, as Bonett and Price (British Journal of Mathematical
+    and Statistical Psychology 65, 2012) do for shares, so that the interval does not vanish where
+    no difference was seen. These differ by as much as any unit does, and where under half of the
+    units differ at all, so that differences are rare events, at least by as much as one row could.
     """
     if more.hits is not None and less.hits is not None and units is None:
         return _share_difference(more.hits, less.hits)
@@ -162,8 +163,9 @@ def difference(more: Statistic, less: Statistic, units: Units | None) -> tuple[E
     if k < 2:
         most = 1.0 if bounded else math.inf
         return Estimate(value, -most, most, n, count), Proof(value, n, k, math.inf)
-    largest = float(np.max(np.abs(parts)))
-    reach = largest if largest > 0 else max(more.reach, less.reach)
+    reach = float(np.max(np.abs(parts)))
+    if 2 * np.count_nonzero(parts) < k:
+        reach = max(reach, *(_unit_reach(found, units, k) for found in (more, less)))
     padded = np.concatenate([parts, [reach, -reach]])
     center, m = float(np.mean(padded)), k + 2
     half = t_quantile(k - 1) * float(np.std(padded, ddof=1)) / math.sqrt(m)
@@ -172,6 +174,14 @@ def difference(more: Statistic, less: Statistic, units: Units | None) -> tuple[E
         low, high = max(low, -1.0), min(high, 1.0)
     proof = Proof(value, n, k, float(np.std(parts, ddof=1)), reach)
     return Estimate(value, low, high, n, count), proof
+
+
+def _unit_reach(found: Statistic, units: Units | None, k: int) -> float:
+    """What one row could add, times as many as share their fate in a sequence."""
+    if units is None or not found.share:
+        return found.reach
+    error = float(np.std(_by_unit(found.influence, units), ddof=1)) / math.sqrt(k)
+    return min(found.reach, found.reach * k / _effective(found, error, k))
 
 
 def _share_difference(

@@ -84,6 +84,27 @@ def test_one_sequence_proves_nothing():
     assert proof.rows(0.01) is None
 
 
+def test_where_nothing_differs_rows_count_that_do_not_share_their_fate():
+    """An equal candidate must not be less proven than one that differs here and there."""
+    random = np.random.default_rng(0)
+    units = np.repeat(np.arange(40), 20)
+    alone = random.random(800) < 0.9
+    shared = (random.random(40) < 0.9)[units]
+    highs = [difference(share_of(hits), share_of(hits), units)[0].high for hits in (alone, shared)]
+    assert highs[0] < 0.01 < 0.05 < highs[1]
+    one = alone.copy()
+    one[0] = not one[0]
+    assert difference(share_of(alone), share_of(one), units)[0].high > highs[0] - 0.003
+
+
+def test_where_most_rows_differ_a_little_only_what_was_seen_counts():
+    random = np.random.default_rng(0)
+    theirs = 1 - 0.01 * random.random(60)
+    ours = theirs - 0.001 * random.random(60)
+    loss, _ = difference(mean_of(theirs, share=True), mean_of(ours, share=True), None)
+    assert loss.high < 0.0008
+
+
 def test_growth_of_scaled_errors_is_known_exactly():
     errors = np.square(np.random.default_rng(0).standard_normal(500))
     found, _ = growth(mean_of(errors * 1.21), mean_of(errors), None, power=0.5)
