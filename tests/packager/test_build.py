@@ -117,7 +117,9 @@ def test_the_table_is_aligned_and_gives_every_reason(recipe):
     column = lines[0].index("size")
     assert all(line[column - 1] == " " for line in lines[: len(result.table) + 1])
     assert [line for line in lines if line.startswith("*")] != []
-    assert all(row.reason in render_table(result) for row in result.table)
+    assert max(map(len, lines)) <= 100
+    text = " ".join(render_table(result).split())
+    assert all(" ".join(row.reason.split()) in text for row in result.table)
 
 
 def test_without_labels_the_build_says_so_and_passes(recipe, digits):
@@ -289,14 +291,6 @@ def test_measurements_are_evidence_and_not_identity(recipe, tmp_path):
     text = description.to_bytes().decode()
     assert str(report["host"]["model"]) not in text
     assert str(tmp_path) not in text
-
-
-def test_a_report_escapes_what_it_shows(recipe, digits):
-    report = build(recipe()).report
-    report["host"]["model"] = "<script>alert(1)</script>"
-    from edgepack_packager.report.document import to_html
-
-    assert b"<script>" not in to_html(report)
 
 
 BUILD = """
