@@ -40,6 +40,7 @@ MOST_ROWS = 16
 
 _LEVELS = 128
 _STEP = 16
+_UNSEEN = 1e-4
 
 
 class Histogram:
@@ -182,17 +183,18 @@ def _least_divergence(histogram: Histogram) -> tuple[float, float]:
 
 
 def _divergence(counts: npt.NDArray[np.float64], end: int) -> float:
-    kept = counts[:end].copy()
-    filled = kept > 0
-    groups = np.arange(end) * _LEVELS // end
-    sums = np.bincount(groups, weights=kept, minlength=_LEVELS)
-    sizes = np.bincount(groups, weights=filled, minlength=_LEVELS)
-    coarse = np.where(filled, (sums / np.maximum(sizes, 1))[groups], 0.0)
-    kept[-1] += counts[end:].sum()
-    both = (kept > 0) & (coarse > 0)
-    if not kept.sum() or not both.any() or (kept[-1] > 0 and coarse[-1] == 0):
+    clipped = counts[:end].copy()
+    clipped[-1] += counts[end:].sum()
+    filled = clipped > 0
+    if not filled.any():
         return float("inf")
-    p, q = kept[both] / kept.sum(), coarse[both] / coarse.sum()
+    groups = np.arange(end) * _LEVELS // end
+    sums = np.bincount(groups, weights=counts[:end], minlength=_LEVELS)
+    sizes = np.bincount(groups, weights=filled, minlength=_LEVELS)
+    coarse = (sums / np.maximum(sizes, 1))[groups]
+    # what was clipped may fall where nothing was: not impossible, only unlikely
+    p, q = clipped[filled], np.maximum(coarse[filled], _UNSEEN)
+    p, q = p / p.sum(), q / q.sum()
     return float((p * np.log(p / q)).sum())
 
 

@@ -1,97 +1,78 @@
-"""Quantization: each known trap of the quantizer, with the guard that is meant to hold."""
+"""Static int8: each known trap of the quantizer, with the guard that is meant to hold."""
 
 import logging
 
+import msgspec
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from tests.packager.models import build, cnn, mlp, rows, value, weight
-
-from edgepack_packager.graphs.clean import clean_passes, operators, serialise
-from edgepack_packager.graphs.passes import run_passes
-from edgepack_packager.graphs.running import open_folder, run_rows, save_model
-from edgepack_packager.quantize import static
-from edgepack_packager.quantize.operators import STATIC_TYPES, quantizable
-from edgepack_packager.quantize.static import (
-    StaticPlan,
-    prepare,
-    quantize_dynamically,
-    quantize_static,
-    sensitivity,
+from tests.packager.quantize.made import (
+    DYNAMIC,
+    STATIC,
+    branching,
+    gap,
+    image_rows,
+    kinds,
+    made,
+    ready,
+    weights_of,
 )
-from edgepack_packager.search.candidates import Workshop, first_plans
-from edgepack_packager.targets import load_target
 
-U8 = StaticPlan("uint8")
+from edgepack_packager.graphs.clean import operators, serialise
+from edgepack_packager.quantize.library import QuantizerError
+from edgepack_packager.quantize.making import make
+from edgepack_packager.quantize.static import quantize_static
 
-
-def clean(model):
-    return run_passes(model, clean_passes())[0]
-
-
-def outputs(model, folder, feeds):
-    save_model(model, folder)
-    return run_rows(open_folder(folder), feeds)
-
-
-def weights_of(model, kind):
-    return [
-        numpy_helper.to_array(tensor)
-        for tensor in model.graph.initializer
-        if tensor.data_type == kind and tensor.dims
-    ]
+VARIED = [
+    {},
+    {"per_channel": True},
+    {"reduce_range": True},
+    {"activations": "int8", "per_channel": True},
+    {"weights": "uint8"},
+    {"calibration": "percentile-99.999"},
+    {"calibration": "entropy"},
+]
 
 
-def image_rows(n=32):
-    return np.random.default_rng(3).standard_normal((n, 3, 12, 12)).astype(np.float32)
-
-
-@pytest.mark.parametrize("plan", [
-    U8,
-    StaticPlan("uint8", per_channel=True),
-    StaticPlan("uint8", reduce_range=True),
-    StaticPlan("int8", per_channel=True),
-])  # fmt: skip
+@pytest.mark.parametrize("changes", VARIED)
 @pytest.mark.parametrize(("model", "feeds"), [(mlp(), rows()), (cnn(), image_rows())])
-def test_static_int8_stays_close_to_float(tmp_path, plan, model, feeds):
-    cleaned = clean(model)
-    prepared = prepare(cleaned, {"x": feeds})
-    quantized = quantize_static(prepared, plan)
-    one = outputs(cleaned, tmp_path / "a", {"x": feeds})
-    two = outputs(quantized, tmp_path / "b", {"x": feeds})
-    (name,) = one
-    gap = np.abs(one[name] - two[name]).max() / np.ptp(one[name])
-    assert 0 < gap < 0.1
-    assert weights_of(quantized, TensorProto.INT8)
+def test_static_int8_stays_close_to_float(tmp_path, changes, model, feeds):
+    prepared = ready(model, {"x": feeds})
+    quantized = make(prepared, msgspec.structs.replace(STATIC, **changes))
+    assert 0 < gap(prepared.model, quantized, tmp_path, {"x": feeds}) < 0.2
+    kind = TensorProto.UINT8 if changes.get("weights") else TensorProto.INT8
+    assert weights_of(quantized, kind)
 
 
 def test_only_the_operators_with_fast_kernels_are_quantized():
-    quantized = quantize_static(prepare(clean(mlp()), {"x": rows()}), U8)
+    quantized = made(mlp(), STATIC, {"x": rows()})
     feeding = {name: node for node in quantized.graph.node for name in node.output}
     softmax = next(node for node in quantized.graph.node if node.op_type == "Softmax")
     assert feeding[softmax.input[0]].op_type in {"Gemm", "MatMul", "Add"}
 
 
-def test_activations_follow_the_architecture():
-    plans = {name: first_plans(load_target(name))[1] for name in ("x86-64-v4-vnni", "rpi5")}
-    assert plans["x86-64-v4-vnni"].activations == "uint8"
-    assert plans["rpi5"].activations == "int8"
-    workshop = Workshop(clean(mlp()), {"x": rows()})
-    for name, kind in (("x86-64-v4-vnni", TensorProto.UINT8), ("rpi5", TensorProto.INT8)):
-        model = workshop.make(plans[name])
-        zeros = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-        used = {zeros[n.input[2]] for n in model.graph.node if n.op_type == "QuantizeLinear"}
-        assert used == {kind}
+@pytest.mark.parametrize(("name", "kind"), [("uint8", "UINT8"), ("int8", "INT8")])
+def test_activations_are_of_the_type_that_the_kernels_take(name, kind):
+    model = made(mlp(), msgspec.structs.replace(STATIC, activations=name), {"x": rows()})
+    zeros = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    used = {zeros[n.input[2]] for n in model.graph.node if n.op_type == "QuantizeLinear"}
+    assert used == {getattr(TensorProto, kind)}
 
 
 def test_seven_bit_weights_where_eight_saturate():
-    prepared = prepare(clean(mlp()), {"x": rows()})
-    full = weights_of(quantize_static(prepared, U8), TensorProto.INT8)
-    reduced = weights_of(
-        quantize_static(prepared, StaticPlan("uint8", reduce_range=True)), TensorProto.INT8
+    prepared = ready(mlp(), {"x": rows()})
+    full, reduced = (
+        max(
+            np.abs(w.astype(int)).max()
+            for w in weights_of(
+                make(prepared, msgspec.structs.replace(STATIC, reduce_range=reduce)),
+                TensorProto.INT8,
+            )
+        )
+        for reduce in (False, True)
     )
-    assert max(np.abs(w.astype(int)).max() for w in full) > 64
-    assert max(np.abs(w.astype(int)).max() for w in reduced) <= 64
+    assert reduced <= 64 < full
 
 
 def test_a_bias_with_two_dimensions_does_not_break_per_channel():
@@ -101,135 +82,53 @@ def test_a_bias_with_two_dimensions_does_not_break_per_channel():
         [value("y", ["n", 4])],
         [weight("w", (8, 4), 1), weight("b", (1, 4), 2)],
     )
-    prepared = prepare(clean(model), {"x": rows()})
-    assert quantize_static(prepared, StaticPlan("uint8", per_channel=True)).graph.node
+    assert made(model, msgspec.structs.replace(STATIC, per_channel=True), {"x": rows()})
 
 
 def test_batch_normalisation_is_folded_before_it_is_quantized():
-    prepared = prepare(clean(cnn()), {"x": image_rows()})
-    assert not any("BatchNormalization" in name for name in operators(prepared.model))
+    prepared = ready(cnn(), {"x": image_rows()})
+    assert not any("BatchNormalization" in name for name in operators(prepared.fused))
 
 
-def test_ranges_hold_every_value_and_hide_the_last_bits():
-    feeds = rows()
-    prepared = prepare(clean(mlp()), {"x": feeds})
-    low, high = prepared.ranges["x"]
-    assert low <= feeds.min() < feeds.max() <= high
-    nudged = prepare(clean(mlp()), {"x": feeds * np.float32(1 + 1e-7)})
-    assert nudged.ranges == prepared.ranges
-
-
-def test_calibration_ignores_what_is_not_finite():
-    feeds = rows()
-    feeds[3, 2] = np.nan
-    feeds[4, 1] = np.inf
-    low, high = prepare(clean(mlp()), {"x": feeds}).ranges["x"]
-    assert np.isfinite([low, high]).all()
-
-
-def test_dynamic_int8_leaves_convolutions_alone():
-    assert "ai.onnx:ConvInteger" not in operators(
-        quantize_dynamically(clean(cnn()), reduce_range=False)
-    )
-    only = build(
-        [helper.make_node("Conv", ["x", "k"], ["y"], kernel_shape=[3, 3])],
-        [value("x", ["n", 3, 8, 8])],
-        [value("y", ["n", 4, 6, 6])],
-        [weight("k", (4, 3, 3, 3))],
-    )
-    assert quantize_dynamically(clean(only), reduce_range=False) is None
-
-
-def test_dynamic_int8_handles_gemm(tmp_path):
-    model = clean(mlp())
-    quantized = quantize_dynamically(model, reduce_range=False)
-    assert "ai.onnx:MatMulInteger" in operators(quantized)
-    one, two = (
-        outputs(m, tmp_path / str(i), {"x": rows()}) for i, m in enumerate((model, quantized))
-    )
-    assert np.abs(one["probabilities"] - two["probabilities"]).max() < 0.1
+def test_growing_takes_more_operators_into_int8():
+    prepared = ready(cnn(), {"x": image_rows()})
+    assert prepared.grown == ("GlobalAveragePool",)
+    grown = msgspec.structs.replace(STATIC, operators=("Conv", "Gemm", "GlobalAveragePool"))
+    few, more = make(prepared, STATIC), make(prepared, grown)
+    assert kinds(more).count("QuantizeLinear") > kinds(few).count("QuantizeLinear") - 1
+    assert serialise(more) != serialise(few)
 
 
 def test_weights_inside_branches_are_left_alone():
-    then = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "wt"], ["a"])], "t", [], [value("a", ["n", 4])],
-        initializer=[weight("wt", (8, 4))],
-    )  # fmt: skip
-    other = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "we"], ["b"])], "e", [], [value("b", ["n", 4])],
-        initializer=[weight("we", (8, 4))],
-    )  # fmt: skip
-    model = build(
-        [
-            helper.make_node("ReduceMax", ["x"], ["m"], keepdims=0),
-            helper.make_node("Cast", ["m"], ["c"], to=TensorProto.BOOL),
-            helper.make_node("If", ["c"], ["y"], then_branch=then, else_branch=other),
-        ],
-        [value("x", ["n", 8])],
-        [value("y", ["n", 4])],
-    )
-    assert prepare(clean(model), {"x": rows()}) is None
-
-
-def test_a_graph_without_weights_has_no_int8_form():
-    model = build(
-        [helper.make_node("Relu", ["x"], ["y"])], [value("x", ["n", 4])], [value("y", ["n", 4])]
-    )
-    workshop = Workshop(clean(model), {"x": rows(4)})
-    made = [workshop.make(plan) for plan in first_plans(load_target("generic-amd64"))]
-    assert [item is not None for item in made] == [True, False, False]
+    prepared = ready(branching(constant=False), {"x": rows()})
+    assert prepared.nodes == ()
+    assert make(prepared, STATIC) is None
 
 
 def test_the_same_rows_give_the_same_bytes():
-    made = [serialise(quantize_static(prepare(clean(mlp()), {"x": rows()}), U8)) for _ in range(2)]
-    assert made[0] == made[1]
+    graphs = [serialise(made(cnn(), STATIC, {"x": image_rows()})) for _ in range(2)]
+    assert graphs[0] == graphs[1]
 
 
-def test_every_node_excluded_is_not_int8():
-    prepared = prepare(clean(mlp()), {"x": rows()})
-    with pytest.raises(ValueError, match="excluded"):
-        quantize_static(prepared, StaticPlan("uint8", excluded=prepared.nodes))
+def test_every_node_excluded_is_no_candidate():
+    prepared = ready(mlp(), {"x": rows()})
+    assert make(prepared, msgspec.structs.replace(STATIC, excluded=prepared.nodes)) is None
 
 
-def test_the_most_harmful_node_is_handed_back_first(tmp_path):
-    model = mlp()
-    spiky = numpy_helper.to_array(model.graph.initializer[0]).copy()
-    spiky[:, 0] *= 400  # one outlier column ruins the scale of the whole first weight
-    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(spiky, "w1"))
-    prepared = prepare(clean(model), {"x": rows()})
-    ranked = sensitivity(prepared, U8, {"x": rows()}, tmp_path)
-    assert set(ranked) == set(prepared.nodes)
-    first = next(node for node in prepared.model.graph.node if node.name == ranked[0])
-    assert "w1" in first.input
-
-
-def test_refinements_go_from_finer_scales_to_more_float(tmp_path):
-    workshop = Workshop(clean(mlp()), {"x": rows()})
-    plan = first_plans(load_target("generic-amd64"))[1]
-    finer = list(workshop.refinements(plan, tmp_path))
-    assert [item.per_channel for item in finer] == [True] * len(finer)
-    assert [len(item.excluded) for item in finer] == [0, 1]
-    assert len({item.name for item in finer}) == len(finer)
+def test_an_excluded_node_stays_in_float():
+    prepared = ready(mlp(), {"x": rows()})
+    one = make(prepared, msgspec.structs.replace(STATIC, excluded=prepared.nodes[:1]))
+    assert len(weights_of(one, TensorProto.INT8)) == len(prepared.nodes) - 1
 
 
 def test_the_quantizers_advice_is_not_printed(caplog):
     with caplog.at_level(logging.WARNING):
-        quantize_static(prepare(clean(mlp()), {"x": rows()}), U8)
-        quantize_dynamically(clean(mlp()), reduce_range=False)
+        made(mlp(), STATIC, {"x": rows()})
+        made(mlp(), DYNAMIC)
     assert caplog.records == []
 
 
-def test_a_failure_of_the_quantizer_has_a_name(monkeypatch):
-    prepared = prepare(clean(mlp()), {"x": rows()})
-    broken = static.Prepared(prepared.model, {}, prepared.nodes)
-    with pytest.raises(static.QuantizerError, match="quantizer fails"):
-        quantize_static(broken, U8)
-
-
-def test_quantizable_nodes_have_constant_weights():
-    model = build(
-        [helper.make_node("MatMul", ["x", "z"], ["y"], name="dynamic")],
-        [value("x", ["n", 4]), value("z", [4, 4])],
-        [value("y", ["n", 4])],
-    )
-    assert quantizable(model, STATIC_TYPES) == []
+def test_a_failure_of_the_quantizer_has_a_name():
+    prepared = ready(mlp(), {"x": rows()})
+    with pytest.raises(QuantizerError, match="quantizer fails"):
+        quantize_static(prepared.fused, {}, STATIC)
