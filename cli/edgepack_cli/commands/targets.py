@@ -90,7 +90,7 @@ def _list(*, as_json: bool) -> None:
         (
             name,
             one.architecture,
-            one.cores,
+            one.cores or "-",
             bytes_text(one.memory_bytes) if one.memory_bytes else "-",
             one.provenance.status,
         )

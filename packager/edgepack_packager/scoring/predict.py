@@ -196,6 +196,16 @@ class _Job:
                 "another name with --prefix",
                 code="column-clash",
             )
+        if (
+            len(answers) + len(kept) == 1
+            and table_kind(output) == CSV
+            and scoring.on_error == "null"
+        ):
+            raise DataError(
+                "a csv of one column shows a missing answer as an empty line, which readers skip; "
+                "carry another column through with --keep, or write a .parquet",
+                code="no-null",
+            )
         features = [name for one in bindings for name in one.columns]
         # a csv is parsed to the model's types, and what is carried through stays as it is written
         texts = [*features, *(kept if table_kind(output) == CSV else ())]

@@ -106,7 +106,10 @@ class TableReader:
         if self.kind == PARQUET:
             # without pre-buffering a row group is decoded as it is read, however large it is
             self._parquet = pa_parquet.ParquetFile(
-                self._file, pre_buffer=False, buffer_size=_READ_BYTES
+                self._file,
+                pre_buffer=False,
+                buffer_size=_READ_BYTES,
+                page_checksum_verification=True,
             )
             self.names, self.rows = (
                 self._parquet.schema_arrow.names,
@@ -194,7 +197,7 @@ def new_table(path: Path, schema: pa.Schema) -> Iterator[TableWriter]:
                 stream, schema, write_options=pa_csv.WriteOptions(quoting_style="needed")
             )
             if table_kind(path) == CSV
-            else pa_parquet.ParquetWriter(stream, schema)
+            else pa_parquet.ParquetWriter(stream, schema, write_page_checksum=True)
         )
         with writer:
             yield writer

@@ -184,7 +184,8 @@ def _session_options(
     wanted.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     wanted.graph_optimization_level = level
     wanted.enable_cpu_mem_arena = arena
-    wanted.log_severity_level = 3
+    # what fails is raised with the same words; a log would show them again for every bad request
+    wanted.log_severity_level = 4
     spinning = "1" if options.spinning else "0"
     wanted.add_session_config_entry("session.intra_op.allow_spinning", spinning)
     wanted.add_session_config_entry("session.inter_op.allow_spinning", spinning)
