@@ -110,5 +110,8 @@ def _difference(locked: object, found: object) -> str:
         changed = sorted(
             key for key in locked.keys() | found.keys() if locked.get(key) != found.get(key)
         )
-        return ", ".join(f"{key} {locked.get(key)} (now {found.get(key)})" for key in changed)
+        return ", ".join(
+            f"{key} {locked.get(key, 'not given')} (now {found.get(key, 'not given')})"
+            for key in changed
+        )
     return f"{locked} (now {found})"

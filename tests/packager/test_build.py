@@ -189,8 +189,10 @@ def test_several_targets_become_variants_most_generic_first(recipe):
     targets = ("rpi5", "x86-64-v3", "generic-arm64")
     result = build(recipe(targets=targets))
     found = descriptions(result.path)
-    assert [item.variant for item in found] == ["generic-arm64", "rpi5", "x86-64-v3"]
-    assert found[1].platform.architecture == "arm64"
+    assert [item.variant for item in found if item.variant in targets] == [
+        "generic-arm64", "rpi5", "x86-64-v3",
+    ]  # fmt: skip
+    assert {item.platform.architecture for item in found if "rpi5" in item.variant} == {"arm64"}
     foreign = [row for row in result.table if row.target == "rpi5"]
     assert all(row.latency_ms is None for row in foreign)
     assert any("not measured" in text and "rpi5" in text for text in result.warnings)
@@ -198,9 +200,10 @@ def test_several_targets_become_variants_most_generic_first(recipe):
 
 def test_a_latency_budget_of_another_machine_is_carried_not_met(recipe):
     result = build(recipe(targets=("rpi5",), max_latency_ms=5.0))
-    (description,) = descriptions(result.path)
-    assert description.budgets.latency_ms == 5.0
-    assert {gate.name: gate.verdict for gate in description.gates}["max-latency"] == "not_measured"
+    for description in descriptions(result.path):
+        assert description.budgets.latency_ms == 5.0
+        gates = {gate.name: gate.verdict for gate in description.gates}
+        assert gates["max-latency"] == "not_measured"
 
 
 def test_memory_is_measured_by_the_devices_own_probe(recipe):
@@ -208,7 +211,9 @@ def test_memory_is_measured_by_the_devices_own_probe(recipe):
     (description,) = descriptions(result.path)
     assert {gate.name: gate.verdict for gate in description.gates}["max-memory"] == "pass"
     trials = result.report["targets"][0]["candidates"]
-    assert all(10**6 < item["memory_bytes"] < 2**31 for item in trials)
+    measured = [item for item in trials if item["memory_bytes"] is not None]
+    assert {"fp32", trials[0]["name"]} <= {item["name"] for item in measured}
+    assert all(10**6 < item["memory_bytes"] < 2**31 for item in measured)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +335,8 @@ def test_a_locked_build_repeats_the_digest_in_another_process_and_place(recipe, 
         ({"data": "other"}, "data"),
         ({"model": "forest"}, "source"),
         ({"targets": ("rpi5",)}, "made for"),
-        ({"security_version": 3}, "this build gives"),
+        ({"security_version": 3}, r"options security_version not given \(now 3\)"),
+        ({"max_drop": "2pt"}, "options max_drop"),
         ({"lock": Path("absent.lock")}, "build without locked first"),
     ],
 )

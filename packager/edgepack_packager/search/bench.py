@@ -133,8 +133,10 @@ class Bench:
             self._tell(f"{target.name}: {plan.name}")
         looked = self._panel.look(plans)
         made = [item for item in looked.values() if isinstance(item, Made)]
-        times = self._glance(target, made, found)
-        behind = {item.plan: self._far_behind(item, target, times, found) for item in made}
+        known = [found.trials[FP32].made] if FP32 in found.trials else []
+        fp32, *_ = together = [*known, *made]
+        times = self._glance(target, together)
+        behind = {item.plan: self._far_behind(item, fp32, target, times) for item in made}
         judged = self._panel.judge([item for item in made if not behind[item.plan]])
         for plan in plans:
             item = judged.get(plan) or (looked.get(plan) if behind.get(plan, "-") else None)
@@ -164,11 +166,10 @@ class Bench:
         verdicts = judge(made, latency, memory, self._recipe, self._subject, target)
         return Trial(made, latency, memory, verdicts, dropped)
 
-    def _glance(self, target: DeviceConfig, made: Sequence[Made], found: _Search) -> Times:
+    def _glance(self, target: DeviceConfig, made: Sequence[Made]) -> Times:
         if not target.is_this(this_hardware()):
             return {}
-        known = [found.trials[FP32].made] if FP32 in found.trials else []
-        return self._time(target, [*known, *made], GLANCE)
+        return self._time(target, made, GLANCE)
 
     def _time(self, target: DeviceConfig, made: Sequence[Made], pace: Pace) -> Times:
         """Milliseconds of single rows, with the target's session options, on this machine."""
@@ -176,14 +177,14 @@ class Bench:
         folders = {item.plan.name: item.folder for item in made}
         return take_turns(FP32.name, folders, self._rows, options, pace)
 
-    def _far_behind(self, made: Made, target: DeviceConfig, times: Times, found: _Search) -> str:
+    def _far_behind(self, made: Made, fp32: Made, target: DeviceConfig, times: Times) -> str:
         """Why a candidate can never win against float, however good it is; empty when it may."""
-        fp32 = found.trials.get(FP32)
-        if fp32 is None or any(verdict.outcome == "fail" for verdict in fp32.verdicts):
+        in_float = self._trial(fp32, target, times.get(FP32.name))
+        if made is fp32 or any(item.outcome == "fail" for item in in_float.verdicts):
             return ""
-        if made.size_bytes >= fp32.made.size_bytes:
+        if made.size_bytes >= fp32.size_bytes:
             return f"not smaller than fp32 ({made.size_bytes} bytes)"
-        if self._recipe.optimize != "latency" or not target.is_this(this_hardware()):
+        if self._recipe.optimize != "latency" or not times:
             return ""
         ours, theirs = times[made.plan.name].p50_ms, times[FP32.name].p50_ms
         if ours - theirs < max(FAR_SLOWER_MS, FAR_SLOWER_SHARE * theirs):

@@ -11,8 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+
 from edgepack_packager.evidence.evaluate import examine
-from edgepack_packager.evidence.exam import Exam
 from edgepack_packager.evidence.figures import Figures
 from edgepack_packager.evidence.judging import allowed_loss
 from edgepack_packager.graphs.running import model_size
@@ -20,7 +21,7 @@ from edgepack_packager.quantize.library import QuantizerError
 from edgepack_packager.quantize.plan import FP32, Plan
 from edgepack_packager.quantize.sensitivity import LayerError
 from edgepack_packager.recipe import Recipe
-from edgepack_packager.search.examining import answers, first_rows, is_hopeless
+from edgepack_packager.search.examining import Reading, is_hopeless, stages
 from edgepack_packager.search.strategy import Material
 from edgepack_packager.search.trials import Made
 from edgepack_packager.search.workshop import Workshop
@@ -56,7 +57,8 @@ class Panel:
         clock: Callable[[], float],
     ) -> None:
         self._exam = subject.exam
-        self._first = None if subject.exam is None else first_rows(subject.exam)
+        self._stages = [] if subject.exam is None else stages(subject.exam)
+        self._readings: dict[Plan, Reading] = {}
         self._allowed = allowed_loss(recipe.drop, subject.exam)
         self._workshop = Workshop(subject.model, subject.calibration, folder)
         self._pool = ThreadPoolExecutor(jobs, thread_name_prefix="candidate")
@@ -113,9 +115,7 @@ class Panel:
         Returns:
             By plan; one that was not done in time is missing.
         """
-        promising = [
-            item for item in made if not item.whole and not is_hopeless(item.figures, self._allowed)
-        ]
+        promising = [item for item in made if not item.whole and not self._is_hopeless(item)]
         done = self._side_by_side({item.plan: partial(self._judge, item) for item in promising})
         self._found |= done
         late = {item.plan for item in promising} - done.keys()
@@ -164,19 +164,32 @@ class Panel:
         if self._exam is None:
             return made
         # float is what the others are held against, so that it is always judged in full
-        first = None if plan == FP32 else self._first
-        made = self._examined(made, first or self._exam, check)
-        return replace(made, whole=first is None)
+        in_stages = [np.arange(self._exam.n)] if plan == FP32 else self._stages
+        reading = Reading(self._exam, in_stages)
+        made = self._read_on(made, reading, check)
+        if not made.whole:
+            self._readings[plan] = reading
+        return made
 
     def _judge(self, made: Made) -> Made:
-        if self._exam is None:
-            return made
-        return replace(self._examined(made, self._exam, self._check_of(made.plan)), whole=True)
+        reading, check = self._readings.pop(made.plan), self._check_of(made.plan)
+        while not made.whole and not self._is_hopeless(made):
+            made = self._read_on(made, reading, check)
+        return made
 
-    def _examined(self, made: Made, exam: Exam, check: Callable[[], None]) -> Made:
-        outputs = answers(made.folder, made.plan, exam, check)
-        margins = exam.decisions.margins(outputs) if made.plan == FP32 else None
-        return replace(made, figures=examine(exam, outputs), margins=margins)
+    def _read_on(self, made: Made, reading: Reading, check: Callable[[], None]) -> Made:
+        reading.read_on(made.folder, made.plan, check)
+        exam, outputs = reading.result()
+        return replace(
+            made,
+            figures=examine(exam, outputs),
+            margins=exam.decisions.margins(outputs) if made.plan == FP32 else None,
+            whole=reading.is_whole,
+        )
+
+    def _is_hopeless(self, made: Made) -> bool:
+        exam = self._exam
+        return exam is not None and is_hopeless(exam, made.figures, self._allowed)
 
     def _check_of(self, plan: Plan) -> Callable[[], None]:
         def check() -> None:

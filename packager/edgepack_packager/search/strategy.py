@@ -1,6 +1,6 @@
 """Which candidates to try next, from what is known of those that were tried. Pure.
 
-The order is by cost and promise: float, then each precision as it usually works, then finer scales
+The order is by cost and promise: float and each precision as it usually works, then finer scales
 and other calibrations where static int8 loses, then the nodes that do most harm handed back to
 float (twice as many each time, then back to the fewest), and where it keeps its accuracy, more
 operators in int8, so that fewer tensors are converted on the way.
@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 
 from edgepack_packager.quantize.calibration import CalibrationName
-from edgepack_packager.quantize.operators import STATIC_TYPES
+from edgepack_packager.quantize.operators import STATIC_TYPES, UNFOLDED_TYPES
 from edgepack_packager.quantize.plan import FP32, Plan
 from edgepack_packager.targets import DeviceConfig
 
@@ -53,6 +53,7 @@ class Material:
         judged: Whether there are rows to judge on; without, nothing but fp32 can be proven.
         static_nodes: Nodes that have a static int8 form.
         dynamic: Whether an operator gains by dynamic int8.
+        convolutions: Whether there are some with constant weights.
         products: Whether there are matrix products with constant weights.
         grown: Operators that may join static int8, the safest first.
         stored: Whether there are weights that may be stored in fewer bits.
@@ -61,6 +62,7 @@ class Material:
     judged: bool
     static_nodes: int = 0
     dynamic: bool = False
+    convolutions: bool = False
     products: bool = False
     grown: tuple[str, ...] = ()
     stored: bool = False
@@ -112,16 +114,17 @@ def next_step(
         ranking: The nodes of static int8, the one that does most harm first, once asked for.
     """
     if not known:
-        return Try((FP32,))
+        return Try((FP32, *(_openings(aim, material) if material.judged else ())))
     if not material.judged or len(known) >= MOST_PLANS:
         return None
-    tried = {item.plan: item for item in known}
-    openings = _untried(_openings(aim, material), tried)
-    if openings:
-        return Try(openings)
     if known[0].standing == "losing":
         return None  # float itself is outside: nothing made of it will be inside
-    return _finer_weights(tried) or _static_step(aim, material, known, tried, ranking)
+    tried = {item.plan: item for item in known}
+    return (
+        _half(material, tried)
+        or _finer_weights(tried)
+        or _static_step(aim, material, known, tried, ranking)
+    )
 
 
 def static_plan(aim: Aim) -> Plan:
@@ -135,16 +138,37 @@ def static_plan(aim: Aim) -> Plan:
 
 
 def _openings(aim: Aim, material: Material) -> tuple[Plan, ...]:
-    dynamic = Plan(name="int8-dynamic", precision="int8-dynamic", reduce_range=aim.reduce_range)
     offered = (
         (static_plan(aim), material.static_nodes > 0),
-        (dynamic, material.dynamic),
+        (_dynamic("int8-dynamic", aim), material.dynamic),
+        (_dynamic("int8-dynamic-unfolded", aim, UNFOLDED_TYPES), material.convolutions),
         (_weights("int8-weights"), material.products),
         (_weights("int4-weights"), material.products),
-        (Plan(name="int8-stored", precision="int8-weights"), material.stored),
-        (Plan(name="fp16", precision="fp16"), material.stored),
+        (_STORED, material.stored),
     )
     return tuple(plan for plan, wanted in offered if wanted)
+
+
+_STORED = Plan(name="int8-stored", precision="int8-weights")
+_HALF = Plan(name="fp16", precision="fp16")
+
+
+def _dynamic(name: str, aim: Aim, operators: tuple[str, ...] = ()) -> Plan:
+    return Plan(
+        name=name,
+        precision="int8-dynamic",
+        operators=operators,
+        per_channel=True,
+        reduce_range=aim.reduce_range,
+    )
+
+
+def _half(material: Material, tried: Mapping[Plan, Known]) -> Step:
+    """Halves, where weights stored in int8 are too coarse: as fast as float too, but larger."""
+    stored = tried.get(_STORED)
+    if not material.stored or _HALF in tried or stored is None or stored.standing == "proven":
+        return None
+    return Try((_HALF,))
 
 
 def _weights(precision: Literal["int8-weights", "int4-weights"], *, fine: bool = False) -> Plan:

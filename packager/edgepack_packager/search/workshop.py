@@ -70,6 +70,7 @@ class Workshop:
             judged=True,
             static_nodes=len(self._prepared.nodes),
             dynamic=bool(quantizable(self._model, (*DYNAMIC_TYPES, *PRODUCTS))),
+            convolutions=bool(quantizable(self._model, ("Conv",))),
             products=bool(quantizable(self._model, PRODUCTS)),
             grown=self._prepared.grown,
             stored=float_weight_bytes(self._model) > LEAST_WEIGHT_BYTES,

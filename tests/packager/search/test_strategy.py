@@ -59,14 +59,17 @@ def static_needs(count):
         (
             Material(judged=True, static_nodes=3, dynamic=True, products=True, stored=True),
             [
-                ["fp32"],
-                ["int8-static", "int8-dynamic", "int8-weights", "int4-weights",
-                 "int8-stored", "fp16"],
+                ["fp32", "int8-static", "int8-dynamic", "int8-weights", "int4-weights",
+                 "int8-stored"],
             ],
         ),
         (
+            Material(judged=True, dynamic=True, convolutions=True),
+            [["fp32", "int8-dynamic", "int8-dynamic-unfolded"]],
+        ),
+        (
             Material(judged=True, static_nodes=3, grown=("Add", "Mul", "Concat", "MaxPool")),
-            [["fp32"], ["int8-static"], ["int8-static-and-4-more"]],
+            [["fp32", "int8-static"], ["int8-static-and-4-more"]],
         ),
     ],
 )  # fmt: skip
@@ -81,15 +84,14 @@ def test_growth_takes_half_of_the_operators_where_all_lose():
         return "losing" if "Concat" in plan.operators else "proven"
 
     steps, known = run(material, standing)
-    assert steps[2:] == [["int8-static-and-4-more"], ["int8-static-and-2-more"]]
+    assert steps[1:] == [["int8-static-and-4-more"], ["int8-static-and-2-more"]]
     assert known[-1].plan.operators == ("Conv", "Gemm", "MatMul", "Add", "Mul")
 
 
 def test_where_static_int8_loses_scales_come_before_calibrations_before_nodes():
     steps, known = run(Material(judged=True, static_nodes=20), static_needs(5))
     assert steps == [
-        ["fp32"],
-        ["int8-static"],
+        ["fp32", "int8-static"],
         ["int8-static-per-channel"],
         ["int8-static-per-channel-percentile-99.99", "int8-static-per-channel-entropy"],
         ["rank int8-static"],
@@ -122,9 +124,9 @@ def test_nodes_are_handed_back_from_the_form_that_lost_least():
     ("standing", "steps"),
     [
         # nothing is lost, rows are too few: nothing finer would be proven either
-        ("unsure", [["fp32"], ["int8-static"]]),
+        ("unsure", [["fp32", "int8-static"]]),
         # slower by far or larger than float, or not made at all
-        ("none", [["fp32"], ["int8-static"]]),
+        ("none", [["fp32", "int8-static"]]),
     ],
 )
 def test_a_finer_form_is_only_tried_where_something_is_lost(standing, steps):
@@ -136,7 +138,7 @@ def test_a_finer_form_is_only_tried_where_something_is_lost(standing, steps):
 
 def test_when_float_itself_is_outside_nothing_finer_is_tried():
     steps, _ = run(Material(judged=True, static_nodes=20), lambda _: "losing")
-    assert steps == [["fp32"], ["int8-static"]]
+    assert steps == [["fp32", "int8-static"]]
 
 
 def test_finer_blocks_follow_where_weights_in_few_bits_lose():
@@ -144,8 +146,17 @@ def test_finer_blocks_follow_where_weights_in_few_bits_lose():
         return "losing" if plan.precision == "int4-weights" else "proven"
 
     steps, known = run(Material(judged=True, products=True), standing)
-    assert steps[2:] == [["int4-weights-fine"]]
+    assert steps[1:] == [["int4-weights-fine"]]
     assert known[-1].plan.block < next(k.plan.block for k in known if k.plan.block)
+
+
+@pytest.mark.parametrize(("standing", "more"), [("proven", []), ("losing", [["fp16"]])])
+def test_halves_are_tried_where_weights_stored_in_int8_lose(standing, more):
+    def found(plan):
+        return standing if plan.name == "int8-stored" else "proven"
+
+    steps, _ = run(Material(judged=True, stored=True), found)
+    assert steps == [["fp32", "int8-stored"], *more]
 
 
 @given(
@@ -154,6 +165,7 @@ def test_finer_blocks_follow_where_weights_in_few_bits_lose():
         judged=st.just(True),
         static_nodes=st.integers(0, 20),
         dynamic=st.booleans(),
+        convolutions=st.booleans(),
         products=st.booleans(),
         stored=st.booleans(),
         grown=st.sampled_from([(), ("Add",), ("Add", "Mul", "Concat")]),
