@@ -9,9 +9,12 @@ import numpy as np
 
 from edgepack_packager.data.rows import Array
 from edgepack_packager.errors import ConversionError
+from edgepack_packager.sources.boosters import library_of
 from edgepack_packager.sources.columns import is_missing
 from edgepack_packager.sources.missing import EMPTY, fills_texts, textual
 from edgepack_packager.sources.steps import all_steps
+
+_SOFTMAX = "multi:softmax"
 
 
 def for_graph(model: Any) -> Any:
@@ -32,6 +35,8 @@ def for_graph(model: Any) -> Any:
 
 def _needs_change(part: Any) -> bool:
     kind = type(part).__name__
+    if library_of(part) == "xgboost":
+        return part.get_booster().feature_names is not None or part.objective == _SOFTMAX
     if kind == "SimpleImputer":
         return fills_texts(part) or isinstance(part.missing_values, int)
     if kind.startswith("Voting"):
@@ -41,7 +46,9 @@ def _needs_change(part: Any) -> bool:
 
 def _change(part: Any, path: str) -> None:
     kind = type(part).__name__
-    if fills_texts(part):
+    if library_of(part) == "xgboost":
+        _change_xgboost(part)
+    elif fills_texts(part):
         part.missing_values = EMPTY
     elif kind == "SimpleImputer" and isinstance(part.missing_values, int):
         part.missing_values = float(part.missing_values)
@@ -57,6 +64,14 @@ def _with_empty(values: Array) -> Array:
     if values.dtype.kind not in "OU":
         return values
     return np.array([EMPTY if is_missing(value) else value for value in values], dtype=object)
+
+
+def _change_xgboost(part: Any) -> None:
+    """The converter reads columns by their numbers, and writes no scores for the other softmax."""
+    booster = part.get_booster()
+    booster.feature_names, booster.feature_types = None, None
+    if part.objective == _SOFTMAX:
+        part.objective = "multi:softprob"
 
 
 def _change_ordinal(part: Any, path: str) -> None:

@@ -25,6 +25,8 @@ def answer_of(model: Any, layout: Layout, graph: onnx.ModelProto) -> Answer:
         with warnings.catch_warnings():
             # unknown categories are what the encoder was told to ignore
             warnings.filterwarnings("ignore", message="Found unknown categories")
+            # columns were matched when rows were bound; here some models see plain arrays
+            warnings.filterwarnings("ignore", message="X does not have valid feature names")
             predicted = np.asarray(model.predict(rows))
             if is_regressor(model):
                 return {outputs[0]: predicted.reshape(len(predicted), -1).astype(np.float64)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,6 +24,9 @@ Kind = Literal["number", "category", "text", "unused"]
 """What a column holds: ``category`` are whole numbers that stand for something."""
 
 _ENCODERS = frozenset({"OneHotEncoder", "OrdinalEncoder", "TargetEncoder"})
+_MADE_UP = re.compile(r"\AColumn_\d+\Z")
+"""What LightGBM calls columns that had no names."""
+
 _VECTORIZERS = frozenset({"CountVectorizer", "HashingVectorizer", "TfidfVectorizer"})
 
 
@@ -86,7 +90,7 @@ def read_layout(model: Any, columns: Mapping[str, Array]) -> Layout:
                 f"this {type(model).__name__} is not fitted; fit it, then save it", code="unfitted"
             )
         return Layout((Column(_document_name(columns), "text"),), named=False, documents=True)
-    fitted = getattr(model, "feature_names_in_", None)
+    fitted = _fitted_names(model)
     named = fitted is not None
     names = _names(fitted, count, columns)
     known = _kinds(model, count)
@@ -115,9 +119,18 @@ def _document_name(columns: Mapping[str, Array]) -> str:
     return textual[0] if len(textual) == 1 else TEXT
 
 
-def _names(fitted: Any, count: int, columns: Mapping[str, Array]) -> list[str]:
+def _fitted_names(model: Any) -> list[str] | None:
+    names = getattr(model, "feature_names_in_", None)
+    if names is None:
+        return None
+    found = [str(name) for name in names]
+    made_up = all(_MADE_UP.match(name) for name in found)
+    return None if made_up else found
+
+
+def _names(fitted: list[str] | None, count: int, columns: Mapping[str, Array]) -> list[str]:
     if fitted is not None:
-        return [str(name) for name in fitted]
+        return fitted
     if len(columns) == count:
         return list(columns)
     return [f"column-{place}" for place in range(count)]

@@ -1,91 +1,157 @@
-"""XGBoost and LightGBM: their own model files, and their estimators inside of pipelines."""
+"""XGBoost's and LightGBM's own model files."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from skl2onnx import update_registered_converter
-from skl2onnx.common.shape_calculator import (
-    calculate_linear_classifier_output_shapes,
-    calculate_linear_regressor_output_shapes,
-)
+from edgepack_contract.digest import sha256_digest
+from edgepack_contract.limits import GIB
+from edgepack_packager.errors import ConversionError, ModelSourceError
+from edgepack_packager.sources.boosters import LightGBMClassifier, LightGBMRegressor, need
+from edgepack_packager.sources.files import read_bounded
+from edgepack_packager.sources.from_sklearn import convert_estimator
+from edgepack_packager.sources.model import LoadContext, SourceModel
+from edgepack_packager.sources.tree_files import check_lightgbm, check_nesting, check_xgboost
 
-from edgepack_packager.errors import ModelSourceError
-from edgepack_packager.sources.thresholds import Converter, Native, exactly
+MAX_FILE_BYTES = 1 * GIB
 
-_CLASSIFIER_OPTIONS = {
-    "nocl": [True, False],
-    "zipmap": [True, False, "columns"],
-    "output_class_labels": [False, True],
-    "raw_scores": [True, False],
-}
+_XGBOOST_LABELS = frozenset({"binary:logistic", "multi:softprob", "multi:softmax"})
+_XGBOOST_VALUES = frozenset({
+    "count:poisson", "reg:absoluteerror", "reg:gamma", "reg:linear", "reg:pseudohubererror",
+    "reg:quantileerror", "reg:squarederror", "reg:squaredlogerror", "reg:tweedie",
+})  # fmt: skip
 
-_CONVERTERS = {
-    "xgboost": ("onnxmltools.convert.xgboost.operator_converters.XGBoost", "convert_xgboost"),
-    "lightgbm": ("onnxmltools.convert.lightgbm.operator_converters.LightGbm", "convert_lightgbm"),
-}
-
-_NATIVE: dict[str, Native] = {"xgboost": "float32", "lightgbm": "float64"}
-"""The type that they compare in."""
-
-_ESTIMATORS = {
-    "xgboost": ("XGBClassifier", "XGBRegressor", "XGBRFClassifier", "XGBRFRegressor"),
-    "lightgbm": ("LGBMClassifier", "LGBMRegressor"),
-}
+_LIGHTGBM_LABELS = frozenset({"binary", "multiclass"})
+_LIGHTGBM_VALUES = frozenset({
+    "gamma", "huber", "poisson", "quantile", "regression", "regression_l1", "tweedie",
+})  # fmt: skip
 
 
-def library_of(part: Any) -> str | None:
-    """``xgboost`` or ``lightgbm`` when ``part`` is an estimator of theirs."""
-    name = type(part).__module__.partition(".")[0]
-    return name if name in _ESTIMATORS else None
+def load_xgboost(path: Path, context: LoadContext) -> SourceModel:
+    """Load what ``Booster.save_model`` or ``XGBClassifier.save_model`` wrote, and convert it.
 
-
-def need(module: str, what: str) -> Any:
-    """Import a library of the extra ``boosting``.
+    Labels are 0 to n-1: these files keep no names of classes.
 
     Raises:
-        ModelSourceError: It is not installed.
+        ModelSourceError: Not such a file, or XGBoost is not installed.
+        ConversionError: Its booster or objective has no ONNX form.
     """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
+    raw = read_bounded(path, MAX_FILE_BYTES)
+    if raw.lstrip()[:1] != b"{" or b"learner" not in raw:
         raise ModelSourceError(
-            f"{what} needs {module.partition('.')[0]}: pip install 'edgepack[boosting]'",
-            code="missing-extra",
+            f"{path.name} is not a model of XGBoost: write one with model.save_model(...)",
+            code="model-type",
+        )
+    check_nesting(raw, path.name)
+    xgboost = need("xgboost", f"reading {path.name}")
+    try:
+        booster = xgboost.Booster(model_file=bytearray(raw))
+        learner = json.loads(booster.save_config())["learner"]
+        estimator = _xgboost_estimator(xgboost, learner, str(learner["objective"]["name"]))
+        check_xgboost(json.loads(booster.save_raw("json")), path.name)
+        estimator.load_model(bytearray(raw))
+    except (xgboost.core.XGBoostError, KeyError, TypeError, ValueError) as error:
+        raise ModelSourceError(
+            f"XGBoost cannot read {path.name}: {_first_line(error)}", code="unreadable-model"
         ) from error
+    _refuse_categories(booster.feature_names, booster.feature_types)
+    source = convert_estimator(
+        estimator, context, digest=sha256_digest(raw), passes=("load-xgboost",)
+    )
+    return replace(source, warnings=(*source.warnings, *_stopped_early(booster)))
 
 
-def register(library: str) -> dict[type, Converter]:
-    """Make skl2onnx know the estimators of ``library``; their converters by type.
+def load_lightgbm(path: Path, context: LoadContext) -> SourceModel:
+    """Load what ``Booster.save_model`` wrote, and convert it; labels are 0 to n-1.
 
     Raises:
-        ModelSourceError: The library, or onnxmltools, is not installed.
+        ModelSourceError: Not such a file, or LightGBM is not installed.
+        ConversionError: Its objective has no ONNX form.
     """
-    found = need(library, f"a model of {library}")
-    module, name = _CONVERTERS[library]
-    convert = getattr(need(module, f"converting a model of {library}"), name)
-    exact = exactly(convert, _NATIVE[library])
-    return {
-        _register(getattr(found, estimator), convert): exact for estimator in _ESTIMATORS[library]
-    }
+    raw = read_bounded(path, MAX_FILE_BYTES)
+    if raw.splitlines()[:1] != [b"tree"] or b"\nend of trees" not in raw:
+        raise ModelSourceError(
+            f"{path.name} is not a model of LightGBM, or only a part of one: write it with "
+            "booster.save_model('model.txt')",
+            code="model-type",
+        )
+    check_lightgbm(raw, path.name)
+    lightgbm = need("lightgbm", f"reading {path.name}")
+    try:
+        booster = lightgbm.Booster(model_str=raw.decode())
+        told = booster.dump_model(num_iteration=1)
+    except (lightgbm.basic.LightGBMError, UnicodeDecodeError, ValueError) as error:
+        raise ModelSourceError(
+            f"LightGBM cannot read {path.name}: {_first_line(error)}", code="unreadable-model"
+        ) from error
+    categories = {name for name, info in told["feature_infos"].items() if info.get("values")}
+    _refuse_categories(
+        booster.feature_name(), ["c" if n in categories else "q" for n in booster.feature_name()]
+    )
+    estimator = _lightgbm_estimator(booster, told)
+    return convert_estimator(
+        estimator, context, digest=sha256_digest(raw), passes=("load-lightgbm",)
+    )
 
 
-def tools_of(library: str) -> dict[str, str]:
-    """Versions of what loads and converts a model of ``library``."""
-    found = need(library, f"a model of {library}")
-    return {
-        library: str(found.__version__),
-        "onnxmltools": importlib.metadata.version("onnxmltools"),
-    }
+def _xgboost_estimator(xgboost: Any, learner: dict[str, Any], objective: str) -> Any:
+    booster = learner["gradient_booster"]["name"]
+    if booster != "gbtree":
+        raise ConversionError(
+            f"this model of XGBoost has the booster {booster}, which has no ONNX form; train it "
+            "with gbtree",
+            code="unsupported-model",
+        )
+    if objective in _XGBOOST_LABELS:
+        return xgboost.XGBClassifier()
+    if objective in _XGBOOST_VALUES:
+        return xgboost.XGBRegressor()
+    raise _unsupported("XGBoost", objective, _XGBOOST_LABELS | _XGBOOST_VALUES)
 
 
-def _register(kind: type, convert: Converter) -> type:
-    if kind.__name__.endswith("Classifier"):
-        shapes, options = calculate_linear_classifier_output_shapes, _CLASSIFIER_OPTIONS
-    else:
-        shapes, options = calculate_linear_regressor_output_shapes, {"split": None}
-    alias = f"Edgepack{kind.__name__}"
-    update_registered_converter(kind, alias, shapes, convert, overwrite=True, options=options)
-    return kind
+def _lightgbm_estimator(booster: Any, told: dict[str, Any]) -> Any:
+    objective = str(told.get("objective", "")).split(" ")[0]
+    if objective in _LIGHTGBM_LABELS:
+        return LightGBMClassifier(booster, max(2, int(told["num_class"])))
+    if objective in _LIGHTGBM_VALUES:
+        return LightGBMRegressor(booster)
+    raise _unsupported("LightGBM", objective, _LIGHTGBM_LABELS | _LIGHTGBM_VALUES)
+
+
+def _unsupported(library: str, objective: str, known: frozenset[str]) -> ConversionError:
+    return ConversionError(
+        f"this model of {library} has the objective {objective or 'of its own'}; these can be "
+        f"packed: {', '.join(sorted(known))}",
+        code="unsupported-model",
+    )
+
+
+def _refuse_categories(names: list[str] | None, types: list[str] | None) -> None:
+    found = [
+        names[place] if names else f"f{place}"
+        for place, kind in enumerate(types or ())
+        if kind == "c"
+    ]
+    if found:
+        raise ConversionError(
+            f"column {', '.join(found)} is split by categories, which have no faithful ONNX form; "
+            "encode it first, with a OneHotEncoder or OrdinalEncoder in a pipeline, and train "
+            "again",
+            code="categorical-splits",
+        )
+
+
+def _stopped_early(booster: Any) -> tuple[str, ...]:
+    best, rounds = booster.attr("best_iteration"), booster.num_boosted_rounds()
+    if best is None or int(best) + 1 >= rounds:
+        return ()
+    words = f"training was stopped early: {int(best) + 1} of {rounds} rounds are packed"
+    return (f"{words}, as XGBClassifier and XGBRegressor predict",)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,9 +32,10 @@ from edgepack_contract.description import Task
 from edgepack_packager.errors import ConversionError, ModelSourceError
 from edgepack_packager.sources.adapting import for_graph
 from edgepack_packager.sources.answering import answer_of
+from edgepack_packager.sources.boosters import describe_booster, library_of, register, tools_of
 from edgepack_packager.sources.columns import INPUT, Column, Layout, read_layout
-from edgepack_packager.sources.from_boosting import library_of, register, tools_of
 from edgepack_packager.sources.model import LoadContext, SourceModel, as_labels
+from edgepack_packager.sources.probing import probe
 from edgepack_packager.sources.steps import all_steps, last_step, unconvertible
 from edgepack_packager.sources.thresholds import TENSORS_SINCE, Converter, exactly
 
@@ -83,6 +85,9 @@ def convert_estimator(
     layout = read_layout(model, context.columns)
     prepared = for_graph(model)
     graph = _convert(prepared, layout, exact, double=False)
+    for (_, part), (_, changed) in zip(all_steps(model), all_steps(prepared), strict=True):
+        if library_of(part):
+            _check_boosted(part, changed, exact, context.folder / "probe")
     classes = _classes(model)
     return SourceModel(
         graph=graph,
@@ -154,6 +159,20 @@ def _exact_converters(libraries: Sequence[str]) -> dict[type, Converter]:
     for library in libraries:
         found |= register(library)
     return found
+
+
+def _check_boosted(part: Any, prepared: Any, exact: Mapping[type, Converter], folder: Path) -> None:
+    """Prove that what onnxmltools makes of ``part`` answers as it does: some of it does not."""
+    layout = read_layout(part, {})
+    graph = _convert(prepared, layout, exact, double=False)
+    wrong, rows = probe(graph, answer_of(part, layout, graph), folder)
+    if wrong:
+        raise ConversionError(
+            f"{describe_booster(part)} has no faithful ONNX form: what onnxmltools makes of it "
+            f"answers otherwise on {wrong} of {rows} probing rows. Train it with another objective "
+            "or booster: binary, multiclass and plain regression are known to work",
+            code="not-faithful",
+        )
 
 
 def _wider(
