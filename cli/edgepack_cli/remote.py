@@ -38,7 +38,7 @@ trap 'exit 96' HUP INT TERM
 cat > "$folder/bundle.edgepack" || exit 97
 {command} bench --json "$folder/bundle.edgepack" {options}
 """
-NO_ROOM, USAGE, NO_EXTRA, NO_COMMAND, NO_CONNECTION = 97, 2, 1, 127, 255
+NO_ROOM, USAGE, NO_COMMAND, NO_CONNECTION = 97, 2, 127, 255
 
 _USER = re.compile(r"\A[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\Z")
 _HOST = re.compile(r"\A[A-Za-z0-9_:][A-Za-z0-9_.:%-]{0,254}\Z")
@@ -185,10 +185,10 @@ def _failed(shell: RemoteShell, code: int, err: str) -> CommandError:
         )
     if code == NO_ROOM:
         return CommandError(f"{host} has no room for the bundle: {_last(err)}", code="no-room")
-    known = code if code in Exit._value2member_map_ else Exit.BAD_INPUT
+    told = {Exit.BUDGET, Exit.VERIFICATION, Exit.INCOMPATIBLE}
     return CommandError(
         f"edgepack bench on {host} ended with code {code}: {_last(err) or 'it said nothing'}",
-        exit_code=Exit(known) if known != Exit.OK else Exit.BAD_INPUT,
+        exit_code=Exit(code) if code in told else Exit.BAD_INPUT,
         code="remote-failed",
     )
 
