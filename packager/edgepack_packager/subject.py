@@ -97,10 +97,11 @@ def load_subject(recipe: Recipe, folder: Path) -> Subject:
     parts, data = _load_parts(recipe)
     parts = _arranged(recipe, parts)
     loaded = load_source(recipe.model, _context(recipe, parts, folder / "source"))
-    source = prepare_source(_settled(recipe, loaded, parts, folder / "precision"), recipe)
+    settled = _settled(recipe, loaded, parts, folder / "precision")
+    source, folded = prepare_source(settled, recipe, folder)
     original = open_original(source.graph, folder / "original")
     specs = open_inputs(original, source.features, recipe.inputs)
-    sample = _sample(recipe, parts, specs, original)
+    sample = _sample(recipe, parts, specs, original, source.sample)
     cleaned = clean(source.graph, original, sample, folder)
     truth = parts.evaluation.labels if parts.evaluation is not None else None
     decisions = read_decisions(
@@ -129,7 +130,7 @@ def load_subject(recipe: Recipe, folder: Path) -> Subject:
         calibration=feeds.get("calibration"),
         reference=feeds.get("reference"),
         exam=exam,
-        data=data | facts,
+        data=data | facts | folded,
         missing=any(has_missing(part) for part in feeds.values()),
         passes=(*source.passes, *cleaned.passes),
         warnings=(
@@ -207,9 +208,17 @@ def _named(parts: Parts) -> dict[str, Rows]:
     return {name: rows for name, rows in named.items() if rows is not None}
 
 
-def _sample(recipe: Recipe, parts: Parts, specs: list[TensorSpec], original: Session) -> Feeds:
-    """A few rows of the first part there is; made-up ones when there are none."""
+def _sample(
+    recipe: Recipe,
+    parts: Parts,
+    specs: list[TensorSpec],
+    original: Session,
+    example: Feeds | None,
+) -> Feeds:
+    """A few rows of the first part there is, or like the model's own example, or made up."""
     rows = parts.evaluation or parts.calibration or parts.reference
+    if rows is None and example is not None and example.keys() == {spec.name for spec in specs}:
+        return cast_feeds(_varied(example, SAMPLE_ROWS), specs)
     if rows is None:
         return synthetic_rows(specs, SAMPLE_ROWS, seed=recipe.seed)
     few = rows.take(np.arange(min(rows.n, SAMPLE_ROWS)))
@@ -255,6 +264,17 @@ def _state_warnings(recipe: Recipe) -> tuple[str, ...]:
         "no sequence column: all rows are one sequence, in order; name the column that tells "
         "sequences apart if there are several",
     )
+
+
+def _varied(example: Feeds, rows: int) -> Feeds:
+    """The example's rows again and again, floats a little smaller each time: no two are equal."""
+    shrink = np.linspace(1.0, 0.5, rows)
+    varied = {}
+    for name, array in example.items():
+        full = np.resize(array, (rows, *array.shape[1:]))
+        scale = shrink.reshape(rows, *([1] * (full.ndim - 1)))
+        varied[name] = full * scale if full.dtype.kind == "f" else full
+    return varied
 
 
 def synthetic_rows(specs: list[TensorSpec], rows: int, *, seed: int) -> Feeds:

@@ -109,8 +109,8 @@ def load_registered(uri: str, context: LoadContext) -> SourceModel:
     except (MlflowException, OSError) as error:
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelSourceError(
-            f"MLflow at {mlflow.get_registry_uri()} does not give {uri}: {first[0]}. "
-            "Is MLFLOW_TRACKING_URI set?",
+            # its address is not repeated: it may hold a password
+            f"MLflow does not give {uri}: {first[0]}. Is MLFLOW_TRACKING_URI set?",
             code="no-model",
         ) from error
     return load_mlflow(Path(found), context)
