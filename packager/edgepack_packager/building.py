@@ -18,6 +18,7 @@ from edgepack_contract.keys import PrivateKey, read_private_key
 from edgepack_contract.layout import BundleContent, VariantContent, outline, write_bundle
 from edgepack_packager.errors import ConversionError, InputError, LockError, RecipeError
 from edgepack_packager.evidence.slices import slice_warning
+from edgepack_packager.graphs.releases import check_readable
 from edgepack_packager.lock import Lock, check_lock, read_lock, write_lock
 from edgepack_packager.locking import facts, new_lock
 from edgepack_packager.recipe import Recipe
@@ -215,6 +216,8 @@ def _search(
 ) -> tuple[list[Outcome], list[str]]:
     """The outcome of every target, and what the user should know of the search."""
     targets, benchmarks = _targets(recipe), read_measured(recipe.measured)
+    for target in targets:
+        check_readable(subject.model, target.onnxruntime, target.name)
     bench = Bench(recipe, subject, panel, tell=steps.tell, tried=steps.tried)
     outcomes = []
     begin = time.monotonic()

@@ -9,16 +9,18 @@ from onnx import TensorProto, helper
 from onnx.defs import SchemaError
 
 from edgepack_packager.graphs.passes import GraphPass
+from edgepack_packager.graphs.releases import NEWEST
+from edgepack_packager.graphs.subgraphs import inline_branches
 
 MIN_OPSET = 13
 """Per-channel quantization needs it, and every operator before it has a successor there."""
 
 TARGET_OPSET = 17
-MAX_OPSET = 26
+MAX_OPSET = NEWEST.opset
 """The newest opset of ai.onnx that onnxruntime 1.31 reads."""
 
 MIN_IR = 8
-MAX_IR = 13
+MAX_IR = NEWEST.ir
 """onnxruntime 1.31 reads no newer file format, although today's onnx writes 14 by default."""
 
 BATCH = "batch"
@@ -41,6 +43,7 @@ def clean_passes() -> tuple[GraphPass, ...]:
         GraphPass("merge-opsets", merge_opsets, ensures=_one_version_each),
         GraphPass("remove-zipmap", remove_zipmap, ensures=_no_zipmap),
         GraphPass("unlist-initializers", unlist_initializers, ensures=_no_listed_initializer),
+        GraphPass("inline-branches", inline_branches),
         GraphPass("strip-metadata", strip_metadata),
         GraphPass("name-nodes", name_nodes, ensures=_unique_node_names),
         GraphPass("name-batch", name_batch),
@@ -80,12 +83,17 @@ def remove_zipmap(model: onnx.ModelProto) -> bool:
 
 
 def unlist_initializers(model: onnx.ModelProto) -> bool:
-    """Take weights out of the inputs, where they could be overridden and so are not folded."""
+    """Leave weights to the list of weights alone.
+
+    Among the inputs they could be overridden and so are not folded; a shape stated elsewhere, as
+    PyTorch writes them, is wrong after a tool has transposed the weight.
+    """
     weights = {tensor.name for tensor in model.graph.initializer}
-    listed = [item for item in model.graph.input if item.name in weights]
-    for item in listed:
-        model.graph.input.remove(item)
-    return bool(listed)
+    before = len(model.graph.input) + len(model.graph.value_info)
+    for items in (model.graph.input, model.graph.value_info):
+        for item in [item for item in items if item.name in weights]:
+            items.remove(item)
+    return bool(before != len(model.graph.input) + len(model.graph.value_info))
 
 
 def strip_metadata(model: onnx.ModelProto) -> bool:
