@@ -44,7 +44,7 @@ def test_what_is_too_new_is_said_with_a_way_out():
 
 def test_a_target_that_cannot_load_a_model_is_refused():
     check_readable(mlp(opsets={"": 17}, ir=8), "1.14.0", "old-board")
-    with pytest.raises(ConversionError, match="target old-board cannot load .* opset 21") as caught:
+    with pytest.raises(ConversionError, match="target old-board cannot load") as caught:
         check_readable(mlp(opsets={"": 21}, ir=8), "1.14.0", "old-board")
     assert caught.value.code == "too-new-for-target"
 
