@@ -62,6 +62,14 @@ def test_weights_listed_as_inputs_are_taken_out():
     assert "unlist-initializers" in changed
 
 
+def test_shapes_of_weights_are_stated_by_the_weights_alone():
+    model = mlp()
+    model.graph.value_info.append(value("w1", [8, 16]))
+    cleaned, passes = run_passes(model, clean_passes())
+    assert "w1" not in {item.name for item in cleaned.graph.value_info}
+    assert "unlist-initializers" in passes
+
+
 def test_repeated_opset_imports_are_merged():
     model = mlp()
     model.opset_import.append(helper.make_opsetid("", 17))
