@@ -260,10 +260,11 @@ def _filled(session: Session, feeds: Feeds, steps: Steps | None) -> Feeds:
 def _state_warnings(recipe: Recipe) -> tuple[str, ...]:
     if not state_sources(recipe.inputs) or recipe.sequence_column is not None:
         return ()
-    return (
+    words = (
         "no sequence column: all rows are one sequence, in order; name the column that tells "
-        "sequences apart if there are several",
+        "sequences apart if there are several"
     )
+    return (words,)
 
 
 def _varied(example: Feeds, rows: int) -> Feeds:
@@ -321,7 +322,8 @@ def _exam(
         return exam, metric_facts(recipe)
     asked = ask_bundle(
         recipe.not_worse_than, rows,
-        bind=bind, units=exam.units, hardware=this_hardware(), folder=folder / "incumbent",
+        task=decisions.task, bind=bind, units=exam.units, hardware=this_hardware(),
+        folder=folder / "incumbent",
     )  # fmt: skip
     facts = {"not-worse-than": asked.digest}
     return with_incumbent(exam, asked), {**metric_facts(recipe), **facts}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import onnx
 
 from edgepack_packager.graphs.clean import all_nodes
+from edgepack_packager.graphs.folding import PREFIXES
 
 STATIC_TYPES = ("Conv", "Gemm", "MatMul")
 """Operators with fast int8 kernels. The library's own default quantizes far more and ruins real
@@ -51,7 +52,9 @@ def quantizable(model: onnx.ModelProto, types: Sequence[str]) -> list[str]:
     return [
         node.name
         for node in model.graph.node
-        if node.op_type in types and any(name in weights for name in node.input)
+        if node.op_type in types
+        and not node.name.startswith(PREFIXES)
+        and any(name in weights for name in node.input)
     ]
 
 
@@ -70,7 +73,8 @@ def static_nodes(model: onnx.ModelProto, types: Sequence[str]) -> list[str]:
     for node in model.graph.node:
         fed = [name for name in node.input if name]
         carried = node.op_type in (*ABSORBED_TYPES, *CARRIED_TYPES)
-        joins = node.op_type in types and node.op_type in GROWN_TYPES
+        own = not node.name.startswith(PREFIXES)
+        joins = own and node.op_type in types and node.op_type in GROWN_TYPES
         reached = all(name in int8 for name in fed) and not constants.issuperset(fed)
         if node.name in chosen or (reached and (carried or joins)):
             int8.update(node.output)

@@ -9,6 +9,7 @@ from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from edgepack_packager.graphs.clean import all_nodes
+from edgepack_packager.graphs.folding import PREFIXES
 from edgepack_packager.quantize.calibration import Ranges
 from edgepack_packager.quantize.library import copied, foreseen, quiet, recleaned
 from edgepack_packager.quantize.operators import (
@@ -38,7 +39,11 @@ def quantize_static(model: onnx.ModelProto, ranges: Ranges, plan: Plan) -> onnx.
     kept = [name for name in static_nodes(model, types) if name not in plan.excluded]
     if not kept:
         return None
-    absorbed = [node.name for node in model.graph.node if node.op_type in ABSORBED_TYPES]
+    absorbed = [
+        node.name
+        for node in model.graph.node
+        if node.op_type in ABSORBED_TYPES and not node.name.startswith(PREFIXES)
+    ]
     with quiet(), foreseen():
         quantizer = QDQQuantizer(
             copied(model),
