@@ -16,7 +16,14 @@ from onnx import helper
 
 from edgepack_contract.description import DimensionName, DType, Size
 from edgepack_packager.errors import ConversionError, RecipeError
-from edgepack_packager.graphs.clean import MIN_OPSET, TARGET_OPSET, all_nodes, opsets, rename_value
+from edgepack_packager.graphs.clean import (
+    MIN_OPSET,
+    TARGET_OPSET,
+    all_nodes,
+    name_nodes,
+    opsets,
+    rename_value,
+)
 from edgepack_packager.graphs.step_kinds import (
     Constant,
     Select,
@@ -101,7 +108,7 @@ def behind_by_steps(model: onnx.ModelProto, file: StepsFile) -> Fold:
     outputs = []
     for name, value in _apply(file.steps, begin, sheet).items():
         _named(sheet, value, name)
-        kind = helper.make_tensor_value_info(name, tensor_type(value.dtype), None)
+        kind = helper.make_tensor_value_info(name, tensor_type(value.dtype), [None] * value.rank)
         outputs.append(own[name] if begin.get(name) == value else kind)
     # what is selected away is taken too, so that it does not stay an output
     wires = {value.tensor: name for name, value in begin.items()}
@@ -119,6 +126,7 @@ def before_by_graph(model: onnx.ModelProto, other: onnx.ModelProto) -> Fold:
     given = [item.name for item in other.graph.output]
     feeding = _by_name_or_place(given, list(_inputs(model)), "output", "input of the model")
     other = at_opset(other, _opset(model))
+    name_nodes(other)
     prefixed = onnx.compose.add_prefix(other, PRE, rename_inputs=False, inplace=False)
     return Fold(prefixed, {place: PRE + name for name, place in feeding.items()})
 
@@ -133,6 +141,7 @@ def behind_by_graph(model: onnx.ModelProto, other: onnx.ModelProto) -> Fold:
     own = [item.name for item in model.graph.output]
     fed = _by_name_or_place(list(_inputs(other)), own, "input", "output of the model")
     other = at_opset(other, _opset(model))
+    name_nodes(other)
     prefixed = onnx.compose.add_prefix(other, POST, rename_outputs=False, inplace=False)
     return Fold(prefixed, {POST + name: source for name, source in fed.items()})
 
@@ -340,7 +349,8 @@ def _value(item: onnx.ValueInfoProto) -> Value:
 
 
 def _output(tensor: str, like: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(tensor, like.type.tensor_type.elem_type, None)
+    kind = like.type.tensor_type
+    return helper.make_tensor_value_info(tensor, kind.elem_type, [None] * len(kind.shape.dim))
 
 
 def _input(tensor: str, like: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
