@@ -43,9 +43,13 @@ def load_function(reference: Path) -> Callable[..., Any]:
 
 
 def code_digest(function: Callable[..., Any]) -> str:
-    """The digest of the file that a function stands in, of its name where there is no file."""
-    path = inspect.getsourcefile(function)
+    """The digest of the file that a function stands in, of what it is called without one."""
+    plain = inspect.isfunction(function) or inspect.isclass(function)
+    try:
+        path = inspect.getsourcefile(function if plain else type(function))
+    except TypeError:  # it is built in
+        path = None
     if path is None or not Path(path).is_file():
-        return sha256_digest(f"{function.__module__}:{function.__qualname__}".encode())
+        return sha256_digest(repr(function).encode())
     with Path(path).open("rb") as stream:
         return sha256_digest(stream.read(MOST_SOURCE_BYTES))

@@ -144,6 +144,8 @@ def _side_by_side(rows: Rows, names: Sequence[str], spec: TensorSpec) -> Array:
             f"takes {spec.dtype}; encode it, leave it out, or name the label if it is one",
             code="text-column",
         )
+    if len(names) == 1:
+        return rows.columns[names[0]]
     deep = [name for name in names if rows.columns[name].ndim > 2]
     if deep:
         raise DataError(
@@ -151,8 +153,6 @@ def _side_by_side(rows: Rows, names: Sequence[str], spec: TensorSpec) -> Array:
             "Give the array that name, or name it in [inputs] of a recipe",
             code="missing-input",
         )
-    if len(names) == 1:
-        return rows.columns[names[0]]
     wanted = spec.shape[-1] if len(spec.shape) == 2 else None
     if isinstance(wanted, int) and (width := _width(rows, names)) != wanted:
         raise DataError(

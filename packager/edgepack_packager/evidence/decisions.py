@@ -204,9 +204,10 @@ def _score_output(outputs: Sequence[TensorInfo], sample: Feeds) -> str | None:
 
 
 def _value_output(outputs: Sequence[TensorInfo]) -> str:
-    for info in outputs:
-        if info.dtype.startswith("float"):
-            return info.name
+    for kind in ("float", "int", "uint", "bool"):
+        for info in outputs:
+            if info.dtype.startswith(kind):
+                return info.name
     raise ConversionError("no output holds numbers", code="no-decision")
 
 

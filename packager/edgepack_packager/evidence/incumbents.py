@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from edgepack_contract.bundle import BundleFile
-from edgepack_contract.description import Description, TensorSpec
+from edgepack_contract.description import Description, Task, TensorSpec
 from edgepack_contract.errors import BundleError
 from edgepack_contract.hardware import Hardware
 from edgepack_contract.layout import unpack
@@ -53,20 +53,22 @@ class Asked:
 
 
 def ask_bundle(
-    path: Path, rows: Rows, *, bind: Bind, units: Indices | None, hardware: Hardware, folder: Path
-) -> Asked:
+    path: Path, rows: Rows, *,
+    task: Task, bind: Bind, units: Indices | None, hardware: Hardware, folder: Path,
+) -> Asked:  # fmt: skip
     """Run the variant for this machine, else the first that runs here, on rows.
 
     Args:
         path: The bundle.
         rows: The rows, with their columns.
+        task: What the new model is for; the bundle must be for the same.
         bind: How columns become inputs.
         units: The number of each row's sequence.
         hardware: This machine.
         folder: A place to unpack it that does not exist yet.
 
     Raises:
-        InputError: It is no intact bundle, or no variant of it runs here.
+        InputError: It is no intact bundle, for something else, or no variant of it runs here.
         DataError: The rows do not have what it takes.
     """
     try:
@@ -75,6 +77,12 @@ def ask_bundle(
     except (BundleError, OSError) as error:
         raise InputError(f"not worse than {path}: {error}", code="bad-incumbent") from error
     description, session = _open(bundle, folder, hardware, path)
+    if description.task != task:
+        raise InputError(
+            f"{path.name} is for {description.task}, the new model for {task}: they cannot be "
+            "compared",
+            code="bad-incumbent",
+        )
     specs = list(description.inputs)
     try:
         feeds = cast_feeds(bind(rows, specs), specs)

@@ -153,16 +153,9 @@ def with_incumbent(exam: Exam, asked: Asked) -> Exam:
     """The same exam, with the answers of a bundle that candidates must not be worse than.
 
     Raises:
-        InputError: It does something else, or there is no truth to compare by.
+        InputError: There is no truth to compare by, or its numbers are more or fewer.
     """
-    old, new = asked.decisions, exam.decisions
-    if old.task != new.task:
-        raise InputError(
-            f"{asked.name} is for {old.task}, the new model for {new.task}: they cannot be "
-            "compared",
-            code="bad-incumbent",
-        )
-    answers = old.answers(asked.outputs)
+    answers = asked.decisions.answers(asked.outputs)
     if exam.scorer is not None:
         name = exam.metric or "metric"
         scores = call_scorer(exam.scorer, name, asked.outputs, exam.labels, exam.n)
@@ -172,7 +165,7 @@ def with_incumbent(exam: Exam, asked: Asked) -> Exam:
             "not_worse_than compares by one label a row: name it, or give a metric",
             code="no-label",
         )
-    if new.task != "classification" and answers.shape != exam.truth.shape:
+    if exam.decisions.task != "classification" and answers.shape != exam.truth.shape:
         raise InputError(
             f"{asked.name} gives {answers.shape[1]} numbers a row, the truth has "
             f"{exam.truth.shape[1]}",

@@ -13,6 +13,7 @@ from edgepack_packager.data.rows import (
     Rows,
     bind_rows,
     cast_feeds,
+    feature_columns,
     has_missing,
 )
 from edgepack_packager.data.splitting import split_rows
@@ -164,3 +165,41 @@ def test_casting_never_changes_whole_numbers(array):
 def test_missing_values_are_noticed():
     assert has_missing({"x": np.array([1.0, np.inf])})
     assert not has_missing({"x": np.array([1, 2])})
+
+
+def aside(keys=(), **columns):
+    known = {name: np.zeros(2) for name in ("a", "b")}
+    return Rows({**known, **columns}, None, "", dict(columns), tuple(keys))
+
+
+def test_asides_are_no_features_unless_the_model_takes_as_many_columns():
+    beside = aside(("when",), when=np.ones(2), sex=np.ones(2))
+    assert feature_columns(beside, spec()) == ["a", "b"]
+    assert feature_columns(beside, spec(shape=("batch", 3))) == ["a", "b", "sex"]
+    assert feature_columns(beside, spec(shape=("batch", 4))) == ["a", "b", "when", "sex"]
+    assert feature_columns(beside, spec(shape=("batch", "any"))) == ["a", "b"]
+    assert feature_columns(beside, spec(features=["sex", "a"])) == ["sex", "a"]
+
+
+def test_the_only_array_beside_a_sequence_is_the_input():
+    images = Rows({"pixels": np.zeros((4, 8, 8)), "who": np.arange(4)}, None, "",
+                  {"who": np.arange(4)}, ("who",))  # fmt: skip
+    found = bind_rows(images, [spec(shape=("batch", 8, 8))])
+    assert found["x"].shape == (4, 8, 8)
+
+
+def test_texts_that_stand_for_numbers_are_shown_with_their_row():
+    odd = rows(a=np.array(["1", "2", "two"], dtype=object), b=np.zeros(3))
+    with pytest.raises(DataError, match=r"text such as 'two' \(row 2\)"):
+        bind_rows(odd, [spec()])
+
+
+def test_too_many_columns_are_listed():
+    wide = rows(**{f"c{place}": np.zeros(2) for place in range(30)})
+    with pytest.raises(DataError, match=r"takes 2 columns, the data have 30: c0, .*, …, .*, c29"):
+        bind_rows(wide, [spec()])
+
+
+def test_a_missing_text_is_the_empty_one():
+    texts = np.array([["a"], [None]], dtype=object)
+    assert cast_feeds({"x": texts}, [spec(dtype="str")])["x"].tolist() == [["a"], [""]]
