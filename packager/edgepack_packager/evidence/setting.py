@@ -108,9 +108,10 @@ def _truth(labels: Array | None, exam: Exam) -> Array | None:
     if labels is None:
         return None
     if exam.decisions.task == "classification":
-        if labels.reshape(len(labels), -1).shape[1] != 1:
+        width = labels.reshape(len(labels), -1).shape[1]
+        if width != 1:
             raise DataError(
-                f"the label has {list(labels.shape[1:])} values a row; a classifier's is one",
+                f"the label has {width} values a row; a classifier's is one",
                 code="bad-label",
             )
         return as_labels(labels)
