@@ -35,7 +35,7 @@ from edgepack_packager.search.measured import (
 from edgepack_packager.search.panel import Panel
 from edgepack_packager.search.trials import Outcome, Trial
 from edgepack_packager.subject import Subject, load_subject
-from edgepack_packager.targets import DeviceConfig, default_target, load_target, this_hardware
+from edgepack_packager.targets import DeviceConfig, default_target, jobs_here, load_target
 from edgepack_packager.variants import describe_outcome, memory_meter
 from edgepack_runtime.inference.errors import ModelError
 
@@ -142,7 +142,7 @@ def _build(recipe: Recipe, steps: _Steps) -> BuildResult:
         if lock is not None:
             check_lock(lock, found=found)
             _check_targets(lock, targets)
-        jobs = recipe.jobs or this_hardware().cores
+        jobs = jobs_here(recipe.jobs)
         panel = Panel(recipe, subject, folder, jobs=jobs, clock=time.monotonic)
         with steps.step("search"), panel:
             outcomes, told = _search(recipe, subject, panel, steps, lock)

@@ -33,7 +33,7 @@ from edgepack_packager.lock import tool_versions
 from edgepack_packager.quantize.plan import Plan
 from edgepack_packager.recipe import Recipe
 from edgepack_packager.subject import Subject
-from edgepack_packager.targets import DeviceConfig
+from edgepack_packager.targets import DeviceConfig, jobs_here
 from edgepack_runtime.inference.golden import golden_bytes
 
 MIN_RUNTIME = "1.31.0"
@@ -91,7 +91,9 @@ def describe(
     files: dict[str, Content] = {**model_files(chosen.folder), GOLDEN_PATH: golden_bytes(rows)}
     if subject.reference is not None:
         # dynamic int8 scales by what else is in the batch, and a device serves row by row
-        outputs = run_rows(open_folder(chosen.folder), subject.reference, chunk=1)
+        session = open_folder(chosen.folder)
+        jobs = jobs_here(recipe.jobs)
+        outputs = run_rows(session, subject.reference, chunk=1, threads=jobs)
         reference = build_reference(description, subject.reference, outputs, inherited=old)
         files[REFERENCE_PATH] = reference.to_bytes()
     return VariantContent(description=description, files=files)
@@ -127,6 +129,7 @@ def _description(recipe: Recipe, subject: Subject, chosen: Chosen, golden: Golde
         task=subject.decisions.task,
         inputs=subject.inputs,
         outputs=list(subject.decisions.outputs),
+        dimensions=subject.dimensions,
         precision=chosen.plan.precision,
         quantization=chosen.plan.quantization,
         ir_version=chosen.model.ir_version,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from edgepack_contract.description import TensorSpec
+from edgepack_contract.description import DimensionRange, TensorSpec
 from edgepack_packager.data.arranging import arrange
 from edgepack_packager.data.loading import read_parts, read_rows
 from edgepack_packager.data.rows import (
@@ -36,6 +36,7 @@ from edgepack_packager.evidence.setting import (
     with_incumbent,
 )
 from edgepack_packager.graphs.cleaning import clean, open_original
+from edgepack_packager.graphs.dimensions import widened
 from edgepack_packager.graphs.running import run_rows, take_rows
 from edgepack_packager.graphs.states import state_sources
 from edgepack_packager.graphs.steps import Steps, fill_states, run_steps
@@ -43,7 +44,7 @@ from edgepack_packager.preparing import prepare_source
 from edgepack_packager.recipe import Recipe
 from edgepack_packager.sources import LoadContext, SourceModel, load_source
 from edgepack_packager.sources.flips import settle_precision
-from edgepack_packager.targets import this_hardware
+from edgepack_packager.targets import jobs_here, this_hardware
 from edgepack_runtime.inference.errors import ModelError
 from edgepack_runtime.inference.session import Session
 
@@ -67,6 +68,7 @@ class Subject:
         missing: Whether any row holds NaN or an infinity.
         passes: What was done to the graph.
         warnings: What the user should know.
+        dimensions: Between which lengths each named dimension besides the rows works.
     """
 
     source: SourceModel
@@ -81,6 +83,7 @@ class Subject:
     missing: bool
     passes: tuple[str, ...]
     warnings: tuple[str, ...]
+    dimensions: dict[str, DimensionRange]
 
 
 def load_subject(recipe: Recipe, folder: Path) -> Subject:
@@ -139,6 +142,7 @@ def load_subject(recipe: Recipe, folder: Path) -> Subject:
             *_state_warnings(recipe),
             *_data_warnings(parts, exam),
         ),
+        dimensions=widened(cleaned.dimensions, cleaned.session.inputs, list(feeds.values())),
     )
 
 
@@ -311,7 +315,7 @@ def _exam(
         if source.answer is not None:
             outputs = run_steps(source.answer, bind(rows, specs), steps)
         else:
-            answer = partial(run_rows, original, chunk=1)
+            answer = partial(run_rows, original, chunk=1, threads=jobs_here(recipe.jobs))
             outputs = run_steps(answer, feeds["evaluation"], steps)
     except (ValueError, ModelError) as error:
         raise DataError(

@@ -187,6 +187,11 @@ def this_hardware() -> Hardware:
     return this_machine(onnxruntime=importlib.metadata.version("onnxruntime"))
 
 
+def jobs_here(asked: int | None) -> int:
+    """How much to do side by side: what was asked for, else as much as there are cores."""
+    return asked or this_hardware().cores
+
+
 def default_target() -> str:
     """The generic target of this machine's architecture."""
     return f"generic-{this_hardware().architecture}"

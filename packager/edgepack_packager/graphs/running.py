@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -63,20 +64,26 @@ def open_folder(
     return open_session(folder / MODEL_PATH, options, optimisation=optimisation)
 
 
-def run_rows(session: Session, feeds: Feeds, *, chunk: int = CHUNK_ROWS) -> Feeds:
+def run_rows(session: Session, feeds: Feeds, *, chunk: int = CHUNK_ROWS, threads: int = 1) -> Feeds:
     """The outputs of all rows, joined along the first dimension.
 
     Args:
         session: A model whose every output has one entry per row.
         feeds: One array per input.
         chunk: Rows of one run; models that fix their first dimension at 1 are run row by row.
+        threads: Runs at once; what each computes does not depend on it.
 
     Raises:
         ModelRunError: onnxruntime failed.
     """
     if not is_batched(session):
         chunk = 1
-    runs = [session.run(part) for part in chunks(feeds, chunk)]
+    parts = list(chunks(feeds, chunk))
+    if threads > 1 and len(parts) > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            runs = list(pool.map(session.run, parts))
+    else:
+        runs = [session.run(part) for part in parts]
     return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
 
 

@@ -30,6 +30,10 @@ FAR_SLOWER_SHARE = 0.5
 FAR_SLOWER_MS = 0.15
 """A glance is noisy: what is slower by both of these is given up, the rest is measured again."""
 
+HARDLY_SMALLER = 0.85
+HARDLY_FASTER = 0.9
+"""What is worse than both of these shares of float is not worth a judgement."""
+
 Tell = Callable[[str], None]
 Tried = Callable[[str, Trial], None]
 MeasureMemory = Callable[[Trial, Trial], int | None]
@@ -187,6 +191,9 @@ class Bench:
         if self._recipe.optimize != "latency" or not times:
             return ""
         ours, theirs = times[made.plan.name].p50_ms, times[FP32.name].p50_ms
+        share = made.size_bytes / fp32.size_bytes
+        if share > HARDLY_SMALLER and ours > HARDLY_FASTER * theirs:
+            return f"neither faster than fp32 nor much smaller ({share:.2f}x)"
         if ours - theirs < max(FAR_SLOWER_MS, FAR_SLOWER_SHARE * theirs):
             return ""
         return f"slower than fp32 by far: {ours * 1000:.0f} us against {theirs * 1000:.0f} us"
@@ -268,7 +275,7 @@ def _known(trial: Trial) -> Known:
         )
         return Known(plan, "losing" if failed else "proven")
     loss = math.inf if figures.loss is None else figures.loss.value
-    return Known(plan, _standing(trial, loss), loss)
+    return Known(plan, _standing(trial, loss), loss, trial.made.size_bytes)
 
 
 def _standing(trial: Trial, loss: float) -> Standing:

@@ -25,6 +25,9 @@ MOST_PLANS = 40
 BLOCKS = {"coarse": 128, "fine": 32}
 """Weights that share a scale: coarse ones are smaller, fine ones more accurate."""
 
+COVERED_SHARE = 1.05
+"""Of the size of static int8, within which another form makes mending it not worth the time."""
+
 OTHER_CALIBRATIONS: tuple[CalibrationName, ...] = ("percentile-99.99", "entropy")
 
 Standing = Literal["proven", "losing", "unsure", "none"]
@@ -70,11 +73,12 @@ class Material:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a plan that was tried; ``loss`` is the share lost."""
+    """What is known of a plan that was tried: the share it loses, and its size."""
 
     plan: Plan
     standing: Standing
     loss: float = 0.0
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,13 +210,23 @@ def _static_step(
     proven = [item for item in whole if item.standing == "proven"]
     if proven:
         return _growth(proven[0].plan, material, tried)
-    if any(item.standing == "unsure" for item in whole):
+    if any(item.standing == "unsure" for item in whole) or _is_covered(first, known):
         return None
     finer = _untried(_finer(base, tried), tried)
     if finer:
         return Try(finer)
     least = min((item for item in whole if item.standing == "losing"), key=lambda item: item.loss)
     return _handing_back(least.plan, material, family, ranking)
+
+
+def _is_covered(static: Known, known: Sequence[Known]) -> bool:
+    """Whether another form that computes in int8 is proven, and no larger."""
+    return any(
+        item.plan.precision == "int8-dynamic"
+        and item.standing == "proven"
+        and item.size_bytes <= COVERED_SHARE * static.size_bytes
+        for item in known
+    )
 
 
 def _finer(base: Plan, tried: Mapping[Plan, Known]) -> tuple[Plan, ...]:

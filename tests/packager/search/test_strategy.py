@@ -120,6 +120,17 @@ def test_nodes_are_handed_back_from_the_form_that_lost_least():
     assert ["rank int8-static-per-channel-entropy"] in steps
 
 
+@pytest.mark.parametrize(("size", "mended"), [(1000, False), (2000, True)])
+def test_static_int8_is_not_mended_where_dynamic_int8_is_as_small_and_proven(size, mended):
+    def standing(plan):
+        dynamic = plan.precision == "int8-dynamic"
+        known = "proven" if dynamic or plan == FP32 else "losing"
+        return Known(plan, known, 0.1, size if dynamic else 1000)
+
+    steps, _ = run(Material(judged=True, static_nodes=20, dynamic=True), standing)
+    assert (len(steps) > 1) is mended
+
+
 @pytest.mark.parametrize(
     ("standing", "steps"),
     [
