@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,11 +42,11 @@ _ESTIMATORS = {
 class LightGBMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # untyped
     """What a LightGBM file with a classifier holds: the library can make no estimator of it."""
 
-    def __init__(self, booster: Any, classes: int) -> None:
+    def __init__(self, booster: Any, names: Sequence[str], classes: int) -> None:
         self.booster_ = booster
         self.classes_ = np.arange(classes)
         self.n_features_in_ = booster.num_feature()
-        self.feature_names_in_ = np.array(booster.feature_name(), dtype=object)
+        self.feature_names_in_ = np.array(names, dtype=object)
         self.boosting_type = "gbdt"
 
     def predict_proba(self, rows: Any) -> Any:
@@ -61,10 +62,10 @@ class LightGBMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
 class LightGBMRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # untyped
     """What a LightGBM file with a regressor holds."""
 
-    def __init__(self, booster: Any) -> None:
+    def __init__(self, booster: Any, names: Sequence[str]) -> None:
         self.booster_ = booster
         self.n_features_in_ = booster.num_feature()
-        self.feature_names_in_ = np.array(booster.feature_name(), dtype=object)
+        self.feature_names_in_ = np.array(names, dtype=object)
         self.boosting_type = "gbdt"
 
     def predict(self, rows: Any) -> Any:

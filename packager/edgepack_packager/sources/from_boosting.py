@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def load_lightgbm(path: Path, context: LoadContext) -> SourceModel:
     _refuse_categories(
         booster.feature_name(), ["c" if n in categories else "q" for n in booster.feature_name()]
     )
-    estimator = _lightgbm_estimator(booster, told)
+    estimator = _lightgbm_estimator(booster, told, _names(booster.feature_name(), context))
     return convert_estimator(
         estimator, context, digest=sha256_digest(raw), passes=("load-lightgbm",)
     )
@@ -112,12 +113,18 @@ def _xgboost_estimator(xgboost: Any, learner: dict[str, Any], objective: str) ->
     raise _unsupported("XGBoost", objective, _XGBOOST_LABELS | _XGBOOST_VALUES)
 
 
-def _lightgbm_estimator(booster: Any, told: dict[str, Any]) -> Any:
+def _names(written: list[str], context: LoadContext) -> list[str]:
+    """The names of columns as the data have them: LightGBM's files write spaces as underscores."""
+    spelled = {re.sub(r"\s", "_", name): name for name in context.columns}
+    return [spelled.get(name, name) for name in written]
+
+
+def _lightgbm_estimator(booster: Any, told: dict[str, Any], names: list[str]) -> Any:
     objective = str(told.get("objective", "")).split(" ")[0]
     if objective in _LIGHTGBM_LABELS:
-        return LightGBMClassifier(booster, max(2, int(told["num_class"])))
+        return LightGBMClassifier(booster, names, max(2, int(told["num_class"])))
     if objective in _LIGHTGBM_VALUES:
-        return LightGBMRegressor(booster)
+        return LightGBMRegressor(booster, names)
     raise _unsupported("LightGBM", objective, _LIGHTGBM_LABELS | _LIGHTGBM_VALUES)
 
 

@@ -18,11 +18,16 @@ from edgepack_packager.sources.from_sklearn import convert_estimator
 from edgepack_packager.sources.model import LoadContext, SourceModel
 
 SAFE_TYPES = frozenset({
+    "collections.OrderedDict",
+    "numpy.dtype",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
     "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
     "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
     "sklearn.tree._tree.Tree",
 })  # fmt: skip
-"""Types of scikit-learn itself that hold numbers only, but are not public estimators."""
+"""Types that hold numbers only, but are not public estimators: of scikit-learn itself, a dictionary
+with an order, and the types of arrays, which skops reads out of an empty array. Not the boosters of
+XGBoost and LightGBM: their bytes go to readers in C++ that a crooked file crashes."""
 
 
 def load_skops(path: Path, context: LoadContext) -> SourceModel:
@@ -45,7 +50,7 @@ def _load(path: Path, raw: bytes, trusted_types: Sequence[str]) -> Any:
         if unknown:
             raise ModelSourceError(
                 f"{path.name} wants to load {', '.join(unknown)}; loading a type may run its code. "
-                "If you trust the file and these types, name them in trusted_types",
+                "If you trust the file and these types, name each with --trust-type",
                 code="untrusted-types",
             )
         return skops.io.loads(raw, trusted=sorted(trusted))
