@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write what follows from the code: docs/cli.md, docs/configuration.md, parts of docs/protocol.md.
+"""Write what follows from the code: docs/cli.md, configuration.md, report.md, parts of protocol.md.
 
 ``python docs/generate.py`` writes them; with ``--check`` it only says which are out of date. In
 protocol.md the text between ``<!-- generated: NAME -->`` and ``<!-- end -->`` is replaced.
@@ -21,10 +21,11 @@ from msgspec import inspect as shapes
 
 from edgepack_cli.errors import Exit
 from edgepack_cli.main import edgepack
-from edgepack_contract import hardware, latency, messages, window
+from edgepack_contract import description, hardware, latency, messages, window
 from edgepack_contract.limits import KIB, LIMITS
 from edgepack_contract.topics import NAMED, RETAINED, ROOT, UP, Kind
 from edgepack_fleet.config import FleetConfig
+from edgepack_packager.report import schema
 from edgepack_runtime.config import RuntimeConfig
 
 DOCS = Path(__file__).parent
@@ -232,6 +233,32 @@ def _fields(struct: type[msgspec.Struct]) -> tuple[shapes.Field, ...]:
     return info.fields
 
 
+REPORT_HEAD = """\
+# The report of a build
+
+Generated from the code by `python docs/generate.py`.
+
+`edgepack build` puts three files into a bundle as its evidence, beside the identity and never under
+it: `report.html`, one page for people that needs nothing else; `report.json`, the same for
+programs; and `sbom.cdx.json`, a CycloneDX 1.6 bill of materials with a model card. `edgepack
+inspect BUNDLE --evidence FOLDER` writes them out; `edgepack build --report FILE` writes the page
+beside the bundle.
+
+This is `report.json`, schema `edgepack-report/1`. Fields may be added, none changes its meaning.
+"""
+REPORT: list[type[msgspec.Struct]] = [
+    schema.Report, schema.BundleName, schema.SourceFacts, schema.DataFacts, schema.TargetReport,
+    schema.CandidateReport, schema.LatencyReport, schema.Interval, schema.GateReport,
+    schema.SliceReport, schema.WorstReport, schema.ConfusionReport, schema.LayerReport,
+    schema.Repeat, description.Metric, hardware.Hardware,
+]  # fmt: skip
+
+
+def report() -> str:
+    """The text of report.md: every part of report.json."""
+    return "\n\n".join([REPORT_HEAD.rstrip(), *(_struct(struct) for struct in REPORT)]) + "\n"
+
+
 CLI_HEAD = """\
 # Commands
 
@@ -285,6 +312,7 @@ def main(arguments: list[str]) -> int:
     fresh = {
         DOCS / "cli.md": cli(),
         DOCS / "configuration.md": configuration(),
+        DOCS / "report.md": report(),
         path: protocol(path.read_text(encoding="utf-8")),
     }
     stale = [

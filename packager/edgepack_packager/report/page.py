@@ -43,7 +43,9 @@ OUTCOMES = {
     "not_measured": "- not measured",
 }
 _NOT_MEASURED = "not measured"
+_FIGURES = "figures (95 % interval, rows)"
 _MOST_PAIRS = 30
+_MOST_ROWS = 10
 
 
 def to_html(report: Report) -> bytes:
@@ -134,10 +136,13 @@ def _target(target: TargetReport) -> Element:
 
 
 def _measured(target: TargetReport) -> str:
+    memory = any(item.memory_bytes is not None for item in target.candidates)
+    what = "latency and memory" if memory else "latency"
+    more = "" if memory else "; memory is not measured, since nothing asks for it"
     if target.measured_here:
-        return "latency and memory are this machine's"
+        return f"{what} on this machine{more}"
     if target.measured_on is not None:
-        return f"latency and memory were measured on {target.measured_on.model}"
+        return f"{what} as measured on {target.measured_on.model}{more}"
     return "latency and memory are not measured: the device's own probe judges them"
 
 
@@ -151,38 +156,36 @@ def _figure(picture: Element) -> Element:
 
 
 def _candidates(target: TargetReport) -> Element:
-    head = (
-        "#",
-        "candidate",
-        "figures (95 % interval, rows)",
-        "size",
-        "of float",
-        "p50",
-        "p95",
-        "p99",
-        "memory",
-        "why",
-    )
-    numbers = {0, 3, 4, 5, 6, 7, 8}
-    rows = [
-        (_candidate_cells(number, item), "chosen" if item.chosen else mark_of(item))
-        for number, item in enumerate(target.candidates, 1)
+    """The table of candidates; a column that nobody has a figure for is left out."""
+    columns = [_candidate_cells(number, item) for number, item in enumerate(target.candidates, 1)]
+    shown = [name for name in columns[0] if any(cells[name] for cells in columns)]
+    rows: list[tuple[list[Child], str]] = [
+        (
+            [cells[name] or _NOT_MEASURED for name in shown],
+            "chosen" if item.chosen else mark_of(item),
+        )
+        for cells, item in zip(columns, target.candidates, strict=True)
     ]
-    return _table(head, rows, numbers=numbers, brief=False)
+    words = {"candidate", _FIGURES, "why"}
+    numbers = [place for place, name in enumerate(shown) if name not in words]
+    return _table(shown, rows, numbers=numbers, brief=False)
 
 
-def _candidate_cells(number: int, item: CandidateReport) -> list[Child]:
-    latency = item.latency_ms
-    times = (
-        [_NOT_MEASURED] * 3
-        if latency is None
-        else [spell_ms(value) for value in (latency.p50_ms, latency.p95_ms, latency.p99_ms)]
-    )
-    memory = _NOT_MEASURED if item.memory_bytes is None else spell_bytes(item.memory_bytes)
-    name: Child = node("strong", f"◆ {item.name}") if item.chosen else item.name
-    size = spell_bytes(item.size_bytes)
-    ratio = f"{item.size_ratio:.2f}x"
-    return [str(number), name, item.headline, size, ratio, *times, memory, item.reason]
+def _candidate_cells(number: int, item: CandidateReport) -> dict[str, Child]:
+    """Cells by heading; empty where something was not measured."""
+    times, memory = item.latency_ms, item.memory_bytes
+    return {
+        "#": str(number),
+        "candidate": node("strong", f"◆ {item.name}") if item.chosen else item.name,
+        _FIGURES: item.headline,
+        "size": spell_bytes(item.size_bytes),
+        "of float": f"{item.size_ratio:.2f}x",
+        "p50": "" if times is None else spell_ms(times.p50_ms),
+        "p95": "" if times is None else spell_ms(times.p95_ms),
+        "p99": "" if times is None else spell_ms(times.p99_ms),
+        "memory": "" if memory is None else spell_bytes(memory),
+        "why": item.reason,
+    }
 
 
 def _table(
@@ -265,9 +268,10 @@ def _interval_cells(figure: Interval) -> list[Child]:
 
 
 def _worst(item: CandidateReport) -> list[Element]:
-    rows = [(_worst_cells(row), "") for row in item.worst]
+    rows = [(_worst_cells(row), "") for row in item.worst[:_MOST_ROWS]]
     head = ("evaluation row", "truth", "source", "candidate", "distance")
-    return [_titled("Worst rows", _table(head, rows, numbers={0, 4}))] if rows else []
+    title = f"Worst rows ({len(rows)}; report.json has {len(item.worst)})"
+    return [_titled(title, _table(head, rows, numbers={0, 4}))] if rows else []
 
 
 def _worst_cells(row: WorstReport) -> list[Child]:
@@ -279,7 +283,7 @@ def _confusions(item: CandidateReport) -> list[Element]:
     rows = [([pair.source, pair.candidate, str(pair.n)], "") for pair in item.confusions]
     if not rows:
         return []
-    title = f"Changed labels ({sum(pair.n for pair in item.confusions)} rows)"
+    title = f"Changed labels (rows: {sum(pair.n for pair in item.confusions)})"
     head = ("source", "candidate", "rows")
     return [_titled(title, _table(head, rows[:_MOST_PAIRS], numbers={2}))]
 

@@ -103,7 +103,10 @@ def test_nothing_measured_is_a_page_without_pictures():
 def test_a_target_that_is_not_this_machine_says_so():
     tried = tuple(msgspec.structs.replace(item, latency_ms=None) for item in candidates())
     other = target(*tried, measured_here=False, measured_on=None)
-    assert "latency and memory are not measured" in Seen(to_html(report(other))).text
+    text = Seen(to_html(report(other))).text
+    assert "latency and memory are not measured" in text
+    assert "p95" not in text
+    assert "p95" in Seen(to_html(report())).text
 
 
 def test_an_error_that_is_not_finite_is_shown_as_such():
@@ -119,7 +122,7 @@ def test_many_classes_are_a_list_and_no_map():
     )
     seen = Seen(to_html(report(target(candidate(confusions=pairs, chosen=True)))))
     assert not [v for n, v in seen.attributes if n == "aria-label" and "changed label" in v]
-    assert "Changed labels (160 rows)" in seen.text
+    assert "Changed labels (rows: 160)" in seen.text
 
 
 def test_the_same_report_gives_the_same_bytes():
