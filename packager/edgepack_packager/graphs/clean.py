@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import onnx
@@ -24,6 +25,8 @@ MAX_IR = NEWEST.ir
 """onnxruntime 1.31 reads no newer file format, although today's onnx writes 14 by default."""
 
 BATCH = "batch"
+MOST_LETTERS = 64
+_NOT_PLAIN = re.compile(r"[^!-~]")
 
 _ONNX_DOMAINS = frozenset({"", "ai.onnx"})
 
@@ -47,6 +50,7 @@ def clean_passes() -> tuple[GraphPass, ...]:
         GraphPass("strip-metadata", strip_metadata),
         GraphPass("name-nodes", name_nodes, ensures=_unique_node_names),
         GraphPass("name-batch", name_batch),
+        GraphPass("name-lengths", name_lengths),
         GraphPass("lowest-opset", lowest_opset, ensures=_known_opset),
         GraphPass("lowest-ir", lowest_ir, ensures=_readable_ir),
     )
@@ -135,6 +139,23 @@ def name_batch(model: onnx.ModelProto) -> bool:
             continue
         sizes[0].dim_param = BATCH
         changed = True
+    return changed
+
+
+def name_lengths(model: onnx.ModelProto) -> bool:
+    """Name the open dimensions of inputs that have no name, and spell all so that a bundle may."""
+    changed = False
+    for item in model.graph.input:
+        for place, size in enumerate(item.type.tensor_type.shape.dim):
+            if not size.HasField("dim_value") and not size.dim_param:
+                size.dim_param = f"{item.name}-{place}"
+                changed = True
+    for item in (*model.graph.input, *model.graph.output):
+        for size in item.type.tensor_type.shape.dim:
+            plain = _NOT_PLAIN.sub("_", size.dim_param)[:MOST_LETTERS]
+            if plain != size.dim_param:
+                size.dim_param = plain
+                changed = True
     return changed
 
 

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 
+from edgepack_contract.description import DimensionRange
 from edgepack_packager.data.rows import Array, Feeds
 from edgepack_packager.errors import ConversionError
 from edgepack_packager.graphs.clean import clean_passes, fix_batch, loading_passes, raise_opset
+from edgepack_packager.graphs.dimensions import fix_lengths, try_lengths
 from edgepack_packager.graphs.passes import run_passes
-from edgepack_packager.graphs.running import is_batched, open_folder, run_rows, save_model
+from edgepack_packager.graphs.running import (
+    is_batched,
+    open_folder,
+    run_rows,
+    save_model,
+    take_rows,
+)
 from edgepack_runtime.inference.errors import ModelError
 from edgepack_runtime.inference.session import Session
 
+LENGTH_ROWS = 2
 SAME_RTOL, SAME_ATOL = 1e-4, 1e-5
 """Cleaning re-orders sums at most; anything beyond this is another model."""
 
@@ -30,6 +41,7 @@ class Cleaned:
         outputs: Its answers to the sample.
         passes: What was done to it.
         warnings: What the user should know.
+        dimensions: Between which lengths each named dimension besides the rows works.
     """
 
     model: onnx.ModelProto
@@ -37,6 +49,7 @@ class Cleaned:
     outputs: Feeds
     passes: tuple[str, ...]
     warnings: tuple[str, ...]
+    dimensions: dict[str, DimensionRange]
 
 
 def open_original(model: onnx.ModelProto, folder: Path) -> Session:
@@ -83,18 +96,35 @@ def clean(graph: onnx.ModelProto, original: Session, sample: Feeds, folder: Path
         if _same(raised, truth, sample, folder / "raised"):
             cleaned, passes = raised, (*passes, "raise-opset", *more)
     session = _open(cleaned, folder / "cleaned")
-    warnings: tuple[str, ...] = ()
-    if is_batched(session) and not _takes_batches(session, sample):
-        cleaned = fix_batch(cleaned)
+    warnings: list[str] = []
+    if is_batched(session) and not _works(session, sample):
+        cleaned, passes = fix_batch(cleaned), (*passes, "fix-batch")
         session = _open(cleaned, folder / "fixed")
-        passes = (*passes, "fix-batch")
-        warnings = ("the graph answers wrongly to several rows at once; it is packed for one",)
+        warnings.append("the graph answers wrongly to several rows at once; it is packed for one")
+    ranges, only = try_lengths(session.inputs, _few(sample), partial(_works, session))
+    if only:
+        cleaned, passes = fix_lengths(cleaned, only), (*passes, "fix-lengths")
+        session = _open(cleaned, folder / "lengths")
+        warnings.append(_fixed_words(only))
     outputs = _run(session, sample, "the cleaned model fails on the rows")
     if not _close(truth, outputs):
         raise ConversionError(
             "the cleaned graph gives other answers than the model as it came", code="not-faithful"
         )
-    return Cleaned(cleaned, session, outputs, tuple(dict.fromkeys(passes)), warnings)
+    applied = tuple(dict.fromkeys(passes))
+    return Cleaned(cleaned, session, outputs, applied, tuple(warnings), ranges)
+
+
+def _few(sample: Feeds) -> Feeds:
+    return take_rows(sample, slice(0, LENGTH_ROWS))
+
+
+def _fixed_words(only: Mapping[str, int]) -> str:
+    sizes = ", ".join(f"{name} at {size}" for name, size in sorted(only.items()))
+    return (
+        f"the graph says that {', '.join(sorted(only))} may vary, but works at one length only; it "
+        f"is packed with {sizes}"
+    )
 
 
 def _check_batch(session: Session) -> None:
@@ -123,12 +153,15 @@ def _run(session: Session, feeds: Feeds, what: str) -> Feeds:
     return outputs
 
 
-def _takes_batches(session: Session, sample: Feeds) -> bool:
+def _works(session: Session, sample: Feeds) -> bool:
+    """Whether rows have an answer each, the same one by one and, if it takes several, together."""
+    rows = len(next(iter(sample.values())))
     try:
-        together = session.run(sample)
-    except ModelError:
+        alone = run_rows(session, sample, chunk=1)
+        together = session.run(sample) if is_batched(session) else alone
+    except (ModelError, ValueError):
         return False
-    return _close(run_rows(session, sample, chunk=1), together)
+    return all(len(values) == rows for values in alone.values()) and _close(alone, together)
 
 
 def _same(model: onnx.ModelProto, truth: Feeds, sample: Feeds, folder: Path) -> bool:
