@@ -35,7 +35,13 @@ from edgepack_packager.search.measured import (
 from edgepack_packager.search.panel import Panel
 from edgepack_packager.search.trials import Outcome, Trial
 from edgepack_packager.subject import Subject, load_subject
-from edgepack_packager.targets import DeviceConfig, default_target, jobs_here, load_target
+from edgepack_packager.targets import (
+    DeviceConfig,
+    default_target,
+    jobs_here,
+    load_target,
+    own_class,
+)
 from edgepack_packager.variants import describe_outcome, memory_meter
 from edgepack_runtime.inference.errors import ModelError
 
@@ -132,8 +138,8 @@ def build(recipe: Recipe, progress: Listener | None = None) -> BuildResult:
 
 def _build(recipe: Recipe, steps: _Steps) -> BuildResult:
     signer = _signer(recipe)
-    targets = _targets(recipe)
     lock = _lock(recipe)
+    targets = _targets(recipe, lock)
     with TemporaryDirectory(prefix="edgepack-build-") as name:
         folder = Path(name)
         with steps.step("load"):
@@ -145,7 +151,7 @@ def _build(recipe: Recipe, steps: _Steps) -> BuildResult:
         jobs = jobs_here(recipe.jobs)
         panel = Panel(recipe, subject, folder, jobs=jobs, clock=time.monotonic)
         with steps.step("search"), panel:
-            outcomes, told = _search(recipe, subject, panel, steps, lock)
+            outcomes, told = _search(recipe, subject, panel, steps, targets=targets, lock=lock)
         with steps.step("describe"):
             content = _content(recipe, subject, outcomes, lock)
         warnings = _warnings(recipe, [*subject.warnings, *told], outcomes)
@@ -201,10 +207,11 @@ def _signer(recipe: Recipe) -> PrivateKey | None:
     return None if recipe.key is None else read_private_key(recipe.key, recipe.passphrase)
 
 
-def _targets(recipe: Recipe) -> list[DeviceConfig]:
+def _targets(recipe: Recipe, lock: Lock | None) -> list[DeviceConfig]:
     """The targets, most generic first, as a bundle lists its variants."""
-    targets = [load_target(name) for name in recipe.targets or (default_target(),)]
-    return sorted(targets, key=lambda target: len(target.features))
+    usual = (default_target(),) if lock is None else tuple(lock.targets)
+    targets = [load_target(name) for name in recipe.targets or usual]
+    return sorted(targets, key=lambda target: (len(target.features), target.name))
 
 
 def _lock(recipe: Recipe) -> Lock | None:
@@ -212,10 +219,16 @@ def _lock(recipe: Recipe) -> Lock | None:
 
 
 def _search(
-    recipe: Recipe, subject: Subject, panel: Panel, steps: _Steps, lock: Lock | None
+    recipe: Recipe,
+    subject: Subject,
+    panel: Panel,
+    steps: _Steps,
+    *,
+    targets: Sequence[DeviceConfig],
+    lock: Lock | None,
 ) -> tuple[list[Outcome], list[str]]:
     """The outcome of every target, and what the user should know of the search."""
-    targets, benchmarks = _targets(recipe), read_measured(recipe.measured)
+    benchmarks = read_measured(recipe.measured)
     for target in targets:
         check_readable(subject.model, target.onnxruntime, target.name)
     bench = Bench(recipe, subject, panel, tell=steps.tell, tried=steps.tried)
@@ -259,6 +272,7 @@ def _warnings(recipe: Recipe, told: Sequence[str], outcomes: Sequence[Outcome]) 
         found += outcome.warnings
         found += [f"{outcome.target.name}: {text}" for text in outcome.choice.warnings]
         found += _slice_warnings(outcome)
+    found += _faster_target(recipe, outcomes)
     if recipe.key is None:
         found.append("the bundle is not signed; devices refuse it until it is: edgepack sign")
     return tuple(found)
@@ -269,6 +283,20 @@ def _slice_warnings(outcome: Outcome) -> list[str]:
     allowed = [v.gate.threshold for v in chosen.verdicts if v.gate.name == "max-drop"]
     found = [slice_warning(chosen.made.figures, limit) for limit in allowed]
     return [f"{outcome.target.name} {chosen.name}: {text}" for text in found if text is not None]
+
+
+def _faster_target(recipe: Recipe, outcomes: Sequence[Outcome]) -> list[str]:
+    """What was lost by not naming the kind of machine that this one is."""
+    quantized = any(len(outcome.trials) > 1 for outcome in outcomes)
+    kind = own_class()
+    if recipe.targets or not quantized or kind is None:
+        return []
+    if kind.needs_reduced_range or not load_target(default_target()).needs_reduced_range:
+        return []
+    return [
+        f"no target was named, so that int8 is held to what any machine computes exactly; for "
+        f"machines like this one, --target {kind.name} is faster and finer"
+    ]
 
 
 def _write(

@@ -192,6 +192,14 @@ def jobs_here(asked: int | None) -> int:
     return asked or this_hardware().cores
 
 
+def own_class() -> DeviceConfig | None:
+    """The class of machines that this one is exactly of."""
+    configs = map(load_target, target_names())
+    return next(
+        (item for item in configs if item.kind == "class" and item.is_this(this_hardware())), None
+    )
+
+
 def default_target() -> str:
     """The generic target of this machine's architecture."""
     return f"generic-{this_hardware().architecture}"

@@ -145,7 +145,7 @@ def _openings(aim: Aim, material: Material) -> tuple[Plan, ...]:
     offered = (
         (static_plan(aim), material.static_nodes > 0),
         (_dynamic("int8-dynamic", aim), material.dynamic),
-        (_dynamic("int8-dynamic-unfolded", aim, UNFOLDED_TYPES), material.convolutions),
+        *((plan, material.convolutions) for plan in _unfolded(aim)),
         (_weights("int8-weights"), material.products),
         (_weights("int4-weights"), material.products),
         (_STORED, material.stored),
@@ -164,6 +164,19 @@ def _dynamic(name: str, aim: Aim, operators: tuple[str, ...] = ()) -> Plan:
         operators=operators,
         per_channel=True,
         reduce_range=aim.reduce_range,
+    )
+
+
+def _unfolded(aim: Aim) -> tuple[Plan, ...]:
+    """Convolutions as matrix products; also by kernels that full 8-bit weights do not saturate."""
+    usual = _dynamic("int8-dynamic-unfolded", aim, UNFOLDED_TYPES)
+    return (usual, _exact(usual)) if aim.reduce_range else (usual,)
+
+
+def _exact(plan: Plan) -> Plan:
+    """The same with weights that use all 8 bits, and kernels that are slower but never saturate."""
+    return msgspec.structs.replace(
+        plan, name=f"{plan.name}-u8", weights="uint8", reduce_range=False
     )
 
 
@@ -234,10 +247,11 @@ def _finer(base: Plan, tried: Mapping[Plan, Known]) -> tuple[Plan, ...]:
     channels = msgspec.structs.replace(base, name=f"{base.name}-per-channel", per_channel=True)
     if channels not in tried:
         return (channels,)
-    return tuple(
+    others = tuple(
         msgspec.structs.replace(channels, name=f"{channels.name}-{name}", calibration=name)
         for name in OTHER_CALIBRATIONS
     )
+    return (_exact(channels), *others) if base.reduce_range else others
 
 
 def _growth(base: Plan, material: Material, tried: Mapping[Plan, Known]) -> Step:

@@ -161,6 +161,18 @@ def test_finer_blocks_follow_where_weights_in_few_bits_lose():
     assert known[-1].plan.block < next(k.plan.block for k in known if k.plan.block)
 
 
+def test_where_weights_must_keep_to_seven_bits_full_ones_are_tried_by_exact_kernels():
+    aim = Aim(activations="uint8", reduce_range=True)
+    material = Material(judged=True, static_nodes=1, convolutions=True)
+    _, known = run(material, lambda plan: "proven" if plan == FP32 else "losing", aim)
+    full = [item.plan for item in known if item.plan.weights == "uint8"]
+    assert [plan.name for plan in full] == [
+        "int8-dynamic-unfolded-u8", "int8-static-per-channel-u8",
+    ]  # fmt: skip
+    assert not any(plan.reduce_range for plan in full)
+    assert all(item.plan.reduce_range for item in known[1:] if item.plan not in full)
+
+
 @pytest.mark.parametrize(("standing", "more"), [("proven", []), ("losing", [["fp16"]])])
 def test_halves_are_tried_where_weights_stored_in_int8_lose(standing, more):
     def found(plan):
