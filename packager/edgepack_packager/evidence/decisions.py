@@ -232,6 +232,8 @@ def _guess(label: str | None, scores: str | None, *, normal: bool, sample: Feeds
     if (label and scores) or (scores and normal):
         return "classification"
     floats = [values for values in sample.values() if values.dtype.kind == "f"]
+    if label and not floats:
+        return "classification"
     single = len(floats) == 1 and floats[0].reshape(len(floats[0]), -1).shape[1] == 1
     return "regression" if single else "other"
 

@@ -11,6 +11,9 @@ from edgepack_packager.evidence.intervals import Estimate
 Outcome = Literal["pass", "fail", "inconclusive", "not_measured"]
 Severity = Literal["accuracy", "budget"]
 
+FURTHEST = 1e9
+"""How far outside what cannot be judged is: finite, since reports hold no infinity."""
+
 _NO_ROWS = "there are no rows to judge it on"
 
 
@@ -104,7 +107,7 @@ def judge_maximum(gate: Gate, figure: Estimate | None) -> Verdict:
 
 def judge_failure(gate: Gate, failure: str) -> Verdict:
     """Answers that are no answers are outside of every gate, further than any other."""
-    return Verdict(gate, "fail", failure, math.inf)
+    return Verdict(gate, "fail", failure, FURTHEST)
 
 
 def _rows_wanted(figure: Estimate, end: float, limit: float) -> str:

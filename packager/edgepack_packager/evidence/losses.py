@@ -71,4 +71,4 @@ def _part(found: Statistic, rows: Array) -> Statistic:
     raw = found.influence[rows] + found.value
     value = float(np.mean(raw))
     hits = None if found.hits is None else found.hits[rows]
-    return Statistic(value, raw - value, found.reach, found.share, hits)
+    return Statistic(value, raw - value, found.reach, found.share, hits, found.graded)

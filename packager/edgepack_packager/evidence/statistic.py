@@ -43,6 +43,7 @@ class Statistic:
             could do when all that were seen agree.
         share: Whether the figure lies between 0 and 1.
         hits: Whether each row is a success, when the figure is a share of rows.
+        graded: Whether it is the mean of a value of each row, which can vary less than yes and no.
     """
 
     value: float
@@ -50,6 +51,7 @@ class Statistic:
     reach: float = 1.0
     share: bool = False
     hits: npt.NDArray[np.bool_] | None = None
+    graded: bool = False
 
     @property
     def n(self) -> int:
@@ -103,7 +105,7 @@ def mean_of(values: Floats, *, reach: float | None = None, share: bool = False) 
     center = float(np.mean(values))
     if reach is None:
         reach = 1.0 if share else float(np.ptp(values))
-    return Statistic(center, values - center, reach, share)
+    return Statistic(center, values - center, reach, share, graded=True)
 
 
 def share_of(hits: npt.NDArray[np.bool_]) -> Statistic:
@@ -141,7 +143,8 @@ def _effective(found: Statistic, error: float, units: int) -> float:
     if spread <= 0 or error <= 0:
         return units / max(found.reach, 1.0)
     wider = (t_quantile(found.n - 1) / t_quantile(units - 1)) ** 2 if units < found.n else 1.0
-    return min(spread / error**2 * wider, float(found.n))
+    rows = spread / error**2 * wider
+    return rows if found.graded else min(rows, float(found.n))
 
 
 def difference(more: Statistic, less: Statistic, units: Units | None) -> tuple[Estimate, Proof]:

@@ -174,6 +174,27 @@ def test_differences_of_auc_and_f1_cover_the_truth(measure):
     assert 0.92 <= coverage(scored, measure, truth) <= 0.98
 
 
+def test_absolute_figures_near_one_cover_the_truth():
+    def draw(random):
+        truth = random.random(200) < 0.3
+        return truth, 2.6 * truth + random.standard_normal(200)
+
+    def auc(truth, score):
+        return macro_auc(truth.astype(int), np.stack([-score, score], axis=1))
+
+    area = 0.96701  # of two normals 2.6 apart: Phi(2.6 / sqrt(2))
+    assert coverage(draw, lambda *rows: estimate(auc(*rows), None), area) >= 0.93
+
+    def images(random):
+        return (random.beta(9, 1, 80),)
+
+    def score(values):
+        return estimate(mean_of(values, share=True), None)
+
+    assert 0.92 <= coverage(images, score, 0.9) <= 0.98
+    assert estimate(mean_of(np.full(80, 1.0), share=True), None).low < 0.96
+
+
 @pytest.mark.parametrize("spread", [1.0, 4.0])
 def test_figures_over_sequences_cover_the_truth(spread):
     def draw(random):
