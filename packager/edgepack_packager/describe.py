@@ -94,7 +94,12 @@ def describe(
         session = open_folder(chosen.folder)
         jobs = jobs_here(recipe.jobs)
         outputs = run_rows(session, subject.reference, chunk=1, threads=jobs)
-        reference = build_reference(description, subject.reference, outputs, inherited=old)
+        # rows of a sequence, or of time, follow each other: their counts vary by more than chance
+        states = any(spec.role == "state" for spec in subject.inputs)
+        ordered = states or recipe.time_column is not None
+        reference = build_reference(
+            description, subject.reference, outputs, ordered=ordered, inherited=old
+        )
         files[REFERENCE_PATH] = reference.to_bytes()
     return VariantContent(description=description, files=files)
 

@@ -7,11 +7,18 @@ import onnx
 import pytest
 from tests.packager.models import recurrent
 
-from edgepack_packager import Recipe, RecipeError
+from edgepack_contract.bundle import BundleFile
+from edgepack_contract.description import GOLDEN_PATH, REFERENCE_PATH
+from edgepack_contract.layout import unpack
+from edgepack_contract.reference import parse_reference
+from edgepack_packager import Recipe, RecipeError, build
 from edgepack_packager.graphs.running import open_folder, run_rows, save_model
 from edgepack_packager.graphs.steps import run_steps
 from edgepack_packager.recipe import InputRule
 from edgepack_packager.subject import load_subject
+from edgepack_runtime.inference.coerce import check_feeds
+from edgepack_runtime.inference.golden import check_golden
+from edgepack_runtime.inference.variant import read_description
 
 STATE = {"state": InputRule(role="state", source="next")}
 
@@ -119,3 +126,33 @@ def test_a_state_that_grows_is_refused(make):
     with pytest.raises(RecipeError, match="grows") as caught:
         make(model)
     assert caught.value.code == "state-open"
+
+
+def test_a_bundle_with_a_state_is_served_step_by_step(make, tmp_path):
+    """A client sends the state and gets the next one back; zeros begin a sequence."""
+    make(recurrent(rows_last=True))
+    recipe = Recipe(
+        model=tmp_path / "m.onnx", name="m", version="1.0.0", data=tmp_path / "rows.npz",
+        sequence_column="sequence", inputs=STATE, output=tmp_path / "m.edgepack",
+    )  # fmt: skip
+    build(recipe)
+    with BundleFile.open(tmp_path / "m.edgepack") as file:
+        unpack(file, tmp_path / "unpacked")
+    (folder,) = (path for path in (tmp_path / "unpacked").iterdir() if path.is_dir())
+    description = read_description(folder)
+    session = open_folder(folder)
+    assert check_golden(session, folder / GOLDEN_PATH, description.golden).ok
+    state = next(spec for spec in description.inputs if spec.role == "state")
+    assert (state.shape, state.source) == (["batch", 2, 4], "next")
+    reference = parse_reference((folder / REFERENCE_PATH).read_bytes())
+    assert {feature.tensor for feature in reference.inputs} == {"x"}
+    assert reference.ordered
+    rows = np.random.default_rng(1).standard_normal((4, 3)).astype(np.float32)
+    wanted, _ = by_hand(recurrent(), rows, ["one"] * 4)
+    held = np.zeros((1, 2, 4), np.float32)
+    for row, answer in zip(rows, wanted, strict=True):
+        feeds = {"x": row[None], "state": held}
+        check_feeds(description, feeds)
+        outputs = session.run(feeds)
+        held = outputs["next"]
+        np.testing.assert_allclose(outputs["y"][0], answer, atol=0.05)

@@ -87,6 +87,10 @@ def _variant(name: str, description: Description) -> str:
         f"  features  {', '.join(description.features) or 'any'}",
         *(f"  input     {_tensor(one)}" for one in description.inputs),
         *(f"  output    {_tensor(one)}" for one in description.outputs),
+        *(
+            f"  dimension {size} is {sizes.minimum} to {sizes.maximum}"
+            for size, sizes in sorted(description.dimensions.items())
+        ),
         *(f"  metric    {_metric(one)}" for one in description.metrics),
     ]
     files = [(f"  {one.path}", bytes_text(one.size), one.digest) for one in description.files]
@@ -95,7 +99,8 @@ def _variant(name: str, description: Description) -> str:
 
 def _tensor(spec: TensorSpec) -> str:
     shape = ", ".join(str(size) for size in spec.shape)
-    return f"{spec.name} {spec.dtype}[{shape}]"
+    state = f", carried from {spec.source}" if spec.role == "state" else ""
+    return f"{spec.name} {spec.dtype}[{shape}]{state}"
 
 
 def _metric(metric: Metric) -> str:
