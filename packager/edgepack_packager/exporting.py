@@ -125,6 +125,8 @@ def _chosen(bundle: TrustedBundle, name: str | None, hardware: Hardware) -> Vari
 def _check_free(output: Path) -> None:
     if output.exists():
         raise RecipeError(f"{output} is there already; give another path", code="output-exists")
+    if not output.parent.is_dir():
+        raise RecipeError(f"there is no folder {output.parent} to write into", code="no-folder")
 
 
 def _write_one_file(folder: Path, output: Path) -> None:

@@ -68,6 +68,11 @@ def test_what_is_there_stays(source, tmp_path):
     assert (tmp_path / "m.onnx").read_text() == "precious"
 
 
+def test_a_folder_that_is_not_there_is_named(source, tmp_path):
+    with pytest.raises(RecipeError, match=f"there is no folder {tmp_path}/none"):
+        exporting.export_onnx(source, tmp_path / "none" / "m.onnx", variant=None, hardware=HERE)
+
+
 def test_an_unknown_variant_is_named_with_those_there_are(source, tmp_path):
     with pytest.raises(RecipeError, match="no variant 'moon'; it has pc, board"):
         exporting.export_onnx(source, tmp_path / "m.onnx", variant="moon", hardware=HERE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,15 @@ from typing import Any
 import click
 
 from edgepack_cli.output import bytes_text, emit_json, say
+from edgepack_contract.description import MODEL_DATA_PATH, MODEL_PATH
 from edgepack_contract.unpacked import open_local
-from edgepack_packager.diffing import BundleDiff, Change, Tensors, VariantDiff, diff_bundles
+from edgepack_packager.diffing import BundleDiff, Change, VariantDiff, diff_bundles
 
 BUNDLE = click.Path(path_type=Path, exists=True)
+MODELS = (MODEL_PATH, MODEL_DATA_PATH)
 DIFFERENT = 1
+COLUMNS = 100
+_WIDEST = 28
 
 
 @click.command()
@@ -61,17 +66,27 @@ def _variant(name: str, diff: VariantDiff) -> Iterator[str]:
     if not diff.files:
         yield "  the same in every byte"
         return
-    rows = [(change.what, _spelt(change)) for change in diff.changes]
-    rows.append(("weights", _tensors(diff.tensors)))
+    rows = [
+        (change.what.removesuffix(" against source"), _spelt(change)) for change in diff.changes
+    ]
+    rows.append(("weights", _tensors(diff)))
     rows.append(("files", ", ".join(diff.files)))
     fetched = f"{bytes_text(diff.bytes)}, of which {bytes_text(diff.new_bytes)} are new"
     rows.append(("a device fetches", fetched))
-    width = min(32, max(len(what) for what, _ in rows))
+    width = min(_WIDEST, max(len(what) for what, _ in rows))
     for what, words in rows:
-        yield f"  {what.ljust(width)}  {words}"
+        yield textwrap.fill(
+            words, COLUMNS, initial_indent=f"  {what.ljust(width)}  ",
+            subsequent_indent=" " * (width + 4), break_long_words=False, break_on_hyphens=False,
+        )  # fmt: skip
 
 
-def _tensors(found: Tensors) -> str:
+def _tensors(diff: VariantDiff) -> str:
+    found = diff.tensors
+    if not set(diff.files) & set(MODELS):
+        return "the same"
+    if not found.total:
+        return "other ones, in attributes of nodes as trees have them"
     parts = [
         f"{found.changed} of {found.total} tensors changed",
         *([f"{found.added} added"] if found.added else []),
@@ -133,7 +148,10 @@ def _metric(metric: Mapping[str, Any]) -> str:
 
 
 def _gate(gate: Mapping[str, Any]) -> str:
-    return f"{gate['threshold']:g} {gate['unit']}: {gate['verdict'].replace('_', ' ')}"
+    limit = f"{gate['threshold']:g} {gate['unit']}"
+    if gate["unit"] == "bytes":
+        limit = bytes_text(gate["threshold"])
+    return f"{limit}: {gate['verdict'].replace('_', ' ')}"
 
 
 def _plain(value: Any) -> str:

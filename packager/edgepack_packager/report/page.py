@@ -158,10 +158,10 @@ def _figure(picture: Element) -> Element:
 def _candidates(target: TargetReport) -> Element:
     """The table of candidates; a column that nobody has a figure for is left out."""
     columns = [_candidate_cells(number, item) for number, item in enumerate(target.candidates, 1)]
-    shown = [name for name in columns[0] if any(cells[name] for cells in columns)]
+    shown = [name for name in columns[0] if any(cells[name] != "" for cells in columns)]
     rows: list[tuple[list[Child], str]] = [
         (
-            [cells[name] or _NOT_MEASURED for name in shown],
+            [_NOT_MEASURED if cells[name] == "" else cells[name] for name in shown],
             "chosen" if item.chosen else mark_of(item),
         )
         for cells, item in zip(columns, target.candidates, strict=True)
@@ -270,7 +270,8 @@ def _interval_cells(figure: Interval) -> list[Child]:
 def _worst(item: CandidateReport) -> list[Element]:
     rows = [(_worst_cells(row), "") for row in item.worst[:_MOST_ROWS]]
     head = ("evaluation row", "truth", "source", "candidate", "distance")
-    title = f"Worst rows ({len(rows)}; report.json has {len(item.worst)})"
+    more = f" ({len(rows)} of {len(item.worst)}; report.json has all)"
+    title = f"Worst rows{more if len(rows) < len(item.worst) else ''}"
     return [_titled(title, _table(head, rows, numbers={0, 4}))] if rows else []
 
 
@@ -293,8 +294,9 @@ def _titled(title: str, table: Element) -> Element:
 
 
 def _plan(item: CandidateReport) -> Element:
+    told = ["precision"] if item.plan.get("precision") == "fp32" else item.plan.keys() - {"name"}
     parts = [
-        f"{key} {_spelt(value)}" for key, value in item.plan.items() if value and key != "name"
+        f"{key} {_spelt(item.plan[key])}" for key in item.plan if key in told and item.plan[key]
     ]
     if not item.judged_on_all:
         parts.append("given up on the first rows")

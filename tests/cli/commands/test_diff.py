@@ -7,8 +7,9 @@ import json
 import onnx
 import pytest
 from bundle_samples import describe
+from onnx import helper
 from tests.packager.model_bundles import bundle, changed, variant
-from tests.packager.models import mlp
+from tests.packager.models import build, mlp, value
 
 from edgepack_packager.targets import this_hardware
 
@@ -45,6 +46,23 @@ def test_a_diff_reads_from_top_to_bottom(cli, pair):
     assert "1 of 3 tensors changed: 66.7% of the bytes of the weights" in text
     assert "a device fetches" in lines[-1]
     assert max(map(len, lines)) <= 100
+
+
+def test_a_model_that_stayed_is_said_to_be_the_same(cli, tmp_path):
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    same = [variant(saved, mlp(), version=version) for version in ("1.0.0", "2.0.0")]
+    paths = [bundle(tmp_path / f"{n}.edgepack", one) for n, one in enumerate(same)]
+    assert "  weights           the same\n" in cli("diff", *paths).out
+
+
+def test_trees_have_no_tensors_to_count(cli, tmp_path):
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    bare = [build([helper.make_node(op, ["x"], ["y"])], [value("x", ["n", 2])],
+                  [value("y", ["n", 2])]) for op in ("Relu", "Abs")]  # fmt: skip
+    paths = [bundle(tmp_path / f"{n}.edgepack", variant(saved, m)) for n, m in enumerate(bare)]
+    assert "other ones, in attributes of nodes" in cli("diff", *paths).out
 
 
 def test_json_is_one_object(cli, pair):

@@ -76,6 +76,20 @@ def test_every_candidate_and_gate_is_there_in_words(seen):
         assert words in seen.text
 
 
+def test_the_table_names_the_chosen_candidate_and_what_it_lacks():
+    alone = candidate(chosen=True, memory_bytes=None)
+    plan = {"precision": "fp32", "weights": "int8"}
+    other = candidate("fp32", latency_ms=None, memory_bytes=None, plan=plan)
+    page = to_html(report(target(alone, other, measured_on=None, measured_here=False)))
+    assert b"<strong>\xe2\x97\x86 int8-static</strong>" in page
+    table = Seen(page).text.partition("why")[2].partition("not proven or")[0]
+    assert "50 us" in table
+    assert table.count("not measured") == 3
+    assert "memory" not in table
+    assert "weights int8" not in Seen(page).text
+    assert b"<strong>\xe2\x97\x86 int8-static</strong>" in to_html(report(target(alone)))
+
+
 def test_the_header_says_what_ships_and_which_gates_are_open(page, seen):
     assert seen.text.count("digits 1.0.0") >= 1
     assert f"sha256:{'a' * 64}" in seen.text
