@@ -38,6 +38,7 @@ HELD_BYTES = 64 * MIB
 MOST_ROWS = 16
 """Activations held at a time: so many rows, fewer where these would be larger."""
 
+_EXACT_FROM = -120
 _LEVELS = 128
 _STEP = 16
 _UNSEEN = 1e-4
@@ -64,14 +65,20 @@ class Histogram:
 
     def add(self, values: Array) -> None:
         """Count ``values``; NaN and infinities say nothing of a range and are left out."""
-        finite = values[np.isfinite(values)].astype(np.float64)
+        finite = _finite(values)
         if not finite.size:
             return
         self.low = min(self.low, float(finite.min()))
         self.high = max(self.high, float(finite.max()))
         self._widen(_exponent(max(-self.low, self.high)))
-        bins = np.floor(np.ldexp(finite, -(self.exponent or 0))).astype(np.int64) + HALF_BINS
-        self.counts += np.bincount(bins, minlength=2 * HALF_BINS)
+        self.counts += np.bincount(self._bins(finite), minlength=2 * HALF_BINS)
+
+    def _bins(self, values: Array) -> npt.NDArray[np.int32]:
+        exponent = self.exponent or 0
+        # scaling by a power of two is exact in float32 unless it may underflow
+        exact = values if _EXACT_FROM <= exponent <= 0 else values.astype(np.float64)
+        places = np.floor(exact * exact.dtype.type(np.ldexp(1.0, -exponent)))
+        return places.astype(np.int32).reshape(-1) + np.int32(HALF_BINS)
 
     @property
     def width(self) -> float:
@@ -89,6 +96,13 @@ class Histogram:
                 np.int64
             )
         self.exponent = exponent
+
+
+def _finite(values: Array) -> Array:
+    """Only the values that say something of a range; a view where all do."""
+    if not values.size or np.isfinite([values.min(), values.max()]).all():
+        return values
+    return values[np.isfinite(values)]
 
 
 def _exponent(greatest: float) -> int | None:
@@ -113,8 +127,7 @@ def measure_min_max(model: onnx.ModelProto, tensors: Sequence[str], rows: Feeds)
     """
     ranges: dict[str, tuple[float, float]] = dict.fromkeys(tensors, (0.0, 0.0))
     for name, values in _observed(model, tensors, rows):
-        # NaN and infinities say nothing of a range
-        finite = values if np.isfinite(values).all() else values[np.isfinite(values)]
+        finite = _finite(values)
         low, high = ranges[name]
         ranges[name] = (
             min(low, float(finite.min(initial=0.0))),

@@ -9,7 +9,6 @@ import onnx
 
 from edgepack_packager.data.rows import Feeds
 from edgepack_packager.quantize.calibration import (
-    CalibrationName,
     Histogram,
     Ranges,
     find_range,
@@ -49,6 +48,7 @@ class Prepared:
     def __init__(self, model: onnx.ModelProto, calibration: Feeds | None) -> None:
         self.model = model
         self.calibration = calibration
+        self._histograms: dict[str, Histogram] = {}
 
     @cached_property
     def fused(self) -> onnx.ModelProto:
@@ -82,28 +82,26 @@ class Prepared:
         """Whether the graph is beyond what one protobuf message holds."""
         return float_weight_bytes(self.model) > PROTOBUF_BYTES
 
-    def ranges(self, method: CalibrationName) -> Ranges:
-        """The ranges of all values that a static plan may need.
+    def ranges(self, plan: Plan) -> Ranges:
+        """The ranges of all values that a static plan needs, as it finds them.
 
         Raises:
             ModelRunError: The graph fails on the rows.
         """
+        method = plan.calibration or "min-max"
         if method == "min-max":
             return self._min_max
-        found = {name: find_range(counts, method) for name, counts in self._histograms.items()}
+        tensors = calibrated_tensors(self.fused, plan.operators or STATIC_TYPES)
+        new = [name for name in tensors if name not in self._histograms]
+        if new:
+            self._histograms |= measure_histograms(self.fused, new, self.calibration or {})
+        found = {name: find_range(self._histograms[name], method) for name in tensors}
         return {**self._min_max, **found}
 
     @cached_property
-    def _tensors(self) -> list[str]:
-        return calibrated_tensors(self.fused, (*STATIC_TYPES, *GROWN_TYPES))
-
-    @cached_property
     def _min_max(self) -> Ranges:
-        return measure_min_max(self.fused, self._tensors, self.calibration or {})
-
-    @cached_property
-    def _histograms(self) -> dict[str, Histogram]:
-        return measure_histograms(self.fused, self._tensors, self.calibration or {})
+        tensors = calibrated_tensors(self.fused, (*STATIC_TYPES, *GROWN_TYPES))
+        return measure_min_max(self.fused, tensors, self.calibration or {})
 
 
 def prepare(model: onnx.ModelProto, calibration: Feeds | None) -> Prepared:
@@ -138,8 +136,7 @@ def make(prepared: Prepared, plan: Plan) -> onnx.ModelProto | None:
     if plan.precision == "int8-static":
         if not prepared.nodes:
             return None
-        ranges = prepared.ranges(plan.calibration or "min-max")
-        return quantize_static(prepared.fused, ranges, plan)
+        return quantize_static(prepared.fused, prepared.ranges(plan), plan)
     if plan.precision == "int8-dynamic":
         unfolded = "Conv" in plan.operators
         return quantize_dynamically(prepared.fused if unfolded else prepared.model, plan)
@@ -159,8 +156,7 @@ def ranked(prepared: Prepared, plan: Plan, rows: Feeds, folder: Path) -> tuple[L
         QuantizerError: The quantizer does not cope with this graph.
         ModelRunError: The graph fails on the rows.
     """
-    ranges = prepared.ranges(plan.calibration or "min-max")
-    return rank_nodes(prepared.fused, ranges, plan, rows, folder)
+    return rank_nodes(prepared.fused, prepared.ranges(plan), plan, rows, folder)
 
 
 def remarks(prepared: Prepared) -> tuple[str, ...]:

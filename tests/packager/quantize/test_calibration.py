@@ -2,13 +2,14 @@
 
 import tracemalloc
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from tests.packager.models import mlp, rows
-from tests.packager.quantize.made import clean, ready
+from tests.packager.quantize.made import STATIC, clean, ready
 
 from edgepack_packager.quantize.calibration import (
     HALF_BINS,
@@ -94,10 +95,10 @@ def test_ranges_are_rounded_outwards_so_that_last_bits_do_not_show():
 
 def test_ranges_hold_every_value_and_hide_the_last_bits():
     feeds = rows()
-    ranges = ready(mlp(), {"x": feeds}).ranges("min-max")
+    ranges = ready(mlp(), {"x": feeds}).ranges(STATIC)
     low, high = ranges["x"]
     assert low <= feeds.min() < feeds.max() <= high
-    assert ready(mlp(), {"x": feeds * np.float32(1 + 1e-7)}).ranges("min-max") == ranges
+    assert ready(mlp(), {"x": feeds * np.float32(1 + 1e-7)}).ranges(STATIC) == ranges
 
 
 @pytest.mark.parametrize("method", ["min-max", "percentile-99.99", "entropy"])
@@ -105,7 +106,7 @@ def test_calibration_ignores_what_is_not_finite(method):
     feeds = rows()
     feeds[3, 2] = np.nan
     feeds[4, 1] = np.inf
-    ranges = ready(mlp(), {"x": feeds}).ranges(method)
+    ranges = ready(mlp(), {"x": feeds}).ranges(msgspec.structs.replace(STATIC, calibration=method))
     assert np.isfinite(list(ranges.values())).all()
 
 
