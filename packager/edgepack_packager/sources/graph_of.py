@@ -24,6 +24,7 @@ from skl2onnx.operator_converters.random_forest import (
 from sklearn import ensemble, tree
 from sklearn.base import is_classifier, is_clusterer, is_regressor
 from sklearn.impute import SimpleImputer
+from sklearn.preprocessing import FunctionTransformer
 
 from edgepack_packager.errors import ConversionError
 from edgepack_packager.sources.boosters import register
@@ -107,6 +108,7 @@ def to_graph(
         del graph.graph.output[1:]
     _set_locale(graph.graph)
     _restore_names(graph.graph, [name for name, _ in types])
+    _drop_inputs(graph.graph, {item.name for item in layout.columns if item not in layout.fed})
     _settle_outputs(graph.graph, values=is_regressor(model), double=double)
     return graph
 
@@ -142,6 +144,12 @@ def _restore_names(graph: onnx.GraphProto, names: Sequence[str]) -> None:
         node.input[:] = [renamed.get(name, name) for name in node.input]
 
 
+def _drop_inputs(graph: onnx.GraphProto, unused: set[str]) -> None:
+    kept = [item for item in graph.input if item.name not in unused]
+    del graph.input[:]
+    graph.input.extend(kept)
+
+
 def _settle_outputs(graph: onnx.GraphProto, *, values: bool, double: bool) -> None:
     """Give numbers as floats, and say no width that the converter only guessed."""
     for item in graph.output:
@@ -168,18 +176,25 @@ def _cast_output(graph: onnx.GraphProto, item: onnx.ValueInfoProto) -> None:
 
 
 def _words(model: Any, error: Exception) -> str:
-    known = unconvertible(model, lambda part: type(part) in sklearn_operator_name_map)
-    if known:
-        return known
+    found = unconvertible(model, _is_known)
+    if found:
+        return found
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"skl2onnx cannot convert this {type(model).__name__}: {lines[0]}"
+
+
+def _is_known(part: Any) -> bool:
+    if isinstance(part, FunctionTransformer) and part.func is not None:
+        return False
+    return type(part) in sklearn_operator_name_map
 
 
 def _input_types(layout: Layout, *, double: bool) -> list[tuple[str, Any]]:
     number = DoubleTensorType if double else FloatTensorType
     if not layout.by_column:
         return [(INPUT, number([None, len(layout.columns)]))]
-    return [(column.name, _column_type(column, number)) for column in layout.fed]
+    # all of them, since a step may have been given columns by their places
+    return [(column.name, _column_type(column, number)) for column in layout.columns]
 
 
 def _column_type(column: Column, number: type) -> Any:
