@@ -3,16 +3,18 @@
 import os
 import re
 from functools import partial
+from random import Random
 
 import numpy as np
 import onnx
 import pytest
 from tests.packager import hostile
-from tests.packager.models import mlp, rows
+from tests.packager.models import cnn, mlp, recurrent, rows
 
 from edgepack_cli.main import run
 from edgepack_packager import ConversionError, InputError
 from edgepack_packager.graphs import first_run
+from edgepack_packager.graphs.cleaning import open_original
 from edgepack_packager.graphs.tensors import check_finite_weights
 from edgepack_packager.sources import LoadContext
 from edgepack_packager.sources.from_onnx import load_onnx
@@ -159,3 +161,38 @@ def test_weights_of_sub_graphs_are_read_as_strictly(tmp_path):
     with pytest.raises(InputError, match="secret") as caught:
         load(save(tmp_path / "m.onnx", model))
     assert caught.value.code == "unsafe-weights"
+
+
+def damaged(raw, random):
+    """``raw`` with a few bytes changed, cut out or put in."""
+    raw = bytearray(raw)
+    for _ in range(random.choice([1, 1, 2, 4])):
+        place = random.randrange(len(raw))
+        match random.randrange(4):
+            case 0:
+                raw[place] = random.randrange(256)
+            case 1:
+                raw[place] ^= 1 << random.randrange(8)
+            case 2:
+                del raw[place : place + random.randrange(1, 9)]
+            case _:
+                raw[place:place] = bytes(random.choices([0, 1, 127, 128, 255], k=3))
+    return bytes(raw)
+
+
+def test_damaged_files_load_or_are_refused_in_words(tmp_path):
+    """What survives the checks is given to the runtime, which must refuse or run it too."""
+    random = Random(5)
+    seeds = [
+        model.SerializeToString() for model in (mlp(2, 4, 2), cnn(2), recurrent(rows_last=True))
+    ]
+    refused = 0
+    for turn in range(300):
+        path = save(tmp_path / "m.onnx", damaged(random.choice(seeds), random))
+        try:
+            source = load(path)
+            check_finite_weights(source.graph)
+            open_original(source.graph, tmp_path / f"original-{turn}")
+        except InputError:
+            refused += 1
+    assert 100 < refused < 300
