@@ -220,9 +220,9 @@ def test_memory_is_measured_by_the_devices_own_probe(recipe):
     ("change", "error", "words"),
     [
         ({"min_metric": {"accuracy": 0.999}}, AccuracyGateError, "the nearest is .*under 0.999"),
-        ({"max_size_bytes": 5000}, BudgetError, "the nearest is .*over 5000"),
+        ({"max_size_bytes": 5000}, BudgetError, "the nearest is .*over 5,000"),
         ({"max_latency_ms": 1e-6}, BudgetError, "over 1e-06"),
-        ({"max_memory_bytes": 1000}, BudgetError, "over 1000"),
+        ({"max_memory_bytes": 1000}, BudgetError, "over 1,000"),
         ({"max_drop": "0.01pt", "require_int8": True}, AccuracyGateError, "int8 is required"),
         ({"targets": ("toaster",)}, RecipeError, "unknown target"),
         ({"min_metric": {"r2": 0.5}}, RecipeError, "a classification model has accuracy"),

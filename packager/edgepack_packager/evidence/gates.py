@@ -124,11 +124,17 @@ def _rows_wanted(figure: Estimate, end: float, limit: float) -> str:
 
 def judge_budget(gate: Gate, value: float | None) -> Verdict:
     """Judge a measured cost; one that was not measured is left to the device's own probe."""
-    limit, unit = gate.threshold, gate.unit
+    limit = gate.threshold
+    most = _cost(limit, gate.unit)
     if value is None:
-        words = f"{gate.metric} at most {limit:g} {unit}: not measured here, enforced on the device"
+        words = f"{gate.metric} at most {most}: not measured here, enforced on the device"
         return Verdict(gate, "not_measured", words)
+    seen = f"{gate.metric} {_cost(value, gate.unit)}"
     if value <= limit:
-        return Verdict(gate, "pass", f"{gate.metric} {value:g} {unit} within {limit:g}")
-    words = f"{gate.metric} {value:g} {unit} is over {limit:g}"
+        return Verdict(gate, "pass", f"{seen} within {most}")
+    words = f"{seen} is over {most}"
     return Verdict(gate, "fail", words, (value - limit) / limit)
+
+
+def _cost(value: float, unit: str) -> str:
+    return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:.4g} {unit}"
