@@ -293,10 +293,11 @@ def _faster_target(recipe: Recipe, outcomes: Sequence[Outcome]) -> list[str]:
         return []
     if kind.needs_reduced_range or not load_target(default_target()).needs_reduced_range:
         return []
-    return [
-        f"no target was named, so that int8 is held to what any machine computes exactly; for "
+    words = (
+        "no target was named, so that int8 is held to what any machine computes exactly; for "
         f"machines like this one, --target {kind.name} is faster and finer"
-    ]
+    )
+    return [words]
 
 
 def _write(

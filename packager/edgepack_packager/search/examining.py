@@ -116,6 +116,6 @@ def is_hopeless(exam: Exam, figures: Figures, allowed: float) -> bool:
     if not figures.loss.low <= allowed:
         return True
     only_losses = exam.truth is None and exam.scorer is None
-    if not only_losses or exam.decisions.task != "classification":
+    if not only_losses or not figures.losses or exam.decisions.task != "classification":
         return False
     return 1 - proportion(exam.n - figures.losses, exam.n).low > allowed

@@ -193,7 +193,7 @@ class Panel:
 
     def _check_of(self, plan: Plan) -> Callable[[], None]:
         def check() -> None:
-            late = self.expired and plan != FP32
+            late = plan != FP32 and self.expired
             if late or self._stopped.is_set():
                 raise OutOfTimeError
 

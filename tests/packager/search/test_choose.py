@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from edgepack_packager.errors import AccuracyGateError, BudgetError
 from edgepack_packager.evidence.gates import Gate, Verdict, judge_budget, judge_loss, judge_minimum
 from edgepack_packager.evidence.intervals import Estimate
-from edgepack_packager.search.choose import Candidate, choose
+from edgepack_packager.search.choose import Candidate, choose, with_alternatives
 
 DROP = Gate("max-drop", "accuracy", "accuracy", 0.01, "points")
 SIZE = Gate("max-size", "budget", "size", 100, "bytes")
@@ -125,6 +125,62 @@ def test_without_timings_the_target_decides(preference, chosen):
         preference=preference,
     )
     assert found.chosen == chosen
+
+
+def test_all_that_may_ship_is_ranked_the_best_first():
+    found = pick(
+        candidate("fp32", 1000, None, PASS),
+        candidate("a", 300, None, PASS),
+        candidate("b", 200, None, PASS),
+        candidate("c", 100, None, FAIL),
+    )
+    assert found.ranking == ("b", "a", "fp32")
+
+
+def test_what_was_given_up_early_is_never_chosen_and_keeps_its_reason():
+    dropped = Candidate("int8", "int8-static", 300, 1e-6, None, (PASS,), "slower by far")
+    found = pick(candidate("fp32", 1000, 100, PASS), dropped)
+    assert found.chosen == "fp32"
+    assert found.reasons["int8"] == "slower by far"
+
+
+def test_only_the_one_nearest_to_being_proven_is_warned_of():
+    near, far = verdict("inconclusive", excess=0.1), verdict("inconclusive", excess=2.0)
+    found = pick(
+        candidate("fp32", 1000, 100, PASS),
+        candidate("far", 300, 10, far),
+        candidate("near", 300, 10, near),
+    )
+    assert [text for text in found.warnings if "not proven" in text] == [
+        "fp32 ships because near is not proven: accuracy inconclusive"
+    ]
+
+
+RANKING = ("s1", "s2", "dynamic", "fp32", "stored")
+PRECISIONS = {
+    "s1": "int8-static", "s2": "int8-static", "dynamic": "int8-dynamic", "fp32": "fp32",
+    "stored": "int8-weights",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("count", "carried"),
+    [
+        (0, ("s1",)),
+        (1, ("s1", "fp32")),
+        (2, ("s1", "dynamic", "fp32")),
+        (3, ("s1", "dynamic", "fp32", "stored")),
+        (9, RANKING),
+    ],
+)
+def test_float_is_always_an_alternative_then_other_precisions_in_order(count, carried):
+    assert with_alternatives(RANKING, PRECISIONS, count) == carried
+
+
+def test_where_float_is_best_its_alternatives_are_the_others():
+    assert with_alternatives(("fp32", "s1", "s2", "dynamic"), PRECISIONS, 2) == (
+        "fp32", "s1", "dynamic",
+    )  # fmt: skip
 
 
 OUTCOMES = st.sampled_from([PASS, FAIL, UNSURE, BLIND])
