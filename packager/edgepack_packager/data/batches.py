@@ -12,7 +12,7 @@ from edgepack_contract.digest import sha256_digest
 from edgepack_packager.code import load_function
 from edgepack_packager.data.readers import check_size, plain
 from edgepack_packager.data.rows import Array, Feeds
-from edgepack_packager.errors import DataError
+from edgepack_packager.errors import DataError, PackagerError
 
 MOST_BATCHES = 1_000_000
 
@@ -32,7 +32,7 @@ def read_batches(reference: Path) -> tuple[Feeds, str]:
     try:
         batches = _collect(load_function(reference)(), name)
         columns = {key: _join([batch[key] for batch in batches], key, name) for key in batches[0]}
-    except DataError:
+    except PackagerError:
         raise
     except Exception as error:  # the user's code may raise anything
         raise DataError(

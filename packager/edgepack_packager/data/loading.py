@@ -9,7 +9,7 @@ import numpy as np
 
 from edgepack_packager.data.batches import read_batches
 from edgepack_packager.data.readers import read_columns
-from edgepack_packager.data.rows import Array, Feeds, Parts, Rows
+from edgepack_packager.data.rows import Array, Feeds, Parts, Rows, listed
 from edgepack_packager.errors import DataError
 from edgepack_packager.recipe import code_name
 
@@ -45,7 +45,7 @@ def make_rows(
     missing = [name for name in asides if name not in columns]
     if missing:
         raise DataError(
-            f"{what} has no column {', '.join(missing)}; it has {', '.join(columns)}",
+            f"{what} has no column {', '.join(missing)}; it has {listed(list(columns))}",
             code="no-column",
         )
     return Rows(columns, labels, digest, {name: columns[name] for name in asides}, tuple(keys))
@@ -91,7 +91,7 @@ def _check_columns(columns: Feeds, what: str) -> None:
 def _take_label(columns: Feeds, label: str, what: str) -> Array:
     if label not in columns:
         raise DataError(
-            f"{what} has no label {label!r}; it has {', '.join(map(repr, columns))}",
+            f"{what} has no label {label!r}; it has {listed(list(columns))}",
             code="no-label",
         )
     labels = columns.pop(label)

@@ -57,7 +57,8 @@ def read_columns(path: Path) -> tuple[Feeds, str]:
 
 
 def _unreadable(path: Path, error: BaseException) -> DataError:
-    words = str(error) or type(error).__name__
+    system = error.strerror if isinstance(error, OSError) else None
+    words = system or str(error) or type(error).__name__
     return DataError(f"cannot read {path}: {words}", code="unreadable-data")
 
 

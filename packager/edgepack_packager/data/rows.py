@@ -82,7 +82,7 @@ def bind_rows(rows: Rows, inputs: Sequence[TensorSpec]) -> Feeds:
         missing = [spec.name for spec in inputs if spec.name not in rows.columns]
         raise DataError(
             f"the data have no column or array {', '.join(missing)}, which the model takes; they "
-            f"have {_listed(list(rows.columns))}",
+            f"have {listed(list(rows.columns))}",
             code="missing-input",
         )
     spec = inputs[0]
@@ -119,7 +119,7 @@ def feature_columns(rows: Rows, spec: TensorSpec) -> list[str]:
         if missing:
             raise DataError(
                 f"the data have no column {', '.join(missing)}, which the model takes; they have "
-                f"{_listed(names)}",
+                f"{listed(names)}",
                 code="missing-input",
             )
         return list(spec.features)
@@ -156,7 +156,7 @@ def _side_by_side(rows: Rows, names: Sequence[str], spec: TensorSpec) -> Array:
     wanted = spec.shape[-1] if len(spec.shape) == 2 else None
     if isinstance(wanted, int) and (width := _width(rows, names)) != wanted:
         raise DataError(
-            f"input {spec.name!r} takes {wanted} columns, the data have {width}: {_listed(names)}; "
+            f"input {spec.name!r} takes {wanted} columns, the data have {width}: {listed(names)}; "
             "is the label among them? Leave out what is no feature, or list the features as "
             f"columns of {spec.name!r} in [inputs] of a recipe",
             code="bad-shape",
@@ -164,7 +164,8 @@ def _side_by_side(rows: Rows, names: Sequence[str], spec: TensorSpec) -> Array:
     return np.column_stack([rows.columns[name] for name in names])
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Names of columns for people, the middle ones left out of many."""
     if len(names) <= 2 * SHOWN_NAMES:
         return ", ".join(names)
     return f"{', '.join(names[:SHOWN_NAMES])}, …, {', '.join(names[-SHOWN_NAMES:])}"

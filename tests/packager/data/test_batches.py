@@ -76,7 +76,7 @@ def test_code_that_never_ends_is_stopped(monkeypatch):
 @pytest.mark.parametrize("name", ["given_rows:missing", "given_rows:number", "no_module:f"])
 def test_code_that_is_not_there_is_named(name):
     with pytest.raises(RecipeError, match=name) as caught:
-        load_function(Path(name))
+        read_rows(Path(name), label=None)
     assert caught.value.code == "bad-code"
 
 
