@@ -11,7 +11,6 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
 MOST_NODES = 64
 """A condition made of more nodes is not worth evaluating."""
@@ -112,6 +111,9 @@ def _condition(model: onnx.ModelProto, name: str) -> bool | None:
         [helper.make_tensor_value_info(name, TensorProto.BOOL, None)],
         initializer=[constants[item] for item in sorted(used & set(constants))],
     )
+    # imported here: few graphs need it, and it loads every operator's own module
+    from onnx.reference import ReferenceEvaluator  # noqa: PLC0415
+
     small = helper.make_model(part, opset_imports=list(model.opset_import))
     small.ir_version = model.ir_version
     try:

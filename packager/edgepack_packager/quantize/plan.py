@@ -78,7 +78,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     @property
     def passes(self) -> tuple[str, ...]:
         """Names of the passes for the bundle's provenance."""
-        return () if self.precision == "fp32" else ("fuse", f"quantize-{self.name}")
+        if self.precision == "fp32":
+            return ()
+        fused = self.precision == "int8-static" or "Conv" in self.operators
+        return (*(("fuse",) if fused else ()), f"quantize-{self.name}")
 
 
 FP32 = Plan(name="fp32", precision="fp32")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import onnx
-from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.quantization.onnx_model import ONNXModel
 
 from edgepack_packager.quantize.library import copied, foreseen, quiet, recleaned
@@ -39,6 +38,9 @@ def quantize_weights(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto | No
     names = [name for name in packable(products) if name not in plan.excluded]
     if not names or _share(products, names) < DOMINATING_SHARE:
         return None
+    # imported here: it brings a computer algebra system with it
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer  # noqa: PLC0415
+
     with quiet(), foreseen():
         quantizer = MatMulNBitsQuantizer(
             products,
