@@ -190,7 +190,7 @@ def test_uploads_go_nowhere_else(bundle, place, registry):
 def test_a_login_is_shown_when_it_is_asked_for(
     bundle, place, registry, tmp_path, login, monkeypatch
 ):
-    monkeypatch.setattr(module, "CHUNK_BYTES", 7)
+    monkeypatch.setattr(module, "CHUNK_BYTES", 2000)
     registry.login = login
     access = Access("carol", "s3cret")
     push(bundle, place, access=access)
