@@ -129,6 +129,21 @@ def dropping():
     return chain(node("Dropout", "x ratio on", "y"), weights=weights)
 
 
+def branching(outputs: int):
+    """A choice whose branches give another number of values than it says."""
+    inner = helper.make_graph(
+        [node("Abs", "x", f"o{place}") for place in range(outputs)],
+        "inner", [], [value(f"o{place}", None) for place in range(outputs)],
+    )  # fmt: skip
+    condition = numpy_helper.from_array(np.array(True), "yes")
+    return chain(node("If", "yes", "y", then_branch=inner, else_branch=inner), weights=[condition])
+
+
+def nameless() -> bytes:
+    """The name of a value is no UTF-8."""
+    return chain(node("Relu", "xxxx", "y")).SerializeToString().replace(b"xxxx", b"\xff\xfexx")
+
+
 def without(part: str) -> onnx.ModelProto:
     if part == "inputs":
         return build([node("Relu", "w", "y")], [], [value("y", None)], [weight("w", (2, 2))])
@@ -182,6 +197,14 @@ BAD = {
         "unknown-operator",
         "domain 'acme.ops'.*--preprocess",
     ),
+    "no attribute": (
+        lambda: chain(node("Concat", "x x", "y")), "missing-attribute", "Concat 'y' lacks axis",
+    ),
+    "branches": (lambda: branching(2), "bad-branch", "If 'y' gives 1 values, a branch of it 2"),
+    "no opset": (
+        lambda: chain(node("Scaler", "x", "y", domain="ai.onnx.ml")), "no-opset", "'ai.onnx.ml'",
+    ),
+    "names": (nameless, "not-onnx", "no text"),
     "recursive function": (
         lambda: functions(("F", ["G"]), ("G", ["F"]), call="F"), "recursive-function", " -> ",
     ),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from edgepack_contract.description import DimensionRange
+from edgepack_contract.description import MODEL_PATH, DimensionRange
 from edgepack_packager.data.rows import Array, Feeds
 from edgepack_packager.errors import ConversionError
 from edgepack_packager.graphs.clean import clean_passes, fix_batch, loading_passes, raise_opset
@@ -67,7 +67,9 @@ def open_original(model: onnx.ModelProto, folder: Path) -> Session:
     try:
         return _open(graph, folder)
     except ModelError as error:
-        raise ConversionError(f"the runtime cannot load this model: {error}") from error
+        # the path is that of a copy, which tells the user nothing
+        words = str(error).replace(f"Load model from {folder / MODEL_PATH} failed:", "")
+        raise ConversionError(f"the runtime cannot load this model: {words}") from error
 
 
 def _open(graph: onnx.ModelProto, folder: Path) -> Session:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import graphlib
 from collections.abc import Collection, Iterator, Mapping
 
@@ -10,6 +11,7 @@ from onnx import numpy_helper
 
 from edgepack_packager.errors import ConversionError, ModelSourceError
 from edgepack_packager.graphs.clean import all_nodes
+from edgepack_packager.graphs.tensors import all_tensors
 from edgepack_runtime.inference.session import known_operators
 
 MAX_NODES = 200_000
@@ -33,6 +35,7 @@ def check_structure(model: onnx.ModelProto) -> None:
         ModelSourceError: It is no complete and consistent graph.
         ConversionError: It is one, but of a kind that the runtime cannot serve.
     """
+    _check_texts(model)
     _check_versions(model)
     _check_size(model)
     _check_training(model)
@@ -54,6 +57,33 @@ def is_quantized(model: onnx.ModelProto) -> bool:
 def sort_nodes(model: onnx.ModelProto) -> bool:
     """Put every node after those that it takes values from, where a tool left it before them."""
     return _sort(model.graph)
+
+
+def _check_texts(model: onnx.ModelProto) -> None:
+    """Names that are no UTF-8 come out of protobuf as bytes, and no tool copes with them."""
+    names: list[object] = [entry.domain for entry in model.opset_import]
+    names += [tensor.name for tensor in all_tensors(model)]
+    for node in _all(model):
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output]
+        names += [attribute.name for attribute in node.attribute]
+        for graph in _graphs(node):
+            names += _names_of_ends(graph)
+    names += _names_of_ends(model.graph)
+    if any(not isinstance(name, str) for name in names):
+        raise ModelSourceError("it is damaged: a name in it is no text", code="not-onnx")
+
+
+def _names_of_ends(graph: onnx.GraphProto) -> list[object]:
+    ends = (*graph.input, *graph.output, *graph.value_info)
+    sizes = [size.dim_param for item in ends for size in item.type.tensor_type.shape.dim]
+    return [graph.name, *sizes, *(item.name for item in ends)]
+
+
+def _all(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node, with those of local functions."""
+    yield from all_nodes(model.graph)
+    for function in model.functions:
+        yield from _nodes(function.node)
 
 
 def _check_versions(model: onnx.ModelProto) -> None:
@@ -140,25 +170,58 @@ def _refuse_training(why: str) -> None:
 
 def _check_operators(model: onnx.ModelProto) -> None:
     known = known_operators() | {(item.domain, item.name) for item in model.functions}
-    nodes = [*all_nodes(model.graph)]
-    for function in model.functions:
-        nodes += _nodes(function.node)
     domains = {domain for domain, _ in known}
-    for node in nodes:
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        if (domain, node.op_type) in known:
-            continue
-        where = domain or "ai.onnx"
-        advice = (
-            "it may be misspelt, or of another release; export the model with operators of ONNX"
-            if domain in domains
-            else "the runtime has no operators of this domain; replace the operator by ones of "
-            "ONNX, or put what it does into --preprocess or --postprocess"
+    versions = {_domain(entry.domain): entry.version for entry in model.opset_import}
+    for node in _all(model):
+        domain = _domain(node.domain)
+        if (domain, node.op_type) not in known:
+            _refuse_operator(node, domain, misspelt=domain in domains)
+        if node.domain in versions or domain in versions:
+            _check_attributes(node, domain, versions[domain])
+        elif not model.functions:
+            raise ModelSourceError(
+                f"{_called(node)} is of domain {domain or 'ai.onnx'!r}, but the model does not say "
+                "which opset of it it was made for",
+                code="no-opset",
+            )
+
+
+def _refuse_operator(node: onnx.NodeProto, domain: str, *, misspelt: bool) -> None:
+    advice = (
+        "it may be misspelt, or of another release; export the model with operators of ONNX"
+        if misspelt
+        else "the runtime has no operators of this domain; replace the operator by ones of ONNX, "
+        "or put what it does into --preprocess or --postprocess"
+    )
+    raise ConversionError(
+        f"operator {node.op_type!r} of domain {domain or 'ai.onnx'!r} ({_called(node)}) is "
+        f"unknown: {advice}",
+        code="unknown-operator",
+    )
+
+
+def _check_attributes(node: onnx.NodeProto, domain: str, version: int) -> None:
+    given = {attribute.name for attribute in node.attribute}
+    missing = sorted(_required(node.op_type, domain, version) - given)
+    if missing:
+        raise ModelSourceError(
+            f"{_called(node)} lacks {', '.join(missing)}, which it cannot do without",
+            code="missing-attribute",
         )
-        raise ConversionError(
-            f"operator {node.op_type!r} of domain {where!r} ({_called(node)}) is unknown: {advice}",
-            code="unknown-operator",
-        )
+
+
+@functools.cache
+def _required(kind: str, domain: str, version: int) -> frozenset[str]:
+    """Attributes that an operator must have; none where ONNX does not define it."""
+    try:
+        schema = onnx.defs.get_schema(kind, version, domain)
+    except onnx.defs.SchemaError:
+        return frozenset()
+    return frozenset(name for name, item in schema.attributes.items() if item.required)
+
+
+def _domain(name: str) -> str:
+    return "" if name == "ai.onnx" else name
 
 
 def _check_ends(graph: onnx.GraphProto) -> None:
@@ -205,6 +268,12 @@ def _check_values(
                     code="unknown-value",
                 )
         for inner in _graphs(node):
+            if node.op_type == "If" and len(inner.output) != len(node.output):
+                raise ModelSourceError(
+                    f"{_called(node)} gives {len(node.output)} values, a branch of it "
+                    f"{len(inner.output)}",
+                    code="bad-branch",
+                )
             _check_graph(inner, seen)
     _order(nodes)
     return made
