@@ -1,7 +1,12 @@
 """Pre- and postprocessing become part of the graph, and say what numpy says."""
 
+import re
+import tomllib
+import typing
 from functools import partial
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -9,11 +14,13 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.packager.models import build, cnn, mlp, recurrent, rows, value
 
 from edgepack_packager import InputError, Recipe, RecipeError
-from edgepack_packager.graphs.folding import PREFIXES
+from edgepack_packager.graphs.folding import PREFIXES, StepsFile
 from edgepack_packager.graphs.running import open_folder, run_rows, save_model
+from edgepack_packager.graphs.step_kinds import Step
 from edgepack_packager.preparing import prepare_source
 from edgepack_packager.quantize.operators import GROWN_TYPES, STATIC_TYPES, static_nodes
 from edgepack_packager.recipe import InputRule
+from edgepack_packager.recipe_file import read_recipe
 from edgepack_packager.sources import SourceModel
 
 
@@ -301,3 +308,25 @@ def test_a_hostile_graph_is_refused_here_too(fold):
     with pytest.raises(InputError, match="circle") as caught:
         fold(mlp(), before=looped)
     assert caught.value.code == "cyclic-graph"
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "inputs.md").read_text(encoding="utf-8")
+
+
+def test_the_page_names_every_step_and_option_and_its_examples_are_read():
+    for kind in typing.get_args(Step):
+        op = kind.__struct_config__.tag
+        (line,) = re.findall(rf"^\| `{op}` \|.*$", PAGE, re.MULTILINE)
+        own = set(kind.__struct_fields__) - {"input", "output"}
+        assert all(f"`{name}`" in line for name in own), op
+    blocks = [tomllib.loads(text) for text in re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)]
+    files = [msgspec.convert(block, StepsFile) for block in blocks if "steps" in block]
+    assert [len(file.steps) for file in files] == [4, 3]
+
+
+def test_the_recipe_of_the_page_is_read(tmp_path):
+    (text,) = re.findall(r"```toml\n(# recipe.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "recipe.toml").write_text(text)
+    recipe = read_recipe(tmp_path / "recipe.toml")
+    assert recipe.inputs["h"] == InputRule(role="state", source="h_next")
+    assert recipe.inputs["x"].columns == ("temperature", "pressure")
