@@ -21,7 +21,7 @@ from edgepack_packager.quantize.operators import (
     GROWN_TYPES,
     RECURRENT_TYPES,
     STATIC_TYPES,
-    is_tree_ensemble,
+    classical_operators,
     static_nodes,
 )
 from edgepack_packager.quantize.plan import Plan
@@ -62,7 +62,7 @@ class Prepared:
     @cached_property
     def nodes(self) -> tuple[str, ...]:
         """Names of the nodes that the usual static plan quantizes; empty when it has no form."""
-        if self.calibration is None or is_tree_ensemble(self.model) or self.is_huge:
+        if self.calibration is None or classical_operators(self.model) or self.is_huge:
             return ()
         return tuple(static_nodes(self.fused, STATIC_TYPES))
 

@@ -94,6 +94,14 @@ def weight_names(model: onnx.ModelProto, nodes: Iterable[str]) -> dict[str, list
     }
 
 
-def is_tree_ensemble(model: onnx.ModelProto) -> bool:
-    """Whether the model's work is done by trees, which have no int8 form."""
-    return any(node.op_type.startswith("TreeEnsemble") for node in all_nodes(model.graph))
+CLASSICAL = ("Linear", "SVM", "TreeEnsemble")
+"""How the names of operators begin that do the whole work of a classical model."""
+
+
+def classical_operators(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Operators of trees, linear models and support vectors; none of them has an int8 form.
+
+    They are in the list of what half precision leaves out, too.
+    """
+    found = {node.op_type for node in all_nodes(model.graph) if node.domain == "ai.onnx.ml"}
+    return tuple(sorted(name for name in found if name.startswith(CLASSICAL)))

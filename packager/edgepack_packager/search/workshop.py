@@ -15,7 +15,7 @@ from edgepack_packager.data.rows import Feeds
 from edgepack_packager.graphs.running import save_model, take_rows
 from edgepack_packager.graphs.structure import is_quantized
 from edgepack_packager.quantize.making import Prepared, make, prepare, ranked, remarks
-from edgepack_packager.quantize.operators import DYNAMIC_TYPES, is_tree_ensemble, quantizable
+from edgepack_packager.quantize.operators import DYNAMIC_TYPES, classical_operators, quantizable
 from edgepack_packager.quantize.plan import Plan
 from edgepack_packager.quantize.sensitivity import LayerError
 from edgepack_packager.quantize.share import float_weight_bytes, quantized_share
@@ -55,16 +55,14 @@ class Workshop:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What of the model keeps which candidates away, in words for the user."""
-        trees = "tree ensembles have no int8 form; compression on the way makes them small"
-        told = (trees,) if is_tree_ensemble(self._model) else ()
-        return (*told, *remarks(self._prepared))
+        return (*_classical_words(self._model), *remarks(self._prepared))
 
     def material(self, *, judged: bool) -> Material:
         """What the model offers; without rows to judge on nothing is prepared.
 
-        A graph that computes in integers already is left as it is.
+        A graph that computes in integers already, or has no form in integers, is left as it is.
         """
-        if not judged or is_quantized(self._model):
+        if not judged or is_quantized(self._model) or classical_operators(self._model):
             return Material(judged=False)
         return Material(
             judged=True,
@@ -104,3 +102,12 @@ class Workshop:
         with self._lock:
             place = self._folder / f"alone-{next(self._numbers)}"
             return ranked(self._prepared, plan, rows, place)
+
+
+def _classical_words(model: onnx.ModelProto) -> tuple[str, ...]:
+    found = classical_operators(model)
+    if any(name.startswith("TreeEnsemble") for name in found):
+        return ("tree ensembles have no int8 form; compression on the way makes them small",)
+    if found:
+        return (f"{', '.join(found)} has no int8 form; the model is packed in float",)
+    return ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -90,13 +91,16 @@ def to_graph(
     types = _input_types(layout, double=double)
     options = {id(model): {"zipmap": False}} if is_classifier(model) else None
     try:
-        graph: onnx.ModelProto = skl2onnx.convert_sklearn(
-            model,
-            initial_types=types,
-            options=options,
-            target_opset=TARGET_OPSETS,
-            custom_conversion_functions={**exact, SimpleImputer: convert_imputer},
-        )
+        with warnings.catch_warnings():
+            # the converters read attributes that scikit-learn is about to rename
+            warnings.filterwarnings("ignore", message=r"Attribute `\w+` was deprecated")
+            graph: onnx.ModelProto = skl2onnx.convert_sklearn(
+                model,
+                initial_types=types,
+                options=options,
+                target_opset=TARGET_OPSETS,
+                custom_conversion_functions={**exact, SimpleImputer: convert_imputer},
+            )
     except (
         ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError,
         TypeError, ValueError,

@@ -8,11 +8,12 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from edgepack_packager.errors import ConversionError, ModelSourceError
+from edgepack_packager.evidence.decisions import open_inputs
 from edgepack_packager.graphs.clean import loading_passes
 from edgepack_packager.graphs.passes import run_passes
 from edgepack_packager.graphs.running import open_folder, run_rows, save_model
 from edgepack_packager.sources import LoadContext, load_source
-from edgepack_packager.sources.flips import differing_rows
+from edgepack_packager.sources.flips import differing_rows, settle_precision
 from edgepack_packager.sources.from_sklearn import convert_estimator
 from edgepack_packager.sources.tree_files import check_lightgbm, check_nesting, check_xgboost
 from edgepack_packager.sources.ubjson import deepest
@@ -142,13 +143,18 @@ def test_splits_by_categories_are_refused(tmp_path):
 def test_xgboost_in_a_pipeline(tmp_path):
     import xgboost
     from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import MinMaxScaler
+    from sklearn.preprocessing import StandardScaler
 
-    model = make_pipeline(MinMaxScaler(), xgboost.XGBClassifier(n_estimators=5)).fit(X, THREE)
+    x = np.round(np.random.default_rng(1).normal(50, 20, size=(2000, 2)), 2)
+    y = np.digitize(x[:, 0], [40, 60])
+    model = make_pipeline(StandardScaler(), xgboost.XGBClassifier(n_estimators=5)).fit(x, y)
     source = convert(model, tmp_path)
     assert source.classes == ("0", "1", "2")
     assert set(source.tools) >= {"xgboost", "onnxmltools", "skl2onnx"}
-    assert source.wider is not None
+    settled = settle_precision(
+        source, lambda session: (open_inputs(session, None, {}), {"input": x}), tmp_path / "p"
+    )
+    assert settled.warnings[0].endswith("inputs are float64, which leaves 0")
 
 
 @pytest.mark.framework("lightgbm")
