@@ -86,7 +86,7 @@ def test_the_example_for_github_says_that_it_was_not_run_there():
     assert "not run it on GitHub" in " ".join(ACTIONS.replace("#", "").split())
     jobs = yaml.safe_load(ACTIONS)["jobs"]
     steps = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
-    assert sum("edgepack " in step for step in steps) == 5
+    assert sum("edgepack " in step for step in steps) == 4
 
 
 def test_commands_and_options_of_the_example_exist():
