@@ -17,6 +17,7 @@ from edgepack_packager.errors import ConversionError, RecipeError
 from edgepack_packager.evidence.decisions import open_inputs
 from edgepack_packager.graphs.clean import loading_passes
 from edgepack_packager.graphs.cleaning import open_original
+from edgepack_packager.graphs.first_run import check_first_run
 from edgepack_packager.graphs.folding import (
     Fold,
     StepsFile,
@@ -67,7 +68,7 @@ def prepare_source(
 
 def _with_before(source: SourceModel, path: Path, folder: Path) -> tuple[SourceModel, str]:
     graph, _ = run_passes(source.graph, loading_passes())
-    read, digest = _read(path)
+    read, digest = _read(path, folder)
     fold = (
         before_by_steps(graph, read)
         if isinstance(read, StepsFile)
@@ -87,7 +88,7 @@ def _with_before(source: SourceModel, path: Path, folder: Path) -> tuple[SourceM
 
 def _with_behind(source: SourceModel, path: Path, folder: Path) -> tuple[SourceModel, str]:
     graph, _ = run_passes(source.graph, loading_passes())
-    read, digest = _read(path)
+    read, digest = _read(path, folder)
     fold = (
         behind_by_steps(graph, read)
         if isinstance(read, StepsFile)
@@ -105,10 +106,11 @@ def _with_behind(source: SourceModel, path: Path, folder: Path) -> tuple[SourceM
     ), digest
 
 
-def _read(path: Path) -> tuple[StepsFile | onnx.ModelProto, str]:
+def _read(path: Path, folder: Path) -> tuple[StepsFile | onnx.ModelProto, str]:
     """A file of steps, or a graph; with its digest."""
     if path.suffix.lower() == ".onnx":
         graph, digest, _ = read_onnx(path)
+        check_first_run(graph, folder)
         return run_passes(graph, loading_passes())[0], digest
     if path.suffix.lower() != ".toml":
         raise RecipeError(
