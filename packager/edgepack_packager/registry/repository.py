@@ -13,13 +13,14 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from http import HTTPStatus
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any, BinaryIO, Self
 from urllib.parse import urlencode, urljoin, urlsplit
 
 import requests
 import urllib3
-from oras.auth.utils import get_basic_auth
-from oras.provider import Registry
+from oras.auth import get_auth_backend
+from oras.container import Container
 from requests.adapters import HTTPAdapter
 
 from edgepack_contract.digest import sha256_digest
@@ -65,8 +66,10 @@ class RegistryRepository:
         scheme = "http" if plain else "https"
         self._base = f"{scheme}://{reference.host}/v2/{reference.repository}/"
         verify = str(access.authority) if access.authority else True
-        self._registry = _oras(reference, access, plain=plain, verify=verify)
-        self._session: requests.Session = self._registry.session
+        self._session = requests.Session()
+        # some registries take a client that keeps cookies for a browser
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self._auth = _login(self._session, reference, access, plain=plain, verify=verify)
         self._session.mount(f"{scheme}://", _Patient())
         if not plain:
             # so that no redirect leads out of TLS
@@ -228,7 +231,7 @@ class RegistryRepository:
         self, method: str, place: str, headers: dict[str, str], *, data: bytes | None, stream: bool
     ) -> requests.Response:
         url = urljoin(self._base, place)
-        auth = self._registry.auth
+        auth = self._auth
         known = {**self._basic, **auth.get_auth_header()}
         answer = self._request(method, url, {**headers, **known}, data=data, stream=stream)
         if answer.status_code != HTTPStatus.UNAUTHORIZED:
@@ -338,19 +341,27 @@ class _Patient(HTTPAdapter):
         return super().send(*arguments, **options)
 
 
-def _oras(reference: Reference, access: Access, *, plain: bool, verify: bool | str) -> Registry:
-    made = Registry(reference.host, insecure=plain, tls_verify=verify)
+def _login(
+    session: requests.Session,
+    reference: Reference,
+    access: Access,
+    *,
+    plain: bool,
+    verify: bool | str,
+) -> Any:
+    # not oras's own Registry: it waits minutes for what is refused, and seconds for its imports
+    auth = get_auth_backend("token", session, insecure=plain, tls_verify=verify)
     if access.user is not None:
-        made.auth._basic_auth = get_basic_auth(access.user, access.password or "")  # noqa: SLF001 - what its set_basic_auth does
-        return made
+        auth.set_basic_auth(access.user, access.password or "")
+        return auth
     try:
-        made.auth.load_configs(made.get_container(f"{reference.host}/{reference.repository}"))
+        auth.load_configs(Container(f"{reference.host}/{reference.repository}"))
     except (OSError, ValueError, KeyError) as error:
         raise RecipeError(
             f"docker's configuration cannot be read: {error}; correct it, or give --username",
             code="bad-login",
         ) from error
-    return made
+    return auth
 
 
 def _read(answer: requests.Response, limit: int, *, what: str) -> bytes:
