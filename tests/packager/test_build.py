@@ -259,10 +259,31 @@ def test_a_write_that_fails_leaves_the_old_bundle(recipe, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(building, "write_bundle", fail)
-    with pytest.raises(RecipeError, match="No space"):
+    with pytest.raises(RecipeError, match="there is no room to write .*No space") as caught:
         build(wanted)
+    assert caught.value.code == "disk-full"
     assert wanted.output.read_bytes() == b"old"
     assert [path.name for path in wanted.output.parent.iterdir()] == [wanted.output.name]
+
+
+def test_a_check_gives_the_digest_and_the_errors_of_a_build_and_writes_no_bundle(recipe, tmp_path):
+    lock = tmp_path / "edgepack.lock"
+    built = build(recipe(lock=lock))
+    before = sorted(tmp_path.iterdir())
+    checked = build(recipe(lock=lock, locked=True, output=None))
+    assert (checked.path, checked.digest) == (None, built.digest)
+    assert sorted(tmp_path.iterdir()) == before
+    with pytest.raises(AccuracyGateError, match=r"under 0\.999"):
+        build(recipe(output=None, min_metric={"accuracy": 0.999}))
+
+
+def test_an_output_that_is_there_is_not_replaced_unasked(recipe):
+    wanted = recipe(overwrite=False)
+    wanted.output.write_bytes(b"old")
+    with pytest.raises(RecipeError, match="is there already; give --overwrite") as caught:
+        build(wanted)
+    assert caught.value.code == "output-exists"
+    assert wanted.output.read_bytes() == b"old"
 
 
 def test_a_key_signs_and_the_identity_stays(recipe, tmp_path):

@@ -61,7 +61,8 @@ class Panel:
         self._readings: dict[Plan, Reading] = {}
         self._allowed = allowed_loss(recipe.drop, subject.exam)
         self._workshop = Workshop(subject.model, subject.calibration, folder)
-        self._pool = ThreadPoolExecutor(jobs, thread_name_prefix="candidate")
+        self._prefix = f"candidates-{id(self)}"
+        self._pool = ThreadPoolExecutor(jobs, thread_name_prefix=self._prefix)
         self._clock = clock
         self._stopped = threading.Event()
         self._found: dict[Plan, Made | Refused] = {}
@@ -80,6 +81,10 @@ class Panel:
     ) -> None:
         self._stopped.set()
         self._pool.shutdown(cancel_futures=True)
+        # a thread that was being started when Ctrl-C came is unknown to the pool
+        for thread in threading.enumerate():
+            if thread.name.startswith(self._prefix):
+                thread.join()
 
     @property
     def material(self) -> Material:
