@@ -15,7 +15,7 @@ from skl2onnx.common.shape_calculator import (
 )
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 
-from edgepack_packager.errors import ModelSourceError
+from edgepack_packager.errors import ConversionError, ModelSourceError
 from edgepack_packager.sources.thresholds import Converter, Native, exactly
 
 _CLASSIFIER_OPTIONS = {
@@ -92,6 +92,32 @@ def describe_booster(part: Any) -> str:
     if objective is None and library_of(part) == "lightgbm":
         objective = part.booster_.dump_model(num_iteration=1)["objective"]
     return f"a model of {library_of(part)} with the objective {objective}"
+
+
+def refuse_categories(part: Any) -> None:
+    """Refuse an estimator that splits by categories: onnxmltools loses which is which.
+
+    Raises:
+        ConversionError: It does; the columns are named.
+    """
+    if library_of(part) == "lightgbm":
+        infos = part.booster_.dump_model(num_iteration=1)["feature_infos"]
+        found = [name for name, info in infos.items() if info.get("values")]
+    else:
+        booster = part.get_booster()
+        kinds, names = booster.feature_types or (), booster.feature_names
+        found = [
+            names[place] if names else f"f{place}"
+            for place, kind in enumerate(kinds)
+            if kind == "c"
+        ]
+    if found:
+        raise ConversionError(
+            f"column {', '.join(found)} is split by categories, which have no faithful ONNX form; "
+            "encode it first, with a OneHotEncoder or OrdinalEncoder in a pipeline, and train "
+            "again",
+            code="categorical-splits",
+        )
 
 
 def need(module: str, what: str) -> Any:

@@ -58,7 +58,6 @@ def load_xgboost(path: Path, context: LoadContext) -> SourceModel:
         raise ModelSourceError(
             f"XGBoost cannot read {path.name}: {_first_line(error)}", code="unreadable-model"
         ) from error
-    _refuse_categories(booster.feature_names, booster.feature_types)
     source = convert_estimator(
         estimator, context, digest=sha256_digest(raw), passes=("load-xgboost",)
     )
@@ -88,10 +87,6 @@ def load_lightgbm(path: Path, context: LoadContext) -> SourceModel:
         raise ModelSourceError(
             f"LightGBM cannot read {path.name}: {_first_line(error)}", code="unreadable-model"
         ) from error
-    categories = {name for name, info in told["feature_infos"].items() if info.get("values")}
-    _refuse_categories(
-        booster.feature_name(), ["c" if n in categories else "q" for n in booster.feature_name()]
-    )
     estimator = _lightgbm_estimator(booster, told, _names(booster.feature_name(), context))
     return convert_estimator(
         estimator, context, digest=sha256_digest(raw), passes=("load-lightgbm",)
@@ -134,21 +129,6 @@ def _unsupported(library: str, objective: str, known: frozenset[str]) -> Convers
         f"packed: {', '.join(sorted(known))}",
         code="unsupported-model",
     )
-
-
-def _refuse_categories(names: list[str] | None, types: list[str] | None) -> None:
-    found = [
-        names[place] if names else f"f{place}"
-        for place, kind in enumerate(types or ())
-        if kind == "c"
-    ]
-    if found:
-        raise ConversionError(
-            f"column {', '.join(found)} is split by categories, which have no faithful ONNX form; "
-            "encode it first, with a OneHotEncoder or OrdinalEncoder in a pipeline, and train "
-            "again",
-            code="categorical-splits",
-        )
 
 
 def _stopped_early(booster: Any) -> tuple[str, ...]:

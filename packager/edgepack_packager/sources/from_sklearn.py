@@ -16,7 +16,12 @@ from edgepack_contract.description import Task
 from edgepack_packager.errors import ConversionError, ModelSourceError
 from edgepack_packager.sources.adapting import for_graph
 from edgepack_packager.sources.answering import answer_of
-from edgepack_packager.sources.boosters import describe_booster, library_of, tools_of
+from edgepack_packager.sources.boosters import (
+    describe_booster,
+    library_of,
+    refuse_categories,
+    tools_of,
+)
 from edgepack_packager.sources.columns import Layout, read_layout
 from edgepack_packager.sources.graph_of import exact_converters, to_graph
 from edgepack_packager.sources.model import LoadContext, SourceModel, as_labels
@@ -53,7 +58,10 @@ def convert_estimator(
             code="not-an-estimator",
         )
     task = _task(model)
-    libraries = sorted({name for _, part in all_steps(model) if (name := library_of(part))})
+    boosted = [part for _, part in all_steps(model) if library_of(part)]
+    for part in boosted:
+        refuse_categories(part)
+    libraries = sorted({name for part in boosted if (name := library_of(part))})
     exact = exact_converters(libraries)
     layout = read_layout(model, context.columns)
     prepared = for_graph(model)

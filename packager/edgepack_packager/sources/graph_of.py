@@ -28,6 +28,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import FunctionTransformer
 
 from edgepack_packager.errors import ConversionError
+from edgepack_packager.graphs.clean import merge_opsets
 from edgepack_packager.sources.boosters import register
 from edgepack_packager.sources.columns import INPUT, Column, Layout
 from edgepack_packager.sources.imputing import convert_imputer
@@ -107,6 +108,7 @@ def to_graph(
     ) as error:  # fmt: skip
         # what skl2onnx and the converters it calls raise for a model that they do not cope with
         raise ConversionError(_words(model, error), code="no-onnx-form") from error
+    merge_opsets(graph)  # written in the order of a set, which differs from run to run
     if is_clusterer(model):
         # distances: the least of them wins, so that they must not pass for scores
         del graph.graph.output[1:]

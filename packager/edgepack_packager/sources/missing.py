@@ -31,7 +31,12 @@ def marker(model: Any) -> object:
 
 
 def with_marker(values: Array, missing: object) -> Array:
-    """Texts, shape (rows,), with ``missing`` where there is none."""
+    """Texts, shape (rows,), with ``missing`` where there is none.
+
+    Whole numbers are written out, as onnxruntime writes them when it is given them for texts.
+    """
+    if values.dtype.kind in "iu":
+        return values.astype(str).astype(object)
     gone = np.array([is_missing(value) or value == EMPTY for value in values], dtype=bool)
     marked = values.astype(object)
     marked[gone] = missing

@@ -140,6 +140,24 @@ def test_splits_by_categories_are_refused(tmp_path):
 
 
 @pytest.mark.framework("xgboost")
+@pytest.mark.framework("lightgbm")
+def test_estimators_that_split_by_categories_are_refused(tmp_path):
+    import lightgbm
+    import pandas as pd
+    import xgboost
+
+    shop = np.array(["a", "b", "c"], object)[np.arange(ROWS) % 3]
+    frame = pd.DataFrame({"shop": pd.Categorical(shop), "x": VALUES})
+    for model in (
+        xgboost.XGBClassifier(n_estimators=3, enable_categorical=True),
+        lightgbm.LGBMClassifier(n_estimators=3, verbose=-1),
+    ):
+        with pytest.raises(ConversionError, match="column shop is split") as caught:
+            convert(model.fit(frame, (shop == "a").astype(int)), tmp_path)
+        assert caught.value.code == "categorical-splits"
+
+
+@pytest.mark.framework("xgboost")
 def test_xgboost_in_a_pipeline(tmp_path):
     import xgboost
     from sklearn.pipeline import make_pipeline

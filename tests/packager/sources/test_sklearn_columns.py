@@ -140,6 +140,22 @@ def test_missing_texts_are_seen_by_source_and_graph_alike(tmp_path):
     assert source.answer(empty)["label"].tolist() == source.answer(feeds)["label"].tolist()
 
 
+def test_whole_numbers_in_a_column_of_texts_are_written_out(tmp_path):
+    frame = pd.DataFrame({"code": np.array(["12", "34"], object)[np.arange(ROWS) % 2]})
+    model = make_pipeline(ColumnTransformer([("c", ONE_HOT, ["code"])]), LogisticRegression())
+    source = converted(model.fit(frame, frame.code == "12"), tmp_path)
+    feeds = {"code": frame.code.to_numpy(np.int64)[:, None]}
+    assert source.answer(feeds)["label"].tolist() == (frame.code == "12").astype(int).tolist()
+    assert differing(source, feeds, tmp_path / "m") == 0
+
+
+def test_versions_of_operators_are_in_an_order(tmp_path):
+    # the converter writes them in the order of a set, which would change the digest
+    source = converted(LogisticRegression().fit(np.eye(4), [0, 1, 0, 1]), tmp_path)
+    domains = [entry.domain for entry in source.graph.opset_import]
+    assert domains == sorted(set(domains))
+
+
 def test_missing_categories_that_a_graph_cannot_tell_are_refused(tmp_path):
     encoder = OrdinalEncoder(
         handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-2
