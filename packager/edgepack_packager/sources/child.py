@@ -36,6 +36,7 @@ class Servant:
 
     def __init__(self) -> None:
         self._source: SourceModel | None = None
+        self._what = "the model"
 
     def serve(self, incoming: BinaryIO, outgoing: BinaryIO) -> None:
         """Answer requests until there are no more."""
@@ -57,15 +58,19 @@ class Servant:
             return wire.Failed(blame=_blame(error), code=error.code, words=str(error)[:_WORDS])
         except MemoryError:
             return wire.Failed(
-                blame="source", code="source-memory", words="it needs more memory than it may have"
+                blame="source",
+                code="source-memory",
+                words=f"{self._what} needs more memory than its process may have",
             )
         except Exception as error:  # noqa: BLE001 - an outer boundary: this process ends here
             words = f"{type(error).__name__}: {error}"[:_WORDS]
             if self._source is None:
+                words = f"{self._what} cannot be loaded: {words}"
                 return wire.Failed(blame="source", code="load-failed", words=words)
             return wire.Failed(blame="value", code="source-failed", words=words)
 
     def _load(self, request: wire.Load) -> wire.Loaded:
+        self._what = Path(request.path).name
         context = LoadContext(
             folder=Path(os.environ["TMPDIR"]),
             columns=wire.from_tensors(request.columns),

@@ -80,6 +80,8 @@ def main(arguments: Sequence[str]) -> int:
             leave()
     except (EnclosureError, OSError) as error:
         return say({"why": str(error)})
+    # if memory runs out, the kernel shall end this and not the build
+    Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     child = os.fork()
     if child:
         return keep(child, lifeline)

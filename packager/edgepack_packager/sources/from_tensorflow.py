@@ -172,12 +172,12 @@ def _tf2onnx(convert: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:
         graph = convert()
     except Exception as error:  # tf2onnx raises bare Exceptions, of any kind
         raise ConversionError(_words(str(error)), code="not-convertible") from error
-    known = {"", "ai.onnx", "ai.onnx.ml"}
+    # what it has no form for, it only logs, and leaves in the graph
     foreign = sorted(
         {
             f"{node.op_type} (node {node.name})"
             for node in all_nodes(graph.graph)
-            if node.domain not in known
+            if not onnx.defs.has(node.op_type, node.domain)
         }
     )
     if foreign:

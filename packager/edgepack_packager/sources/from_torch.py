@@ -187,7 +187,7 @@ def flat_outputs(found: Any, name: str = "") -> Tensors:
         parts = list(zip(fields, found, strict=True))
     else:
         raise ConversionError(
-            f"output {name or '0'} is a {type(found).__name__}; the model must return tensors, "
+            f"{name or 'the output'} is a {type(found).__name__}; the model must return tensors, "
             "alone, in a tuple or in a dictionary",
             code="unsupported-output",
         )

@@ -107,18 +107,16 @@ def _ask(child: Child, request: wire.Request, wanted: type[_Wanted], what: str) 
         child.end()
         raise _garbled(what, str(error)) from error
     if isinstance(reply, wire.Failed):
-        raise _failure(reply, what)
+        raise _failure(reply)
     if not isinstance(reply, wanted):
         child.end()
         raise _garbled(what, f"{type(reply).__name__} is no answer to {type(request).__name__}")
     return reply
 
 
-def _failure(failed: wire.Failed, what: str) -> Exception:
+def _failure(failed: wire.Failed) -> Exception:
     if failed.blame == "value":
         return ValueError(failed.words)
-    if failed.code == "load-failed":
-        return ModelSourceError(f"{what} cannot be loaded: {failed.words}", code="load-failed")
     return _BLAMES[failed.blame](failed.words, code=failed.code)
 
 

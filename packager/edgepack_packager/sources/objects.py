@@ -11,6 +11,7 @@ import onnx
 
 from edgepack_packager.data.rows import Feeds
 from edgepack_packager.errors import ModelSourceError
+from edgepack_packager.sources.extras import require
 from edgepack_packager.sources.given import check_embedded
 from edgepack_packager.sources.model import LoadContext, SourceModel
 
@@ -48,11 +49,13 @@ def convert_object(
     # what is not imported cannot have made the object, and importing takes seconds
     torch, keras = sys.modules.get("torch"), sys.modules.get("keras")
     if torch is not None and isinstance(model, torch.nn.Module):
+        require("onnxscript", what="exporting a PyTorch module")
         from edgepack_packager.sources.from_torch import convert_module, example_from  # noqa: PLC0415
 
         given = example if example is not None else example_from(model, sample or context.columns)
         return convert_module(model, given, digest=digest, passes=passes, axes=axes or {})
     if keras is not None and isinstance(model, keras.Model):
+        require("tf2onnx", what="converting a Keras model")
         from edgepack_packager.sources.from_tensorflow import convert_keras  # noqa: PLC0415
 
         return convert_keras(model, digest=digest, passes=passes)

@@ -12,6 +12,7 @@ from typing import Any
 
 from edgepack_packager.data.rows import Feeds
 from edgepack_packager.errors import ModelSourceError
+from edgepack_packager.sources.extras import require
 from edgepack_packager.sources.in_child import load_in_child
 from edgepack_packager.sources.model import LoadContext, SourceModel
 from edgepack_packager.sources.objects import convert_object
@@ -21,6 +22,11 @@ _INSTEAD = {
     "pickle": "Save the model with skops.io.dump(model, 'model.skops') instead, or",
     "exported": "Name the code that makes the model, as module:function, or",
 }
+
+_IN_SCRIPT = (
+    ". Its class stands in the script that saved it: move it into a module, import it from there, "
+    "and save again"
+)
 
 
 def load_trusted(
@@ -45,6 +51,8 @@ def load_trusted(
             "in a process without network, that sees no files but it and the installed packages",
             code="pickle",
         )
+    if kind == "exported" or _LOADERS.get(path.suffix.lower()) is _load_torch:
+        require("torch", "onnxscript", what=f"reading {path.name}")
     enclosed = context.trust_pickle == "sandboxed"
     try:
         return load_in_child(kind, path, context, enclosed=enclosed, sample=sample)
@@ -77,8 +85,9 @@ def load_pickle(
             code="missing-module",
         ) from error
     except (pickle.UnpicklingError, EOFError, AttributeError) as error:
+        hint = _IN_SCRIPT if "__main__" in str(error) else ""
         raise ModelSourceError(
-            f"{path.name} cannot be unpickled: {error}", code="load-failed"
+            f"{path.name} cannot be unpickled: {error}{hint}", code="load-failed"
         ) from error
     source = convert_object(model, context, digest=digest, passes=("load-pickle",), sample=sample)
     return replace(source, digest=digest)

@@ -14,6 +14,7 @@ import sys
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -177,6 +178,9 @@ class Child:
         return ModelSourceError(f"the process that loads {self._what} {did}", code=code)
 
     def _death(self) -> ModelSourceError:
+        with suppress(subprocess.TimeoutExpired):
+            # what it ended with is of interest, and cutting the lifeline would hide it
+            self._process.wait(_ENDING_SECONDS)
         self._end()
         last = self._errors.decode(errors="replace").strip().splitlines()
         words = f"; its last words: {last[-1]}" if last else ""
@@ -239,6 +243,7 @@ def _environment(folder: Path, *, enclosed: bool) -> Mapping[str, str]:
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "TF_ENABLE_ONEDNN_OPTS": "0",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONWARNINGS": "ignore",
     }
 
 

@@ -42,7 +42,9 @@ def test_a_pickle_is_refused_unread(tmp_path, suffix):
     assert not mark.exists()
 
 
-@pytest.mark.parametrize(("name", "code"), [("m.h5", "model-type"), ("m.onnx", "no-model")])
+@pytest.mark.parametrize(
+    ("name", "code"), [("m.exe", "model-type"), ("m.h5", "no-model"), ("m.onnx", "no-model")]
+)
 def test_other_files_are_refused(tmp_path, name, code):
     with pytest.raises(ModelSourceError) as caught:
         load(tmp_path / name)
