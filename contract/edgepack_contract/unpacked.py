@@ -47,6 +47,8 @@ class LocalBundle(BlobSource, Protocol):
 class UnpackedFolder:
     """The tree that ``unpack`` wrote; a :class:`LocalBundle` without the evidence's files.
 
+    Files are found by digest: what two variants share is read from one of their folders.
+
     Args:
         folder: The tree.
 

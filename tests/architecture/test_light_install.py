@@ -129,3 +129,14 @@ def test_a_bundle_is_served(light, tmp_path):
     tiny_bundle(tmp_path / "tiny.edgepack", "1.0.0")
     arguments = ("--bundle", "tiny.edgepack", "--port", "0", "--unix-socket", "s")
     starts_and_stops(light, tmp_path, *arguments, url="/v2/health/ready")
+
+
+@pytest.mark.parametrize(
+    "command", [("selftest", "tiny.edgepack"), ("bench", "tiny.edgepack", "--json"),
+                ("targets", "detect")],
+)  # fmt: skip
+def test_a_board_tries_bundles_and_says_what_it_is(light, tmp_path, command):
+    tiny_bundle(tmp_path / "tiny.edgepack", "1.0.0")
+    run = [light / "bin" / "edgepack", *command]
+    done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
