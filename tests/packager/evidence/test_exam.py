@@ -80,7 +80,17 @@ def test_answers_that_are_no_numbers_fail_every_gate_in_words(exam, truth, tmp_p
     verdicts = judge_accuracy(wanted, exam, found)
     assert [verdict.outcome for verdict in verdicts] == ["fail"] * 3
     assert "row 7" in verdicts[0].words
+    assert found.text().startswith("failed: output 'p'")
     assert found.metrics("d") == []
+
+
+def test_rows_that_the_source_model_cannot_answer_either_are_no_failure(exam, truth):
+    outputs = scores(truth)
+    outputs["p"][5] = np.nan
+    both = replace(exam, source_outputs={"p": outputs["p"].copy()})
+    assert examine(both, outputs).failure is None
+    outputs["p"][6] = np.nan
+    assert "in 1 of 400 rows, the first is row 6" in examine(both, outputs).failure
 
 
 def test_a_users_metric_decides_and_gets_outputs_and_labels(exam, truth, tmp_path):
@@ -123,6 +133,9 @@ def test_a_bundle_that_it_must_not_be_worse_than(exam, truth, tmp_path):
     assert "against m 0.9.0 loss 0.0500" in verdict.words
     assert judge_accuracy(wanted, old, examine(old, scores(truth)))[-1].outcome == "pass"
     unproven = judge_accuracy(replace(wanted, margin="6pt"), old, worse)[-1]
+    half = replace(old, incumbent=Incumbent("m 0.9.0", np.where(np.arange(N) % 2, truth, -1)))
+    gate = judge_accuracy(replace(wanted, margin="6%"), half, examine(half, scores(truth)))[-1].gate
+    assert gate.threshold == pytest.approx(0.03)
     assert unproven.outcome == "inconclusive"
     assert "rows would prove it" in unproven.words
 
@@ -155,6 +168,25 @@ def test_slices_find_where_a_model_is_bad(exam, truth):
     warning = slice_warning(found, 0.05)
     assert warning.startswith("where site is there, the accuracy loss is 0.1500")
     assert slice_warning(found, 0.001) is None  # the whole fails already
+
+
+def test_slices_of_errors_show_the_error_itself():
+    truth = np.random.default_rng(0).standard_normal((90, 1))
+    spec = TensorSpec(name="y", shape=["batch", 1], dtype="float32", kind="values")
+    numbers = Decisions("regression", (spec,), "y", None, None)
+    exam = Exam(numbers, {}, truth, truth + 2, DIGEST, slices={"s": np.arange(90) % 2})
+    found = examine(exam, {"y": truth + 3})
+    assert [item.estimate.value for item in found.slices] == pytest.approx([3.0, 3.0])
+    assert [item.loss.value for item in found.slices] == pytest.approx([0.5, 0.5])
+
+
+def test_perfect_shares_need_rows_in_proportion(tmp_path, truth):
+    exam = Exam(classifier(), {}, truth, truth, DIGEST, source_outputs=scores(truth))
+    wanted = recipe(tmp_path, min_metric={"accuracy": 0.999})
+    verdict = judge_accuracy(wanted, exam, examine(exam, scores(truth)))[1]
+    # the interval of n successes of n ends at 0.025 ** (1 / n), which is 0.999 at 3687
+    rows = int(verdict.words.split("about ")[1].split(" rows")[0])
+    assert 3600 < rows < 3700
 
 
 def test_columns_are_cut_into_values_quartiles_and_the_rest():

@@ -89,6 +89,12 @@ def test_a_class_that_the_model_has_not_is_never_right(rows):
     assert "auc" not in found
 
 
+def test_an_unknown_class_was_given_nothing(rows):
+    truth, scores = rows
+    found = measure_labels(np.full(len(truth), 99), answers(scores), ())
+    assert found["log-loss"].value == pytest.approx(23 * np.log(2))
+
+
 def test_what_needs_scores_is_left_out_without_them(rows):
     truth, scores = rows
     found = measure_labels(truth, Answers(answers(scores).values), ("top-2",))
