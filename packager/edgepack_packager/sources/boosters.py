@@ -15,7 +15,8 @@ from skl2onnx.common.shape_calculator import (
 )
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 
-from edgepack_packager.errors import ConversionError, ModelSourceError
+from edgepack_packager.errors import ConversionError
+from edgepack_packager.sources.extras import require
 from edgepack_packager.sources.thresholds import Converter, Native, exactly
 
 _CLASSIFIER_OPTIONS = {
@@ -126,13 +127,8 @@ def need(module: str, what: str) -> Any:
     Raises:
         ModelSourceError: It is not installed.
     """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ModelSourceError(
-            f"{what} needs {module.partition('.')[0]}: pip install 'edgepack[boosting]'",
-            code="missing-extra",
-        ) from error
+    require(module.partition(".")[0], what=what)
+    return importlib.import_module(module)
 
 
 def register(library: str) -> dict[type, Converter]:

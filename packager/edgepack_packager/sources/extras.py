@@ -12,6 +12,9 @@ _PACKAGES = {
     "tensorflow": ("TensorFlow", "tensorflow"),
     "tf2onnx": ("tf2onnx", "tensorflow"),
     "mlflow": ("MLflow", "mlflow"),
+    "xgboost": ("XGBoost", "boosting"),
+    "lightgbm": ("LightGBM", "boosting"),
+    "onnxmltools": ("onnxmltools", "boosting"),
 }
 
 

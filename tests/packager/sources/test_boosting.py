@@ -283,6 +283,21 @@ def test_other_files_of_these_names_are_refused(name, content, code, tmp_path):
     assert caught.value.code == code
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("m.json", b'{"learner": {}}'),
+        ("m.txt", b"tree\nmax_feature_idx=0\ntree_sizes=\n\nend of trees\n"),
+    ],
+)
+def test_a_library_that_is_missing_is_named_with_its_extra(name, content, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelSourceError, match=r"reading m\..* edgepack\[boosting\]") as caught:
+        load(tmp_path / name)
+    assert caught.value.code == "missing-extra"
+
+
 def xgboost_tree(**changes):
     tree = {"left_children": [1, -1, -1], "right_children": [2, -1, -1], "split_indices": [0, 0, 0]}
     return {
