@@ -17,6 +17,9 @@ from edgepack_contract.limits import LIMITS
 from edgepack_contract.names import is_id
 from edgepack_packager.errors import RecipeError
 
+MOST_NAME = 55
+"""An id has 63 characters, and a variant's may end in ``-alt12`` or ``-fp32``."""
+
 VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 """Features without which int8 multiply-adds of U8S8 saturate on amd64."""
 
@@ -170,6 +173,8 @@ def _problem(config: DeviceConfig, name: str) -> str:
     unknown = sorted(set(config.features) - FEATURES)
     if config.name != name or not is_id(name):
         return f"its name is {config.name!r}; it must be the file's name and an id"
+    if len(name) > MOST_NAME:
+        return f"its name is longer than {MOST_NAME}, and alternatives add to it"
     if config.features != sorted(set(config.features)):
         return "features must be sorted and without repetition"
     if unknown:

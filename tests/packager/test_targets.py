@@ -55,6 +55,13 @@ def test_a_wrong_device_config_is_refused(old, new, words):
         parse_target(raw.replace(old, new).encode(), name="rpi5")
 
 
+def test_a_name_leaves_room_for_alternatives():
+    raw = (config_folder() / "rpi5.toml").read_text()
+    name = "a" * 60
+    with pytest.raises(RecipeError, match="alternatives add to it"):
+        parse_target(raw.replace('"rpi5"', f'"{name}"').encode(), name=name)
+
+
 def test_an_unknown_target_names_the_known_ones():
     with pytest.raises(RecipeError, match=r"rpi5"):
         load_target("toaster")

@@ -14,6 +14,10 @@ SLOWER_SHARE = 0.05
 SLOWER_SECONDS = 50e-6
 """Slower means by both: on tiny models 5 % is noise, on large ones 50 us is."""
 
+TIED_SHARE = 0.05
+TIED_SECONDS = 2e-6
+"""Within either of these of the fastest a candidate counts as equally fast, and size decides."""
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -168,7 +172,7 @@ def _rank(
     field: Sequence[Candidate],
     optimize: Optimize,
     preference: Sequence[Precision],
-) -> tuple[float, float]:
+) -> tuple[float, ...]:
     if optimize == "size":
         return float(item.size_bytes), item.latency_s or 0.0
     if optimize == "memory" and all(other.memory_bytes is not None for other in field):
@@ -176,9 +180,20 @@ def _rank(
     if optimize == "latency" and any(other.latency_s is None for other in field):
         order = preference.index(item.precision) if item.precision in preference else 99
         return float(order), float(item.size_bytes)
-    # timings within noise of the fastest count as equal, and then the smaller one is better
-    slower = any(is_slower(item, other) for other in field) if optimize == "latency" else False
-    return (item.latency_s or 0.0) if slower else 0.0, float(item.size_bytes)
+    if optimize == "latency":
+        # the others are smaller than float, and none is here that is slower by what counts
+        return float(item.precision == "fp32"), _pace(item, field), float(item.size_bytes)
+    return 0.0, float(item.size_bytes)
+
+
+def _pace(item: Candidate, field: Sequence[Candidate]) -> float:
+    """Seconds, or 0 where they are within noise of the fastest one's."""
+    seconds = item.latency_s or 0.0
+    fastest = min(
+        (other.latency_s or 0.0 for other in field if other.precision != "fp32"), default=0.0
+    )
+    within = seconds - fastest <= max(TIED_SHARE * fastest, TIED_SECONDS)
+    return 0.0 if within else seconds
 
 
 def _why(best: Candidate, item: Candidate, optimize: Optimize) -> str:
@@ -212,7 +227,8 @@ def _warnings(best: Candidate, candidates: Sequence[Candidate]) -> tuple[str, ..
         for verdict in best.verdicts
         if verdict.outcome in {"inconclusive", "not_measured"}
     ]
-    if best.precision == "fp32":
+    smaller = [item for item in candidates if item.precision != "fp32" and not _outside(item)]
+    if best.precision == "fp32" and not smaller:
         found += _nearly(candidates)
     return tuple(found)
 

@@ -52,6 +52,37 @@ def test_slower_means_by_five_percent_and_fifty_microseconds(fp32_us, int8_us, c
     assert found.chosen == chosen
 
 
+@pytest.mark.parametrize(
+    ("small_us", "fast_us", "chosen"),
+    [
+        (85, 61, "fast"),  # 24 us are nothing against float, but something between these two
+        (64, 61, "small"),  # 5 %
+        (11, 9, "small"),  # 2 us
+        (12, 9, "fast"),
+    ],
+)
+def test_the_fastest_of_the_smaller_ones_is_chosen_and_the_smallest_of_equals(
+    small_us, fast_us, chosen
+):
+    found = pick(
+        candidate("fp32", 1000, 100, PASS),
+        candidate("small", 170, small_us, PASS),
+        candidate("fast", 300, fast_us, PASS),
+    )
+    assert found.ranking == (chosen, *({"small", "fast"} - {chosen}), "fp32")
+
+
+def test_nothing_is_said_of_proof_where_the_target_prefers_float_to_what_is_proven():
+    found = pick(
+        candidate("fp32", 1000, None, PASS),
+        candidate("proven", 300, None, PASS),
+        candidate("unsure", 200, None, UNSURE),
+        preference=("fp32", "int8-static"),
+    )
+    assert found.chosen == "fp32"
+    assert not any("not proven" in text for text in found.warnings)
+
+
 def test_size_accepts_a_slower_one_and_says_so():
     found = pick(
         candidate("fp32", 1000, 100, PASS), candidate("int8", 300, 900, PASS), optimize="size"
