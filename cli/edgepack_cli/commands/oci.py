@@ -71,7 +71,8 @@ def push(
 
 @command.command()
 @click.argument("reference", metavar="REGISTRY/REPOSITORY:TAG|@DIGEST")
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True,
+              help="The bundle file to write.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @access_options
 @trust_options(required=False)

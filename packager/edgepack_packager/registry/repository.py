@@ -14,14 +14,8 @@ from collections.abc import Callable
 from contextlib import closing
 from http import HTTPStatus
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 from urllib.parse import urlencode, urljoin, urlsplit
-
-import requests
-import urllib3
-from oras.auth import get_auth_backend
-from oras.container import Container
-from requests.adapters import HTTPAdapter
 
 from edgepack_contract.digest import sha256_digest
 from edgepack_contract.errors import MalformedBundleError, SourceError
@@ -30,6 +24,9 @@ from edgepack_contract.loopback import is_loopback
 from edgepack_contract.oci import INDEX_TYPE, MANIFEST_TYPE, Descriptor
 from edgepack_packager.errors import RecipeError
 from edgepack_packager.registry.reference import Access, Reference
+
+if TYPE_CHECKING:
+    import requests
 
 CHUNK_BYTES = 8 * 1024 * 1024
 MOST_CHUNK_BYTES = 64 * 1024 * 1024
@@ -66,14 +63,8 @@ class RegistryRepository:
         scheme = "http" if plain else "https"
         self._base = f"{scheme}://{reference.host}/v2/{reference.repository}/"
         verify = str(access.authority) if access.authority else True
-        self._session = requests.Session()
-        # some registries take a client that keeps cookies for a browser
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self._session = _session(scheme)
         self._auth = _login(self._session, reference, access, plain=plain, verify=verify)
-        self._session.mount(f"{scheme}://", _Patient())
-        if not plain:
-            # so that no redirect leads out of TLS
-            self._session.adapters.pop("http://")
         self._verify = verify
         self._basic: dict[str, str] = {}
 
@@ -210,6 +201,8 @@ class RegistryRepository:
         stream: bool = False,
     ) -> requests.Response:
         """One request, again where the registry is busy or broke off."""
+        import requests  # noqa: PLC0415
+
         for attempt in range(ATTEMPTS):
             if attempt:
                 self._sleep(2.0 ** (attempt - 1))
@@ -326,19 +319,32 @@ class _BlobStream(io.RawIOBase):
             self._answer = self._repository.blob_from(self._descriptor, self._offset)
 
     def _receive(self, size: int) -> tuple[bytes, BaseException | None]:
+        import urllib3  # noqa: PLC0415
+
         try:
             return self._answer.raw.read(size), None
         except (urllib3.exceptions.HTTPError, OSError) as error:
             return b"", error
 
 
-class _Patient(HTTPAdapter):
-    """No request without an end."""
+def _session(scheme: str) -> requests.Session:
+    """A session without cookies, without a way out of ``scheme``, and without endless requests."""
+    # requests opens a socket when it is imported, to see whether there is IPv6
+    import requests  # noqa: PLC0415
+    from requests.adapters import HTTPAdapter  # noqa: PLC0415
 
-    def send(self, *arguments: Any, **options: Any) -> requests.Response:
-        """Send with a time limit where none is given."""
-        options["timeout"] = options.get("timeout") or TIMEOUT_SECONDS
-        return super().send(*arguments, **options)
+    class Patient(HTTPAdapter):
+        def send(self, *arguments: Any, **options: Any) -> requests.Response:
+            options["timeout"] = options.get("timeout") or TIMEOUT_SECONDS
+            return super().send(*arguments, **options)
+
+    made = requests.Session()
+    # some registries take a client that keeps cookies for a browser
+    made.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+    made.mount(f"{scheme}://", Patient())
+    if scheme == "https":
+        made.adapters.pop("http://")
+    return made
 
 
 def _login(
@@ -349,6 +355,9 @@ def _login(
     plain: bool,
     verify: bool | str,
 ) -> Any:
+    from oras.auth import get_auth_backend  # noqa: PLC0415
+    from oras.container import Container  # noqa: PLC0415
+
     # not oras's own Registry: it waits minutes for what is refused, and seconds for its imports
     auth = get_auth_backend("token", session, insecure=plain, tls_verify=verify)
     if access.user is not None:
@@ -390,6 +399,8 @@ def _refused(reference: Reference, answer: requests.Response) -> SourceError:
 
 
 def _unreachable(host: str, error: Exception) -> SourceError:
+    import requests  # noqa: PLC0415
+
     if isinstance(error, requests.exceptions.SSLError):
         return SourceError(
             f"the certificate of {host} does not hold: {_root(error)}; --ca names a private "
