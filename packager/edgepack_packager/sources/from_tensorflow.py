@@ -24,6 +24,7 @@ from edgepack_packager.graphs.clean import all_nodes
 from edgepack_packager.graphs.running import chunks
 from edgepack_packager.sources.given import join_rows
 from edgepack_packager.sources.model import Answer, SourceModel
+from edgepack_packager.sources.settling import settle_names
 
 OPSET = 17
 ANSWERED_ROWS = 64
@@ -172,6 +173,7 @@ def _tf2onnx(convert: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:
         graph = convert()
     except Exception as error:  # tf2onnx raises bare Exceptions, of any kind
         raise ConversionError(_words(str(error)), code="not-convertible") from error
+    settle_names(graph.graph)
     # what it has no form for, it only logs, and leaves in the graph
     foreign = sorted(
         {

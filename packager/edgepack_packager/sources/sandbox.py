@@ -244,6 +244,8 @@ def _environment(folder: Path, *, enclosed: bool) -> Mapping[str, str]:
         "TF_ENABLE_ONEDNN_OPTS": "0",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONWARNINGS": "ignore",
+        # tf2onnx goes through sets: their order must be the same in every build
+        "PYTHONHASHSEED": "0",
     }
 
 
