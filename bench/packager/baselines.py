@@ -22,7 +22,9 @@ Feeds = dict[str, npt.NDArray[Any]]
 def plain_onnx(model: Path, columns: Mapping[str, npt.NDArray[Any]], path: Path) -> None:
     """The model converted by its framework's own exporter."""
     with TemporaryDirectory() as folder:
-        source = load_source(model, LoadContext(Path(folder), columns=columns))
+        source = load_source(
+            model, LoadContext(Path(folder), columns=columns, trust_pickle="sandboxed")
+        )
     onnx.save(source.graph, path)
 
 

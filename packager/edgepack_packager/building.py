@@ -40,7 +40,6 @@ from edgepack_packager.targets import (
     default_target,
     jobs_here,
     load_target,
-    own_class,
 )
 from edgepack_packager.variants import describe_outcome, memory_meter
 from edgepack_runtime.inference.errors import ModelError
@@ -272,7 +271,7 @@ def _warnings(recipe: Recipe, told: Sequence[str], outcomes: Sequence[Outcome]) 
         found += outcome.warnings
         found += [f"{outcome.target.name}: {text}" for text in outcome.choice.warnings]
         found += _slice_warnings(outcome)
-    found += _faster_target(recipe, outcomes)
+    found += _own_target(recipe)
     if recipe.key is None:
         found.append("the bundle is not signed; devices refuse it until it is: edgepack sign")
     return tuple(found)
@@ -285,19 +284,15 @@ def _slice_warnings(outcome: Outcome) -> list[str]:
     return [f"{outcome.target.name} {chosen.name}: {text}" for text in found if text is not None]
 
 
-def _faster_target(recipe: Recipe, outcomes: Sequence[Outcome]) -> list[str]:
-    """What was lost by not naming the kind of machine that this one is."""
-    quantized = any(len(outcome.trials) > 1 for outcome in outcomes)
-    kind = own_class()
-    if recipe.targets or not quantized or kind is None:
+def _own_target(recipe: Recipe) -> list[str]:
+    """What a bundle is for that was built without a word about it."""
+    features = load_target(default_target()).features
+    if recipe.targets or recipe.locked or not features:
         return []
-    if kind.needs_reduced_range or not load_target(default_target()).needs_reduced_range:
-        return []
-    words = (
-        "no target was named, so that int8 is held to what any machine computes exactly; for "
-        f"machines like this one, --target {kind.name} is faster and finer"
-    )
-    return [words]
+    return [
+        f"no target was named: this is built for {default_target()}, as this machine is; devices "
+        f"without {', '.join(features)} need their own: --target, see edgepack targets list"
+    ]
 
 
 def _write(

@@ -75,7 +75,7 @@ class Recipe:
         inputs: How inputs are fed, by name, where names of columns do not say it.
         preprocess: What happens to the rows before the model: an ONNX file, or steps in TOML.
         postprocess: What happens to the model's outputs, likewise.
-        targets: Names of device configs; none means a generic machine like this one.
+        targets: Names of device configs; none means the kind of machine that this one is.
         measured: Files that ``edgepack bench --json`` wrote on devices.
         alternatives: Candidates besides the best that a bundle carries for a target that is not
             this machine, for the device to choose from.

@@ -206,5 +206,6 @@ def own_class() -> DeviceConfig | None:
 
 
 def default_target() -> str:
-    """The generic target of this machine's architecture."""
-    return f"generic-{this_hardware().architecture}"
+    """The class that this machine is of, else the generic target of its architecture."""
+    kind = own_class()
+    return f"generic-{this_hardware().architecture}" if kind is None else kind.name
