@@ -145,12 +145,20 @@ def test_an_exported_program_answers_from_its_child(load, tmp_path):
 
 
 def test_a_whole_module_takes_its_example_from_the_data(load, tmp_path):
-    with pytest.raises(ModelSourceError, match=r"parameters \(x\)") as caught:
-        load("net.pth", "sandboxed")
-    assert caught.value.code == "no-example"
     columns = {name: np.arange(4.0) for name in "abc"}
     source = load("net.pth", "sandboxed", **columns)
     agree(source, tmp_path, {"x": np.random.default_rng(0).random((5, 3), np.float32)})
+
+
+@pytest.mark.parametrize("columns", [{}, {"a": np.array(["text"])}])
+def test_without_rows_there_is_no_example(columns):
+    import torch
+
+    from edgepack_packager.sources.from_torch import example_from
+
+    with pytest.raises(ModelSourceError, match=r"its parameters \(input\)") as caught:
+        example_from(torch.nn.Linear(3, 2), columns)
+    assert caught.value.code == "no-example"
 
 
 def test_a_hostile_exported_program_is_shut_in(load, place, tmp_path):
