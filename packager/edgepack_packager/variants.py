@@ -28,7 +28,7 @@ PROBE_SECONDS = 120.0
 def describe_outcome(
     recipe: Recipe, subject: Subject, outcome: Outcome, locked: LockedTarget | None
 ) -> list[VariantContent]:
-    """The variants for one target, the best first: devices try them in this order."""
+    """The variants for one target, the best first: a device takes the first that fits it."""
     names = variant_names(outcome.target.name, outcome.shipped)
     decided = locked.variants if locked else (None,) * len(names)
     return [
