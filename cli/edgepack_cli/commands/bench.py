@@ -11,6 +11,7 @@ import click
 
 from edgepack_cli.errors import Exit
 from edgepack_cli.output import bytes_text, emit_json, note, say, table
+from edgepack_cli.stopping import stoppable
 from edgepack_cli.trust import FILE, read_keyring, trust_options
 from edgepack_contract.benchmark import Benchmark, VariantBench
 from edgepack_contract.bundle import open_bundle
@@ -64,7 +65,8 @@ def command(
     trusted = read_keyring(keyring, owner)
     settings = Settings(threads=threads, rounds=rounds)
     if remote is None:
-        found = _here(bundle, trusted, settings, variant=variant, everything=all_variants)
+        with stoppable():
+            found = _here(bundle, trusted, settings, variant=variant, everything=all_variants)
     else:
         from edgepack_cli.remote import RemoteShell, bench_there
 

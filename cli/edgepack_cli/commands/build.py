@@ -13,8 +13,9 @@ from click.core import ParameterSource
 from edgepack_cli.build_view import watching
 from edgepack_cli.keys.passphrases import read_key_passphrase
 from edgepack_cli.output import emit_json, note, say
+from edgepack_cli.stopping import stoppable
 from edgepack_cli.trust import FILE
-from edgepack_packager import Recipe, build, read_recipe, render_table
+from edgepack_packager import Progress, Recipe, build, read_recipe, render_table
 from edgepack_packager.quantities import parse_latency_ms, parse_seconds, parse_size
 
 OUT = click.Path(path_type=Path, dir_okay=False)
@@ -97,10 +98,17 @@ def command(
     given = _given(context, options)
     recipe = _recipe(recipe_file, given, check=check)
     if as_json:
-        emit_json(build(recipe))
+        with stoppable() as check_stopped:
+            made = build(recipe, lambda _: check_stopped())
+        emit_json(made)
         return
-    with watching(sys.stderr) as listener:
-        result = build(recipe, listener)
+    with stoppable() as check_stopped, watching(sys.stderr) as listener:
+
+        def tell(progress: Progress) -> None:
+            check_stopped()
+            listener(progress)
+
+        result = build(recipe, tell)
     say(render_table(result))
     for warning in result.warnings:
         note(f"warning: {warning}")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Literal
 import click
 
 from edgepack_cli.output import emit_json, say
+from edgepack_cli.stopping import stoppable
 from edgepack_cli.trust import FILE, read_keyring, trust_options
 from edgepack_packager.scoring.predict import Prediction, Scoring, Watch, predict
 
@@ -60,7 +60,7 @@ def command(
         chunk_rows=chunk_rows,
         overwrite=overwrite,
     )
-    with _stoppable(), _bar() as watch:
+    with stoppable() as check_stopped, _bar(check_stopped) as watch:
         made = predict(
             bundle, rows, output, scoring, keyring=read_keyring(keyring, owner), watch=watch,
             clock=lambda: datetime.now(UTC),
@@ -80,20 +80,10 @@ def _words(made: Prediction, output: Path) -> str:
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM, which schedulers send, cleans up as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _bar() -> Iterator[Watch | None]:
+def _bar(check_stopped: Callable[[], None]) -> Iterator[Watch]:
     """A progress bar on stderr, when somebody watches it."""
     if not sys.stderr.isatty():
-        yield None
+        yield lambda _rows, _share: check_stopped()
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -106,6 +96,7 @@ def _bar() -> Iterator[Watch | None]:
         task = bar.add_task("", total=1.0, rows=0, rate="")
 
         def watch(rows: int, share: float) -> None:
+            check_stopped()
             seconds = bar.tasks[0].elapsed or 0.0
             rate = f"{rows / seconds:,.0f} rows/s" if seconds else ""
             bar.update(task, completed=share, rows=f"{rows:,}", rate=rate)
