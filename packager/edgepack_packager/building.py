@@ -289,9 +289,11 @@ def _own_target(recipe: Recipe) -> list[str]:
     features = load_target(default_target()).features
     if recipe.targets or recipe.locked or not features:
         return []
+    said = ", ".join(features) if len(features) < 4 else f"all {len(features)} features of it"
     return [
-        f"no target was named: this is built for {default_target()}, as this machine is; devices "
-        f"without {', '.join(features)} need their own: --target, see edgepack targets list"
+        f"no target was named: this is built for {default_target()}, as this machine is, and "
+        f"runs on devices that have {said}; others need their own: --target, see edgepack targets "
+        "list"
     ]
 
 
@@ -315,6 +317,7 @@ def _write(
                     )
         except OSError as error:
             if error.errno in _FULL:
+                error.filename = error.filename or str(output)
                 raise
             raise RecipeError(f"cannot write {output}: {error}", code="cannot-write") from error
 
