@@ -124,7 +124,15 @@ def _chosen(name: str) -> Iterator[None]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command and exit with a code of :class:`~edgepack_cli.errors.Exit`."""
-    sys.exit(run(arguments))
+    code = run(arguments)
+    if code == Exit.INTERRUPTED:
+        # threads of libraries, such as pyarrow's, may be at work still; taken down in the middle of
+        # it they abort the process
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(arguments: list[str] | None = None) -> int:
