@@ -8,9 +8,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from edgepack_cli.main import COMMANDS as COMMAND_NAMES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -97,3 +100,22 @@ def test_links_lead_somewhere():
     targets = re.findall(r"\]\(([^)#:\s]+)\)", README)
     assert len(targets) >= 5
     assert not [target for target in targets if not (ROOT / target).exists()]
+
+
+def test_every_page_is_linked_from_another():
+    documents = {path: path.read_text() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]}
+    for page in ROOT.glob("docs/*.md"):
+        others = [text for path, text in documents.items() if path != page]
+        link = re.compile(rf"\]\((?:docs/)?{re.escape(page.name)}[)#]")
+        assert any(link.search(text) for text in others), page.name
+
+
+def test_named_commands_and_extras_exist():
+    named = set(re.findall(r"`edgepack ([a-z]+)", README))
+    assert {"build", "predict", "targets"} <= named <= set(COMMAND_NAMES)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    install = README.split("## Install")[1].split("##")[0]
+    told = set(re.findall(r"`'?\.?\[?([a-z]+)\]?'?`", install))
+    assert {"boosting", "torch", "tensorflow", "mlflow"} <= told <= set(extras)
