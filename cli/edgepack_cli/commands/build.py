@@ -50,7 +50,9 @@ _WITH_UNITS = {
 @click.option("--slice", "slices", multiple=True, metavar="COLUMN", help="Figures by its values.")
 @click.option("--preprocess", type=FILE, help="ONNX, or steps in TOML, before the model.")
 @click.option("--postprocess", type=FILE, help="ONNX, or steps in TOML, after the model.")
-@click.option("--target", "targets", multiple=True, help="A device config; repeatable.")
+@click.option(
+    "--target", "targets", multiple=True, help="A device config; default: this kind of machine."
+)
 @click.option("--measured", type=FILE, multiple=True, help="What bench --json wrote on a device.")
 @click.option("--alternatives", type=int, default=2, show_default=True, help="Besides the best.")
 @click.option("--max-drop", default="1pt", show_default=True, help="Allowed loss: 1pt or 1%.")
