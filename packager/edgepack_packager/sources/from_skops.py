@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
-
-import skops.io
 
 from edgepack_contract.digest import sha256_digest
 from edgepack_packager.errors import ModelSourceError
 from edgepack_packager.sources.files import read_bounded
 from edgepack_packager.sources.from_sklearn import convert_estimator
 from edgepack_packager.sources.model import LoadContext, SourceModel
+
+
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """Let no import find PyTorch: it takes seconds and 200 MB, and scikit-learn does without."""
+    hidden = {} if "torch" in sys.modules else {"torch": None}
+    sys.modules.update(hidden)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
+with _without_torch():
+    # it imports every package of scikit-learn, of which one wraps PyTorch where there is one
+    import skops.io
 
 SAFE_TYPES = frozenset({
     "collections.OrderedDict",
