@@ -286,15 +286,13 @@ def _slice_warnings(outcome: Outcome) -> list[str]:
 
 def _own_target(recipe: Recipe) -> list[str]:
     """What a bundle is for that was built without a word about it."""
-    features = load_target(default_target()).features
-    if recipe.targets or recipe.locked or not features:
+    if recipe.targets or recipe.locked or not load_target(default_target()).features:
         return []
-    said = ", ".join(features) if len(features) < 4 else f"all {len(features)} features of it"
-    return [
-        f"no target was named: this is built for {default_target()}, as this machine is, and "
-        f"runs on devices that have {said}; others need their own: --target, see edgepack targets "
-        "list"
-    ]
+    words = (
+        f"no target was named: this is for {default_target()}, the kind of processor of this "
+        "machine; name others with --target, see edgepack targets list"
+    )
+    return [words]
 
 
 def _write(

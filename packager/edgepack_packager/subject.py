@@ -20,7 +20,9 @@ from edgepack_packager.data.rows import (
     bind_rows,
     cast_feeds,
     feature_columns,
+    gaps,
     has_missing,
+    listed,
 )
 from edgepack_packager.data.sequences import sequence_numbers
 from edgepack_packager.data.splitting import split_in_order, split_rows
@@ -318,9 +320,7 @@ def _exam(
             answer = partial(run_rows, original, chunk=1, threads=jobs_here(recipe.jobs))
             outputs = run_steps(answer, feeds["evaluation"], steps)
     except (ValueError, ModelError) as error:
-        raise DataError(
-            f"the source model fails on the evaluation rows: {error}", code="source-failed"
-        ) from error
+        raise _source_failed(error, rows) from error
     exam = set_exam(recipe, rows, feeds["evaluation"], decisions, outputs, steps=steps)
     if recipe.not_worse_than is None:
         return exam, metric_facts(recipe)
@@ -331,6 +331,16 @@ def _exam(
     )  # fmt: skip
     facts = {"not-worse-than": asked.digest}
     return with_incumbent(exam, asked), {**metric_facts(recipe), **facts}
+
+
+def _source_failed(error: Exception, rows: Rows) -> DataError:
+    words = (str(error).splitlines() or [type(error).__name__])[0]
+    holes = gaps(rows)
+    if holes:
+        words += f" Missing or infinite: {listed(holes)}; fill them, or leave such rows out"
+    return DataError(
+        f"the source model fails on the evaluation rows: {words}", code="source-failed"
+    )
 
 
 def _column_names(parts: Parts, specs: list[TensorSpec]) -> tuple[str, ...] | None:
@@ -346,6 +356,9 @@ def _data_warnings(parts: Parts, exam: Exam | None) -> tuple[str, ...]:
     if not _named(parts):
         return ("no data: accuracy gates not measured, golden rows made up, drift off; give data",)
     found: list[str] = []
+    for name, rows in _named(parts).items():
+        if holes := gaps(rows):
+            found.append(f"{name} rows hold no number in {listed(holes)}; the model gets NaN there")
     if exam is None:
         found.append("no evaluation rows: accuracy and agreement are not measured")
     else:

@@ -26,7 +26,8 @@ class Rows:
     """Named columns of equal length, what stands beside them, and the digest of their file.
 
     ``asides`` are columns that say something of a row and are no feature: time, sequence, slices.
-    ``keys`` are those of them that name a row's time and sequence.
+    ``keys`` are those of them that name a row's time and sequence. ``numbers`` are the places that
+    the rows had where they were read, counted from 0; None means that they still have them.
     """
 
     columns: Mapping[str, Array]
@@ -34,6 +35,7 @@ class Rows:
     digest: str
     asides: Mapping[str, Array] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
+    numbers: Array | None = None
 
     @property
     def n(self) -> int:
@@ -45,7 +47,8 @@ class Rows:
         columns = {name: values[indices] for name, values in self.columns.items()}
         labels = None if self.labels is None else self.labels[indices]
         asides = {name: values[indices] for name, values in self.asides.items()}
-        return replace(self, columns=columns, labels=labels, asides=asides)
+        numbers = (np.arange(self.n) if self.numbers is None else self.numbers)[indices]
+        return replace(self, columns=columns, labels=labels, asides=asides, numbers=numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,19 @@ def has_missing(feeds: Feeds) -> bool:
     return any(array.dtype.kind == "f" and not np.isfinite(array).all() for array in feeds.values())
 
 
+def gaps(rows: Rows) -> list[str]:
+    """The columns that hold NaN or an infinity, each with the first row where."""
+    found = []
+    for name, values in rows.columns.items():
+        if values.dtype.kind == "f" and name not in rows.asides:
+            bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+            if bad.any():
+                row = int(np.argmax(bad))
+                row = row if rows.numbers is None else int(rows.numbers[row])
+                found.append(f"{name} (row {row})")
+    return found
+
+
 def feature_columns(rows: Rows, spec: TensorSpec) -> list[str]:
     """The columns that stand side by side in a model's only input.
 
@@ -138,9 +154,9 @@ def _width(rows: Rows, names: Sequence[str]) -> int:
 def _side_by_side(rows: Rows, names: Sequence[str], spec: TensorSpec) -> Array:
     textual = [name for name in names if rows.columns[name].dtype.kind not in "biuf"]
     if textual and spec.dtype != "str":
-        first = rows.columns[textual[0]]
+        first = _example(rows.columns[textual[0]], rows.numbers)
         raise DataError(
-            f"column {', '.join(textual)} holds {_example(first)}, the model's input {spec.name!r} "
+            f"column {', '.join(textual)} holds {first}, the model's input {spec.name!r} "
             f"takes {spec.dtype}; encode it, leave it out, or name the label if it is one",
             code="text-column",
         )
@@ -171,13 +187,14 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:SHOWN_NAMES])}, …, {', '.join(names[-SHOWN_NAMES:])}"
 
 
-def _example(values: Array) -> str:
+def _example(values: Array, numbers: Array | None = None) -> str:
     """What a column holds instead of numbers, by the first value that shows it."""
     if values.dtype.kind in "mM":
         return f"times such as {values.reshape(-1)[0]}"
     flat = values.reshape(-1).tolist()
-    row = next((place for place, value in enumerate(flat) if not _is_number(value)), 0)
-    return f"text such as {flat[row]!r} (row {row})"
+    place = next((place for place, value in enumerate(flat) if not _is_number(value)), 0)
+    row = place // (values.size // len(values))
+    return f"text such as {flat[place]!r} (row {row if numbers is None else numbers[row]})"
 
 
 def _is_number(value: object) -> bool:

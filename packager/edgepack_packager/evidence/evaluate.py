@@ -75,7 +75,7 @@ def _failure(exam: Exam, outputs: Feeds) -> str | None:
             kind = "not a number" if classifies else "not a number or infinite"
             return (
                 f"output {name!r} is {kind} in {np.count_nonzero(bad)} of {len(bad)} rows, "
-                f"the first is row {int(np.argmax(bad))}"
+                f"the first is row {exam.row_number(int(np.argmax(bad)))}"
             )
     return None
 

@@ -50,6 +50,7 @@ class Exam:
         incumbent: What candidates are held against besides.
         wanted: Metrics that gates name.
         labels: The truth as it was given, which the user's metric gets.
+        numbers: The places that the rows have in the data, counted from 0; None for their order.
         steps: What is carried from row to row, so that answers come from ``run_steps``; None for
             a model without states.
     """
@@ -68,6 +69,7 @@ class Exam:
     incumbent: Incumbent | None = None
     wanted: tuple[str, ...] = ()
     labels: Array | None = None
+    numbers: Array | None = None
     steps: Steps | None = None
 
     @property
@@ -97,8 +99,13 @@ class Exam:
             units=None if self.units is None else number(self.units[index]),
             source_scores=cut(self.source_scores),
             labels=cut(self.labels),
+            numbers=np.arange(self.n)[index] if self.numbers is None else self.numbers[index],
             incumbent=old and replace(old, answers=old.answers[index], scores=cut(old.scores)),
         )
+
+    def row_number(self, place: int) -> int:
+        """Where the row at ``place`` is in the data, counted from 0."""
+        return place if self.numbers is None else int(self.numbers[place])
 
     def read(self, outputs: Feeds) -> Answers:
         """A candidate's answers."""

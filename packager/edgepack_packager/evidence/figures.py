@@ -31,7 +31,7 @@ class SliceFigure:
 class WorstRow:
     """A row on which a candidate is furthest from the source model.
 
-    ``row`` counts the evaluation rows from 0; ``distance`` is a margin lost or a difference.
+    ``row`` is its place in the data, counted from 0; ``distance`` is a margin lost or a difference.
     """
 
     row: int

@@ -59,6 +59,7 @@ def set_exam(
         slices={name: rows.asides[name] for name in recipe.slices},
         units=_units(recipe, rows, steps),
         labels=rows.labels,
+        numbers=rows.numbers,
         wanted=(*recipe.min_metric, *recipe.max_metric),
         steps=steps,
     )
@@ -142,10 +143,11 @@ def _check_source(exam: Exam) -> None:
             continue
         bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
         if bad.any():
+            first = exam.row_number(int(np.argmax(bad)))
             raise DataError(
                 f"the source model's own output {name!r} is not a number or infinite in "
-                f"{np.count_nonzero(bad)} of {exam.n} evaluation rows, the first is row "
-                f"{int(np.argmax(bad))}; nothing can be held against that: leave such rows out",
+                f"{np.count_nonzero(bad)} of {exam.n} evaluation rows, the first is row {first}; "
+                f"nothing can be held against that: leave such rows out",
                 code="source-nonfinite",
             )
 

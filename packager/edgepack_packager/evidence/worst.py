@@ -68,7 +68,7 @@ def _worst(exam: Exam, distance: Array, theirs: Array, ours: Array) -> tuple[Wor
     order = np.argsort(-distance, kind="stable")[:WORST_ROWS]
     return tuple(
         WorstRow(
-            row=int(row),
+            row=exam.row_number(int(row)),
             truth=None if exam.truth is None else _spell(exam.truth[row]),
             source=_spell(theirs[row]),
             candidate=_spell(ours[row]),

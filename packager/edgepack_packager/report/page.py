@@ -269,7 +269,7 @@ def _interval_cells(figure: Interval) -> list[Child]:
 
 def _worst(item: CandidateReport) -> list[Element]:
     rows = [(_worst_cells(row), "") for row in item.worst[:_MOST_ROWS]]
-    head = ("evaluation row", "truth", "source", "candidate", "distance")
+    head = ("row of the data", "truth", "source", "candidate", "distance")
     more = f" ({len(rows)} of {len(item.worst)}; report.json has all)"
     title = f"Worst rows{more if len(rows) < len(item.worst) else ''}"
     return [_titled(title, _table(head, rows, numbers={0, 4}))] if rows else []

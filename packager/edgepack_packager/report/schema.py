@@ -96,7 +96,7 @@ class SliceReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorstReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A row on which the candidate is furthest from the source; ``row`` counts from 0."""
+    """A row on which the candidate is furthest from the source; ``row`` is where in the data."""
 
     row: int
     truth: str | None

@@ -46,11 +46,13 @@ class Layout:
         columns: In the order it was fitted on.
         named: Whether it was fitted on named columns, and so wants them by name again.
         documents: Whether it takes one text a row, and no table.
+        odd: Columns with texts in the data where the fitted parts seem to take numbers.
     """
 
     columns: tuple[Column, ...]
     named: bool
     documents: bool = False
+    odd: tuple[str, ...] = ()
 
     @property
     def by_column(self) -> bool:
@@ -95,8 +97,10 @@ def read_layout(model: Any, columns: Mapping[str, Array]) -> Layout:
     names = _names(fitted, count, columns)
     known = _kinds(model, count)
     kinds = [_kind(known.get(place), columns.get(name)) for place, name in enumerate(names)]
-    pairs = zip(names, kinds, strict=True)
-    return Layout(tuple(Column(name, kind) for name, kind in pairs), named=named)
+    pairs = list(zip(names, kinds, strict=True))
+    odd = [name for place, (name, kind) in enumerate(pairs)
+           if kind == "text" and known.get(place) == "number"]  # fmt: skip
+    return Layout(tuple(Column(name, kind) for name, kind in pairs), named=named, odd=tuple(odd))
 
 
 def _feature_count(model: Any) -> int | None:

@@ -13,7 +13,7 @@ import sklearn
 from sklearn.base import is_classifier, is_clusterer, is_outlier_detector, is_regressor
 
 from edgepack_contract.description import Task
-from edgepack_packager.errors import ConversionError, ModelSourceError
+from edgepack_packager.errors import ConversionError, DataError, ModelSourceError
 from edgepack_packager.sources.adapting import for_graph
 from edgepack_packager.sources.answering import answer_of
 from edgepack_packager.sources.boosters import (
@@ -51,6 +51,7 @@ def convert_estimator(
     Raises:
         ModelSourceError: No estimator, not fitted, or of a library that is not installed.
         ConversionError: A part of it has no ONNX form; the message names the step.
+        DataError: The data hold text where it takes numbers.
     """
     if not hasattr(model, "get_params"):
         raise ModelSourceError(
@@ -65,7 +66,10 @@ def convert_estimator(
     exact = exact_converters(libraries)
     layout = read_layout(model, context.columns)
     prepared = for_graph(model)
-    graph = to_graph(prepared, layout, exact, double=False)
+    try:
+        graph = to_graph(prepared, layout, exact, double=False)
+    except ConversionError as error:
+        raise _text_column(model, layout.odd) if layout.odd else error from error
     for (_, part), (_, changed) in zip(all_steps(model), all_steps(prepared), strict=True):
         if library_of(part):
             _check_boosted(part, changed, exact, context.folder / "probe")
@@ -81,6 +85,15 @@ def convert_estimator(
         tools=_tools(libraries),
         passes=(*passes, "skl2onnx"),
         wider=_wider(prepared, layout, exact),
+    )
+
+
+def _text_column(model: Any, names: Sequence[str]) -> DataError:
+    return DataError(
+        f"column {', '.join(names)} holds text, this {type(model).__name__} takes numbers there; "
+        "one stray text makes texts of a whole column of a csv: mend it, encode the column, leave "
+        "it out, or name the label if it is one",
+        code="text-column",
     )
 
 

@@ -14,6 +14,7 @@ from edgepack_packager.data.rows import (
     bind_rows,
     cast_feeds,
     feature_columns,
+    gaps,
     has_missing,
 )
 from edgepack_packager.data.splitting import split_rows
@@ -192,6 +193,14 @@ def test_texts_that_stand_for_numbers_are_shown_with_their_row():
     odd = rows(a=np.array(["1", "2", "two"], dtype=object), b=np.zeros(3))
     with pytest.raises(DataError, match=r"text such as 'two' \(row 2\)"):
         bind_rows(odd, [spec()])
+
+
+def test_rows_of_a_part_are_named_by_their_place_in_the_data():
+    odd = rows(a=np.array(["1", "2", "two", "4"], dtype=object), b=np.array([0, np.nan, 0, 0]))
+    part = odd.take(np.array([3, 2, 1, 0])).take(np.array([1, 2]))
+    with pytest.raises(DataError, match=r"text such as 'two' \(row 2\)"):
+        bind_rows(part, [spec()])
+    assert gaps(part) == ["b (row 1)"]
 
 
 def test_too_many_columns_are_listed():

@@ -71,6 +71,18 @@ def test_worst_rows_lost_most_of_their_lead_and_confusions_are_counted(exam, tru
     assert found.confusions == (Confusion(worst.source, worst.candidate, 1),)
 
 
+def test_rows_are_named_by_their_place_in_the_data(exam):
+    outputs = scores(exam.source, sure=0.7)
+    outputs["p"][33] = scores(np.array([(exam.source[33] + 1) % 3]), sure=0.9)["p"]
+    numbered = replace(exam, numbers=np.arange(exam.n)[::-1] * 2)
+    assert examine(numbered, outputs).worst[0].row == 2 * (exam.n - 34)
+    few = {name: values[30:40] for name, values in outputs.items()}
+    assert examine(numbered.take(range(30, 40)), few).worst[0].row == 2 * (exam.n - 34)
+    few["p"][4] = np.nan
+    found = examine(exam.take(range(30, 40)), few)
+    assert found.failure == "output 'p' is not a number in 1 of 10 rows, the first is row 34"
+
+
 def test_answers_that_are_no_numbers_fail_every_gate_in_words(exam, truth, tmp_path):
     outputs = scores(truth)
     outputs["p"][[7, 9], 1] = np.nan

@@ -26,7 +26,7 @@ from sklearn.svm import LinearSVC
 
 from edgepack_contract.description import TensorSpec
 from edgepack_packager.data.rows import cast_feeds
-from edgepack_packager.errors import ConversionError, ModelSourceError
+from edgepack_packager.errors import ConversionError, DataError, ModelSourceError
 from edgepack_packager.graphs.running import open_folder, run_rows, save_model
 from edgepack_packager.sources import LoadContext
 from edgepack_packager.sources.flips import differing_rows
@@ -176,6 +176,17 @@ def test_categories_of_several_types_are_refused(tmp_path):
     with pytest.raises(ConversionError, match="several types") as caught:
         converted(model, tmp_path)
     assert caught.value.code == "mixed-categories"
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_stray_text_among_numbers_is_named_by_its_column(scaled, tmp_path):
+    numbers = pd.DataFrame({"a": np.arange(20.0), "b": np.arange(20.0) % 3})
+    steps = [StandardScaler()] if scaled else []
+    model = make_pipeline(*steps, LogisticRegression()).fit(numbers, np.arange(20) % 2)
+    columns = {"a": numbers["a"].to_numpy(), "b": np.array(["1.0"] * 19 + ["n/a"], dtype=object)}
+    with pytest.raises(DataError, match="column b holds text") as caught:
+        converted(model, tmp_path, columns)
+    assert caught.value.code == "text-column"
 
 
 def test_numbers_alone_stay_one_input_with_names(tmp_path):
