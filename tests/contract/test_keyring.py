@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from bundle_samples import fixed_key
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepack_contract.certificates import Authority
@@ -298,6 +298,7 @@ steps = st.lists(
 )
 
 
+@settings(max_examples=40)
 @given(owner_sets(), steps)
 def test_from_whichever_keyring_a_device_has_the_newest_file_leads_on(first, history):
     """Any owners that were ever pinned, and any earlier keyring, find the newest one."""
