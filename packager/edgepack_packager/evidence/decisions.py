@@ -91,7 +91,9 @@ def read_decisions(
         or _is_share(scores, sample)
     )
     seen = {info.name: sample[info.name] for info in telling}
-    wanted = task or _guess(label, scores, normal=normal or has_class_labels, sample=seen)
+    wanted = task or _guess(
+        label, scores, normal=normal or has_class_labels, classes=has_class_labels, sample=seen
+    )
     if wanted == "classification":
         answer = label or scores
         if answer is None:
@@ -228,8 +230,10 @@ def _is_share(scores: str, sample: Feeds) -> bool:
     return bool(np.all(values >= 0) and np.allclose(values.sum(axis=1), 1.0, atol=1e-3))
 
 
-def _guess(label: str | None, scores: str | None, *, normal: bool, sample: Feeds) -> Task:
-    if (label and scores) or (scores and normal):
+def _guess(
+    label: str | None, scores: str | None, *, normal: bool, classes: bool, sample: Feeds
+) -> Task:
+    if (label and (scores or classes)) or (scores and normal):
         return "classification"
     floats = [values for values in sample.values() if values.dtype.kind == "f"]
     if label and not floats:

@@ -217,6 +217,14 @@ def _check_known(
         )
 
 
+def _looks_binary(exam: Exam) -> bool:
+    """Whether numbers are judged that look like the share of one class of two."""
+    if exam.decisions.task != "regression" or exam.labels is None or exam.labels.dtype.kind == "f":
+        return False
+    shares = exam.source.size == exam.n and np.all((exam.source >= 0) & (exam.source <= 1))
+    return bool(shares and np.isin(exam.labels, (0, 1)).all())
+
+
 def exam_warnings(exam: Exam) -> tuple[str, ...]:
     """What the user should know of the rows that candidates are judged on."""
     found = []
@@ -224,6 +232,11 @@ def exam_warnings(exam: Exam) -> tuple[str, ...]:
     if odd:
         found.append(
             f"{odd} of {exam.n} labels are none of the model's classes; they count as wrong"
+        )
+    if _looks_binary(exam):
+        found.append(
+            "the labels are 0 and 1 and the only output is a share: it is judged as a number; to "
+            "judge classes, give --postprocess with a step that makes a label: threshold, at 0.5"
         )
     if exam.labels is None and exam.scorer is None:
         found.append("no labels: accuracy is not measured, agreement with the source model is")

@@ -18,6 +18,8 @@ TIED_SHARE = 0.05
 TIED_SECONDS = 2e-6
 """Within either of these of the fastest a candidate counts as equally fast, and size decides."""
 
+_INSIDE = "inside all gates"
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -98,7 +100,7 @@ def choose(
     best = allowed[0]
     for item in allowed:
         if item is not best:
-            reasons[item.name] = f"inside all gates; {_why(best, item, optimize)}"
+            reasons[item.name] = f"{_standing(item)}; {_why(best, item, optimize)}"
     reasons[best.name] = _praise(best, fp32, optimize)
     ranking = tuple(item.name for item in allowed)
     return Choice(ranking=ranking, reasons=reasons, warnings=_warnings(best, candidates))
@@ -199,13 +201,22 @@ def _pace(item: Candidate, field: Sequence[Candidate]) -> float:
 def _why(best: Candidate, item: Candidate, optimize: Optimize) -> str:
     if optimize == "latency" and None in {best.latency_s, item.latency_s}:
         return f"nothing was timed here, and the target prefers {best.precision}"
+    if optimize == "latency" and (item.latency_s or 0.0) <= (best.latency_s or 0.0):
+        return f"{best.name} is smaller, and slower by too little to count"
     return f"{best.name} is better for {optimize}"
+
+
+def _standing(item: Candidate) -> str:
+    unproven = any(verdict.outcome in {"inconclusive", "not_measured"} for verdict in item.verdicts)
+    return "not outside any gate" if unproven else _INSIDE
 
 
 def _praise(best: Candidate, fp32: Candidate | None, optimize: Optimize) -> str:
     if best is fp32:
         if optimize == "latency" and best.latency_s is None:
             return "chosen: nothing was timed here, and the target prefers fp32"
+        if _standing(best) != _INSIDE:
+            return "chosen: it is the model itself, and nothing better is proven"
         return f"chosen: best for {optimize} of those inside all gates"
     if fp32 is None:
         return f"chosen: best for {optimize}; fp32 is outside the budgets"

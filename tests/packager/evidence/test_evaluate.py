@@ -151,6 +151,15 @@ def test_the_task_is_read_off_the_outputs(tmp_path, model, options, task, kind):
     assert found.outputs[0].shape[0] == "batch"
 
 
+def test_a_share_of_one_class_and_a_label_from_it_classify_where_labels_do(tmp_path):
+    model = scores_model(1)
+    model.graph.node.append(helper.make_node("Cast", ["y"], ["label"], to=TensorProto.INT64))
+    model.graph.output.append(value("label", ["n", 1], TensorProto.INT64))
+    found, _ = read(model, tmp_path, labels=True)
+    assert (found.task, found.answer) == ("classification", "label")
+    assert read(model, tmp_path)[0].task == "regression"
+
+
 def test_a_label_output_answers_and_scores_give_the_margin(tmp_path):
     model = mlp()
     model.graph.node.append(

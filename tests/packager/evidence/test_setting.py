@@ -156,6 +156,18 @@ def test_labels_that_are_no_classes_are_counted(subject):
     assert any("labels are none of the model's classes" in text for text in found.warnings)
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_shares_of_one_class_are_said_to_be_judged_as_numbers(subject, folder, classes):
+    share = build_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["s"]), helper.make_node("Sigmoid", ["s"], ["y"])],
+        [value("x", ["n", 8])], [value("y", ["n", 1])], [weight("w", (8, 1))],
+    )  # fmt: skip
+    onnx.save(share, folder / "share.onnx")
+    np.savez(folder / "classes.npz", x=rows(n=N), label=np.arange(N) % classes)
+    _, found = subject(model="share.onnx", data="classes.npz")
+    assert any("threshold, at 0.5" in text for text in found.warnings) == (classes == 2)
+
+
 def test_not_worse_than_needs_a_truth(folder):
     with pytest.raises(RecipeError, match="name the label, or a metric"):
         Recipe(model=folder, name="n", version="1.0.0", data=folder, not_worse_than=folder)

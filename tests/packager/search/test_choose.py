@@ -38,6 +38,17 @@ def test_a_proven_smaller_candidate_as_fast_is_chosen():
     assert "too little to count" in found.reasons["int8"]
 
 
+def test_words_never_say_more_than_was_measured_and_proven():
+    found = pick(candidate("fp32", 1000, 100, PASS), candidate("int8", 300, 120, PASS))
+    assert found.reasons["fp32"] == (
+        "inside all gates; int8 is smaller, and slower by too little to count"
+    )
+    unproven = pick(candidate("fp32", 1000, 100, UNSURE), candidate("int8", 1300, 90, PASS))
+    assert unproven.reasons["fp32"] == (
+        "chosen: it is the model itself, and nothing better is proven"
+    )
+
+
 @pytest.mark.parametrize(
     ("fp32_us", "int8_us", "chosen"),
     [
