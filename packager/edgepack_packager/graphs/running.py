@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,10 @@ from edgepack_packager.graphs.clean import serialise
 from edgepack_runtime.inference.session import Optimisation, Session, open_session
 
 CHUNK_ROWS = 64
+CHUNK_BYTES = 1 * MIB
+"""Of the largest value of a run: beyond a core's cache, more rows at once take longer each."""
+
+_SHAPE_BYTES = 1024
 INLINE_BYTES = 1 * MIB
 """Larger weights go into a file beside the graph: it loads faster, with a third less memory."""
 
@@ -85,6 +90,49 @@ def run_rows(session: Session, feeds: Feeds, *, chunk: int = CHUNK_ROWS, threads
     else:
         runs = [session.run(part) for part in parts]
     return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
+
+
+def rows_at_once(model: onnx.ModelProto, feeds: Feeds) -> int:
+    """Rows of one run that are quick, of rows shaped like ``feeds``; not more than 64.
+
+    Found from the shapes of the values inside, so that it is the same on every machine.
+    """
+    outline = _outline(model)
+    for item in outline.graph.input:
+        sizes = [1, *feeds[item.name].shape[1:]] if item.name in feeds else []
+        for dim, size in zip(item.type.tensor_type.shape.dim, sizes, strict=False):
+            dim.dim_value = size
+    inferred = onnx.shape_inference.infer_shapes(outline)
+    largest = max((_row_bytes(value) for value in inferred.graph.value_info), default=0)
+    return max(1, min(CHUNK_ROWS, CHUNK_BYTES // max(largest, 1)))
+
+
+def _outline(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph without its weights, apart from those that may be shapes."""
+    outline = onnx.ModelProto(ir_version=model.ir_version)
+    outline.opset_import.extend(model.opset_import)
+    outline.functions.extend(model.functions)
+    outline.graph.name = model.graph.name
+    outline.graph.node.extend(model.graph.node)
+    outline.graph.input.extend(model.graph.input)
+    outline.graph.output.extend(model.graph.output)
+    for weight in model.graph.initializer:
+        known = outline.graph.initializer.add(name=weight.name, data_type=weight.data_type)
+        if weight.ByteSize() > _SHAPE_BYTES:
+            known.dims.extend(weight.dims)
+        else:
+            known.CopyFrom(weight)
+    return outline
+
+
+def _row_bytes(value: onnx.ValueInfoProto) -> int:
+    """Bytes of a value, where a size is unknown at least; 0 when its type is."""
+    tensor = value.type.tensor_type
+    if tensor.elem_type in {onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING}:
+        return 0
+    item = int(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize)
+    sizes: list[int] = [dim.dim_value or 1 for dim in tensor.shape.dim]
+    return item * math.prod(sizes)
 
 
 def is_batched(session: Session) -> bool:

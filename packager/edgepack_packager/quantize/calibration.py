@@ -34,7 +34,7 @@ HALF_BINS = 2048
 RANGE_BITS = 12
 """Ranges are rounded outwards to so many bits, which hides last-bit differences of processors."""
 
-HELD_BYTES = 64 * MIB
+HELD_BYTES = 8 * MIB
 MOST_ROWS = 16
 """Activations held at a time: so many rows, fewer where these would be larger."""
 

@@ -9,6 +9,7 @@ import onnx
 
 from edgepack_packager.data.rows import Feeds
 from edgepack_packager.quantize.calibration import (
+    CalibrationName,
     Histogram,
     Ranges,
     find_range,
@@ -49,6 +50,7 @@ class Prepared:
         self.model = model
         self.calibration = calibration
         self._histograms: dict[str, Histogram] = {}
+        self._ranges: dict[tuple[CalibrationName, tuple[str, ...]], Ranges] = {}
 
     @cached_property
     def fused(self) -> onnx.ModelProto:
@@ -91,7 +93,13 @@ class Prepared:
         method = plan.calibration or "min-max"
         if method == "min-max":
             return self._min_max
-        tensors = calibrated_tensors(self.fused, plan.operators or STATIC_TYPES)
+        types = plan.operators or STATIC_TYPES
+        if (method, types) not in self._ranges:
+            self._ranges[method, types] = self._clipped(method, types)
+        return self._ranges[method, types]
+
+    def _clipped(self, method: CalibrationName, types: tuple[str, ...]) -> Ranges:
+        tensors = calibrated_tensors(self.fused, types)
         new = [name for name in tensors if name not in self._histograms]
         if new:
             self._histograms |= measure_histograms(self.fused, new, self.calibration or {})

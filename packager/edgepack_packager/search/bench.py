@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from edgepack_contract.description import SessionOptions
@@ -33,6 +33,10 @@ FAR_SLOWER_MS = 0.15
 HARDLY_SMALLER = 0.85
 HARDLY_FASTER = 0.9
 """What is worse than both of these shares of float is not worth a judgement."""
+
+BEATEN_SHARE = 0.5
+BEATEN_MS = 0.05
+"""What is slower by both of these than one that is proven cannot win by latency."""
 
 Tell = Callable[[str], None]
 Tried = Callable[[str, Trial], None]
@@ -103,7 +107,7 @@ class Bench:
         wanted = [variant.plan for variant in locked.variants]
         plans = tuple(dict.fromkeys((FP32, *wanted)))
         found = _Search()
-        self._try(plans, target, found)
+        self._try(plans, target, found, give_up=False)
         missing = [plan.name for plan in plans if plan not in found.trials]
         if missing:
             raise LockError(f"this model has no candidate {missing[0]}", code="lock-differs")
@@ -131,17 +135,25 @@ class Bench:
                 break
         return found
 
-    def _try(self, plans: Sequence[Plan], target: DeviceConfig, found: _Search) -> None:
+    def _try(
+        self, plans: Sequence[Plan], target: DeviceConfig, found: _Search, *, give_up: bool = True
+    ) -> None:
         """Make candidates and judge them, in full where that is worth it."""
         for plan in plans:
             self._tell(f"{target.name}: {plan.name}")
         looked = self._panel.look(plans)
         made = [item for item in looked.values() if isinstance(item, Made)]
+        rivals = self._rivals(found)
         known = [found.trials[FP32].made] if FP32 in found.trials else []
-        fp32, *_ = together = [*known, *made]
+        fp32, *_ = together = [*known, *rivals, *made]
         times = self._glance(target, together)
-        behind = {item.plan: self._far_behind(item, fp32, target, times) for item in made}
-        judged = self._panel.judge([item for item in made if not behind[item.plan]])
+        behind = dict.fromkeys((item.plan for item in made), "")
+        if give_up:
+            behind = {item.plan: self._far_behind(item, fp32, target, times) for item in made}
+        promising = [item for item in made if not behind[item.plan]]
+        by_speed = give_up and self._recipe.optimize == "latency"
+        judged, beaten = self._judge(promising, rivals, target, times if by_speed else {})
+        behind |= beaten
         for plan in plans:
             item = judged.get(plan) or (looked.get(plan) if behind.get(plan, "-") else None)
             if item is None:
@@ -151,8 +163,49 @@ class Bench:
             else:
                 trial = self._trial(item, target, times.get(plan.name), behind[plan])
                 found.trials[plan] = trial
-                found.known.append(_known(trial))
+                found.known.append(_known(trial, is_beaten=plan in beaten))
                 self._tried(target.name, trial)
+
+    def _rivals(self, found: _Search) -> list[Made]:
+        """The fastest that may ship, if any is known and speed decides."""
+        fit = [trial for trial in found.trials.values() if trial.latency and _is_fit(trial)]
+        if self._recipe.optimize != "latency" or not fit:
+            return []
+        return [min(fit, key=lambda trial: trial.latency.p50_ms if trial.latency else 0.0).made]
+
+    def _judge(
+        self, made: Sequence[Made], rivals: list[Made], target: DeviceConfig, times: Times
+    ) -> tuple[dict[Plan, Made | Refused], dict[Plan, str]]:
+        """Judge on all rows, the fastest first, and leave out what those that are proven beat.
+
+        Returns:
+            What was judged, and by which candidate the others are beaten.
+        """
+        judged: dict[Plan, Made | Refused] = {}
+        beaten: dict[Plan, str] = {}
+        waiting = list(made)
+        while waiting:
+            # all rows are what is to be saved: where there are few, they are answered already
+            slow = {item.plan: _beaten(item, rivals, times) for item in waiting if not item.whole}
+            beaten |= {plan: words for plan, words in slow.items() if words}
+            waiting = [item for item in waiting if item.plan not in beaten]
+            group = _foremost(waiting, times)
+            done = self._panel.judge(group)
+            judged |= done
+            rivals = [*rivals, *self._fit(done.values(), target, times)]
+            waiting = [item for item in waiting if item not in group]
+        return judged, beaten
+
+    def _fit(
+        self, done: Iterable[Made | Refused], target: DeviceConfig, times: Times
+    ) -> list[Made]:
+        """Those that may ship, if speed decides."""
+        if not times:
+            return []
+        made = [item for item in done if isinstance(item, Made)]
+        return [
+            item for item in made if _is_fit(self._trial(item, target, times.get(item.plan.name)))
+        ]
 
     def _refuse(self, plan: Plan, refused: Refused, found: _Search) -> None:
         found.known.append(Known(plan, "none"))
@@ -266,16 +319,48 @@ class Bench:
         return replace(trial, made=replace(trial.made, layers=layers))
 
 
-def _known(trial: Trial) -> Known:
+def _foremost(made: Sequence[Made], times: Times) -> list[Made]:
+    """Those to judge next; each of the others would be beaten by the fastest of these."""
+    paces = [times[item.plan.name].p50_ms for item in made if times and not item.whole]
+    if not paces:
+        return list(made)
+    slowest = _far_above(min(paces))
+    return [item for item in made if item.whole or times[item.plan.name].p50_ms < slowest]
+
+
+def _far_above(ms: float) -> float:
+    return ms + max(BEATEN_MS, BEATEN_SHARE * ms)
+
+
+def _beaten(made: Made, rivals: Sequence[Made], times: Times) -> str:
+    """By which of ``rivals`` a candidate is beaten whatever it answers; empty when by none."""
+    if not rivals or not times:
+        return ""
+    best = min(rivals, key=lambda item: times[item.plan.name].p50_ms)
+    ours, theirs = times[made.plan.name].p50_ms, times[best.plan.name].p50_ms
+    if ours < _far_above(theirs):
+        return ""
+    return (
+        f"slower by far than {best.plan.name}, which is proven: {ours * 1000:.0f} us against "
+        f"{theirs * 1000:.0f} us"
+    )
+
+
+def _is_fit(trial: Trial) -> bool:
+    """Whether it may ship instead of float, by everything that is known without full timing."""
+    passed = all(verdict.outcome == "pass" for verdict in trial.verdicts)
+    return trial.made.plan != FP32 and passed and trial.made.whole and not trial.dropped
+
+
+def _known(trial: Trial, *, is_beaten: bool) -> Known:
     plan, figures = trial.made.plan, trial.made.figures
     if plan == FP32:
-        failed = any(
-            verdict.outcome == "fail" and verdict.gate.severity == "accuracy"
-            for verdict in trial.verdicts
-        )
-        return Known(plan, "losing" if failed else "proven")
+        outcomes = {v.outcome for v in trial.verdicts if v.gate.severity == "accuracy"}
+        doubt: Standing = "unsure" if "inconclusive" in outcomes else "proven"
+        return Known(plan, "losing" if "fail" in outcomes else doubt)
     loss = math.inf if figures.loss is None else figures.loss.value
-    return Known(plan, _standing(trial, loss), loss, trial.made.size_bytes)
+    standing = "beaten" if is_beaten else _standing(trial, loss)
+    return Known(plan, standing, loss, trial.made.size_bytes)
 
 
 def _standing(trial: Trial, loss: float) -> Standing:

@@ -27,21 +27,37 @@ Check = Callable[[], None]
 """Called between blocks of rows; raises to end a run early."""
 
 
-def answers(folder: Path, plan: Plan, exam: Exam, check: Check) -> Feeds:
+def answers(
+    folder: Path,
+    plan: Plan,
+    exam: Exam,
+    check: Check,
+    *,
+    chunk: int = CHUNK_ROWS,
+    threads: int = 1,
+) -> Feeds:
     """All outputs of a saved candidate to the rows of an exam, as a device computes them.
+
+    Args:
+        folder: Where it is.
+        plan: What it was made by.
+        exam: The rows.
+        check: Called between blocks of rows.
+        chunk: Rows of one run, where they may be several.
+        threads: Runs at once.
 
     Raises:
         ModelError: It does not load or run.
     """
     session = open_folder(folder)
     # dynamic scales depend on the batch; a device serves row by row
-    chunk = 1 if plan.precision == "int8-dynamic" else CHUNK_ROWS
+    size = 1 if plan.precision == "int8-dynamic" else chunk
 
     def run(feeds: Feeds) -> Feeds:
         blocks = []
         for part in chunks(feeds, BLOCK_ROWS):
             check()
-            blocks.append(run_rows(session, part, chunk=chunk))
+            blocks.append(run_rows(session, part, chunk=size, threads=threads))
         return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
     found = run_steps(run, exam.feeds, exam.steps)
@@ -50,10 +66,10 @@ def answers(folder: Path, plan: Plan, exam: Exam, check: Check) -> Feeds:
 
 
 class Reading:
-    """A candidate's answers to more and more rows of an exam."""
+    """A candidate's answers to more and more rows of an exam, ``chunk`` of them in one run."""
 
-    def __init__(self, exam: Exam, stages: Sequence[Indices]) -> None:
-        self._exam, self._stages = exam, stages
+    def __init__(self, exam: Exam, stages: Sequence[Indices], chunk: int = CHUNK_ROWS) -> None:
+        self._exam, self._stages, self._chunk = exam, stages, chunk
         self._outputs: list[Feeds] = []
 
     @property
@@ -61,7 +77,7 @@ class Reading:
         """Whether all rows were answered."""
         return len(self._outputs) == len(self._stages)
 
-    def read_on(self, folder: Path, plan: Plan, check: Check) -> None:
+    def read_on(self, folder: Path, plan: Plan, check: Check, threads: int = 1) -> None:
         """Answer the rows of the next stage.
 
         Raises:
@@ -69,7 +85,7 @@ class Reading:
         """
         rows = self._stages[len(self._outputs)]
         part = self._exam if len(self._stages) == 1 else self._exam.take(rows.tolist())
-        self._outputs.append(answers(folder, plan, part, check))
+        self._outputs.append(answers(folder, plan, part, check, chunk=self._chunk, threads=threads))
 
     def result(self) -> tuple[Exam, Feeds]:
         """The exam on the rows so far, and the outputs, in the order of the exam's rows."""

@@ -16,7 +16,7 @@ import numpy as np
 from edgepack_packager.evidence.evaluate import examine
 from edgepack_packager.evidence.figures import Figures
 from edgepack_packager.evidence.judging import allowed_loss
-from edgepack_packager.graphs.running import model_size
+from edgepack_packager.graphs.running import CHUNK_ROWS, model_size, rows_at_once
 from edgepack_packager.quantize.library import QuantizerError
 from edgepack_packager.quantize.plan import FP32, Plan
 from edgepack_packager.quantize.sensitivity import LayerError
@@ -58,10 +58,14 @@ class Panel:
     ) -> None:
         self._exam = subject.exam
         self._stages = [] if subject.exam is None else stages(subject.exam)
+        self._chunk = (
+            CHUNK_ROWS if subject.exam is None else rows_at_once(subject.model, subject.exam.feeds)
+        )
         self._readings: dict[Plan, Reading] = {}
         self._allowed = allowed_loss(recipe.drop, subject.exam)
         self._workshop = Workshop(subject.model, subject.calibration, folder)
         self._prefix = f"candidates-{id(self)}"
+        self._jobs = jobs
         self._pool = ThreadPoolExecutor(jobs, thread_name_prefix=self._prefix)
         self._clock = clock
         self._stopped = threading.Event()
@@ -111,7 +115,12 @@ class Panel:
             ModelError: fp32 itself does not load or run.
         """
         missing = [plan for plan in plans if plan not in self._found]
-        self._found |= self._side_by_side({plan: partial(self._make, plan) for plan in missing})
+        # float answers all rows, which takes as long as all the others' first looks together
+        first = [plan for plan in missing if plan == FP32]
+        for some in (first, [plan for plan in missing if plan != FP32]):
+            threads = self._threads(some)
+            work = {plan: partial(self._make, plan, threads) for plan in some}
+            self._found |= self._side_by_side(work)
         return {plan: self._found[plan] for plan in plans if plan in self._found}
 
     def judge(self, made: Sequence[Made]) -> dict[Plan, Made | Refused]:
@@ -121,7 +130,10 @@ class Panel:
             By plan; one that was not done in time is missing.
         """
         promising = [item for item in made if not item.whole and not self._is_hopeless(item)]
-        done = self._side_by_side({item.plan: partial(self._judge, item) for item in promising})
+        threads = self._threads(promising)
+        done = self._side_by_side(
+            {item.plan: partial(self._judge, item, threads) for item in promising}
+        )
         self._found |= done
         late = {item.plan for item in promising} - done.keys()
         return {item.plan: self._found[item.plan] for item in made if item.plan not in late}
@@ -136,6 +148,10 @@ class Panel:
         if plan not in self._ranked:
             self._ranked[plan] = self._workshop.ranked(plan)
         return self._ranked[plan]
+
+    def _threads(self, work: Sequence[object]) -> int:
+        """The jobs that each of so many candidates may take."""
+        return max(1, self._jobs // max(len(work), 1))
 
     def _side_by_side(
         self, work: Mapping[Plan, Callable[[], Made | Refused]]
@@ -153,7 +169,7 @@ class Panel:
                 found[plan] = Refused(str(error))
         return found
 
-    def _make(self, plan: Plan) -> Made | Refused:
+    def _make(self, plan: Plan, threads: int) -> Made | Refused:
         check = self._check_of(plan)
         draft = self._workshop.make(plan, check)
         if draft is None:
@@ -170,20 +186,22 @@ class Panel:
             return made
         # float is what the others are held against, so that it is always judged in full
         in_stages = [np.arange(self._exam.n)] if plan == FP32 else self._stages
-        reading = Reading(self._exam, in_stages)
-        made = self._read_on(made, reading, check)
+        reading = Reading(self._exam, in_stages, self._chunk)
+        made = self._read_on(made, reading, check, threads)
         if not made.whole:
             self._readings[plan] = reading
         return made
 
-    def _judge(self, made: Made) -> Made:
+    def _judge(self, made: Made, threads: int) -> Made:
         reading, check = self._readings.pop(made.plan), self._check_of(made.plan)
         while not made.whole and not self._is_hopeless(made):
-            made = self._read_on(made, reading, check)
+            made = self._read_on(made, reading, check, threads)
         return made
 
-    def _read_on(self, made: Made, reading: Reading, check: Callable[[], None]) -> Made:
-        reading.read_on(made.folder, made.plan, check)
+    def _read_on(
+        self, made: Made, reading: Reading, check: Callable[[], None], threads: int
+    ) -> Made:
+        reading.read_on(made.folder, made.plan, check, threads)
         exam, outputs = reading.result()
         return replace(
             made,

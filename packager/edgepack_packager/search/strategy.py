@@ -30,9 +30,10 @@ COVERED_SHARE = 1.05
 
 OTHER_CALIBRATIONS: tuple[CalibrationName, ...] = ("percentile-99.99", "entropy")
 
-Standing = Literal["proven", "losing", "unsure", "none"]
+Standing = Literal["proven", "losing", "unsure", "beaten", "none"]
 """``losing``: something is lost that a finer candidate may keep. ``unsure``: nothing is lost, there
-are too few rows to prove it, and no finer one would. ``none``: the model has no such form."""
+are too few rows to prove it, and no finer one would. ``beaten``: another that is proven is faster
+by far, and will be than finer ones. ``none``: the model has no such form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +122,8 @@ def next_step(
         return Try((FP32, *(_openings(aim, material) if material.judged else ())))
     if not material.judged or len(known) >= MOST_PLANS:
         return None
-    if known[0].standing == "losing":
-        return None  # float itself is outside: nothing made of it will be inside
+    if known[0].standing != "proven":
+        return None  # float itself is outside, or not proven: nothing made of it will be
     tried = {item.plan: item for item in known}
     return (
         _half(material, tried)
@@ -183,7 +184,9 @@ def _exact(plan: Plan) -> Plan:
 def _half(material: Material, tried: Mapping[Plan, Known]) -> Step:
     """Halves, where weights stored in int8 are too coarse: as fast as float too, but larger."""
     stored = tried.get(_STORED)
-    if not material.stored or _HALF in tried or stored is None or stored.standing == "proven":
+    if not material.stored or _HALF in tried or stored is None:
+        return None
+    if stored.standing in {"proven", "beaten"}:
         return None
     return Try((_HALF,))
 
@@ -216,14 +219,16 @@ def _static_step(
 ) -> Step:
     base = static_plan(aim)
     first = tried.get(base)
-    if first is None or first.standing in {"unsure", "none"}:
+    if first is None or first.standing in {"unsure", "beaten", "none"}:
         return None
     family = [item for item in known if item.plan.precision == "int8-static"]
     whole = [item for item in family if not item.plan.excluded]
     proven = [item for item in whole if item.standing == "proven"]
     if proven:
         return _growth(proven[0].plan, material, tried)
-    if any(item.standing == "unsure" for item in whole) or _is_covered(first, known):
+    futile = any(item.standing == "unsure" for item in whole)
+    beaten = any(item.standing == "beaten" for item in family)
+    if futile or beaten or _is_covered(first, known):
         return None
     finer = _untried(_finer(base, tried), tried)
     if finer:

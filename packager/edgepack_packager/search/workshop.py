@@ -46,7 +46,7 @@ class Workshop:
     def __init__(self, model: onnx.ModelProto, calibration: Feeds | None, folder: Path) -> None:
         self._model, self._calibration, self._folder = model, calibration, folder
         self._numbers = count()
-        self._lock = Lock()
+        self._lock, self._measuring = Lock(), Lock()
 
     @cached_property
     def _prepared(self) -> Prepared:
@@ -85,6 +85,12 @@ class Workshop:
             QuantizerError: The quantizer does not cope with this graph.
             ModelError: onnxruntime refuses the graph that it makes.
         """
+        if plan.precision == "int8-static":
+            # takes longest, and no library that quantizes is in it
+            with self._measuring:
+                check()
+                if self._prepared.nodes:
+                    self._prepared.ranges(plan)
         with self._lock:
             check()
             model = make(self._prepared, plan)

@@ -81,7 +81,7 @@ def test_after_the_deadline_only_float_is_judged(recipe, subject, tmp_path):
 
 def test_a_deadline_in_the_middle_leaves_out_what_is_not_done(recipe, subject, tmp_path):
     with open_panel(recipe, subject, tmp_path, jobs=1, clock=Clock(1.0)) as panel:
-        panel.until = 2.5
+        panel.until = 3.5
         looked = panel.look((FP32, STATIC, DYNAMIC))
         assert list(looked) == [FP32, STATIC]
         assert looked[FP32].whole
