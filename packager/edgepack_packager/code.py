@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,23 @@ def load_function(reference: Path) -> Callable[..., Any]:
         found = getattr(importlib.import_module(module_name), name, None)
     except Exception as error:  # importing runs the user's code, which may raise anything
         raise RecipeError(
-            f"{reference}: importing {module_name} failed: {type(error).__name__}: {error}",
-            code="bad-code",
+            f"{reference}: importing {module_name} fails: {said_by_code(error)}", code="code-failed"
         ) from error
     if not callable(found):
-        raise RecipeError(f"{reference}: {module_name} has no function {name}", code="bad-code")
+        raise RecipeError(f"{reference}: {module_name} has no function {name}", code="no-function")
     function: Callable[..., Any] = found
     return function
+
+
+def said_by_code(error: Exception) -> str:
+    """What the user's code raised, and at which line of it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    others = ("<", sys.prefix, sys.base_prefix)
+    outside = [frame for frame in frames if not frame.filename.startswith(others)]
+    words = f"{type(error).__name__}: {error}"
+    if len(outside) < 2:
+        return words
+    return f"{Path(outside[-1].filename).name}:{outside[-1].lineno}: {words}"
 
 
 def code_digest(function: Callable[..., Any]) -> str:

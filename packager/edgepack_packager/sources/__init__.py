@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from edgepack_packager.errors import ModelSourceError
 from edgepack_packager.recipe import code_name, is_reference
@@ -25,9 +27,8 @@ def load_source(path: Path, context: LoadContext) -> SourceModel:
         ModelSourceError: Another kind of file, unreadable, or loading it would run code.
         ConversionError: It has no ONNX form.
     """
-    code = code_name(path)
-    if code is not None:
-        return _load_code(*code, context)
+    if code_name(path) is not None:
+        return _load_code(path, context)
     if is_reference(path):
         return _load_registered(path, context)
     if path.is_dir():
@@ -55,76 +56,32 @@ def _folder_loader(path: Path) -> Loader:
     )
 
 
-# each imports a library that takes seconds, and a build needs one of them
+def _late(module: str, name: str, **options: Any) -> Loader:
+    """A loader whose module is imported when it is used: each takes a library of seconds."""
+
+    def load(path: Path, context: LoadContext) -> SourceModel:
+        found = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+        source: SourceModel = found(path, context, **options)
+        return source
+
+    return load
 
 
-def _load_code(module: str, name: str, context: LoadContext) -> SourceModel:
-    from edgepack_packager.sources.from_code import load_code  # noqa: PLC0415
-
-    return load_code(module, name, context)
-
-
-def _load_registered(path: Path, context: LoadContext) -> SourceModel:
-    from edgepack_packager.sources.from_mlflow import load_registered  # noqa: PLC0415
-
-    return load_registered(str(path), context)
-
-
-def _load_mlflow(path: Path, context: LoadContext) -> SourceModel:
-    from edgepack_packager.sources.from_mlflow import load_mlflow  # noqa: PLC0415
-
-    return load_mlflow(path, context)
-
-
-def _load_tensorflow(path: Path, context: LoadContext) -> SourceModel:
-    from edgepack_packager.sources.tensorflow_files import load_tensorflow  # noqa: PLC0415
-
-    return load_tensorflow(path, context)
-
-
-def _load_pickle(path: Path, context: LoadContext) -> SourceModel:
-    from edgepack_packager.sources.pickled import load_trusted  # noqa: PLC0415
-
-    return load_trusted(path, context)
-
-
-def _load_exported(path: Path, context: LoadContext) -> SourceModel:
-    from edgepack_packager.sources.pickled import load_trusted  # noqa: PLC0415
-
-    return load_trusted(path, context, kind="exported")
-
-
-def _load_onnx(path: Path, context: LoadContext) -> SourceModel:
-    from edgepack_packager.sources.from_onnx import load_onnx  # noqa: PLC0415
-
-    return load_onnx(path, context)
-
-
-def _load_skops(path: Path, context: LoadContext) -> SourceModel:
-    from edgepack_packager.sources.from_skops import load_skops  # noqa: PLC0415
-
-    return load_skops(path, context)
-
-
-def _load_xgboost(path: Path, context: LoadContext) -> SourceModel:
-    from edgepack_packager.sources.from_boosting import load_xgboost  # noqa: PLC0415
-
-    return load_xgboost(path, context)
-
-
-def _load_lightgbm(path: Path, context: LoadContext) -> SourceModel:
-    from edgepack_packager.sources.from_boosting import load_lightgbm  # noqa: PLC0415
-
-    return load_lightgbm(path, context)
-
-
+_load_tensorflow = _late("tensorflow_files", "load_tensorflow")
+_load_code = _late("from_code", "load_code")
+_load_registered = _late("from_mlflow", "load_registered")
 _LOADERS: dict[str, Loader] = {
-    **dict.fromkeys((".json", ".ubj"), _load_xgboost),
-    ".txt": _load_lightgbm,
-    ".onnx": _load_onnx,
-    ".skops": _load_skops,
-    ".pt2": _load_exported,
+    **dict.fromkeys((".json", ".ubj"), _late("from_boosting", "load_xgboost")),
+    ".txt": _late("from_boosting", "load_lightgbm"),
+    ".onnx": _late("from_onnx", "load_onnx"),
+    ".skops": _late("from_skops", "load_skops"),
+    ".pt2": _late("pickled", "load_trusted", kind="exported"),
     **dict.fromkeys((".keras", ".h5", ".hdf5", ".tflite"), _load_tensorflow),
-    **dict.fromkeys((".pkl", ".pickle", ".joblib", ".dill", ".pt", ".pth"), _load_pickle),
+    **dict.fromkeys(
+        (".pkl", ".pickle", ".joblib", ".dill", ".pt", ".pth"), _late("pickled", "load_trusted")
+    ),
 }
-_FOLDERS: dict[str, Loader] = {"MLmodel": _load_mlflow, "saved_model.pb": _load_tensorflow}
+_FOLDERS: dict[str, Loader] = {
+    "MLmodel": _late("from_mlflow", "load_mlflow"),
+    "saved_model.pb": _load_tensorflow,
+}

@@ -13,7 +13,7 @@ import torch
 from torch.export import ExportedProgram
 
 from edgepack_packager.errors import ConversionError, ModelSourceError
-from edgepack_packager.sources.from_torch import ANSWERED_ROWS, Caller, torch_tools
+from edgepack_packager.sources.from_torch import ANSWERED_ROWS, Caller, torch_source
 from edgepack_packager.sources.model import SourceModel
 from edgepack_packager.sources.torch_check import Sizes, check_sizes
 from edgepack_packager.sources.torch_export import quiet, to_onnx
@@ -50,18 +50,7 @@ def load_exported(path: Path, *, digest: str) -> SourceModel:
             "program says it takes; export it with fixed sizes, or with torch.export's strict mode",
             code="not-faithful",
         )
-    return SourceModel(
-        graph=graph,
-        digest=digest,
-        framework=f"torch {torch.__version__}",
-        task=None,
-        features=None,
-        classes=None,
-        answer=caller,
-        tools=torch_tools(),
-        passes=("load-exported", "torch-export"),
-        sample=sample,
-    )
+    return torch_source(graph, caller, sample, digest=digest, passes=("load-exported",))
 
 
 class _Module:

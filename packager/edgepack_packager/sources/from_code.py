@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgepack_packager.code import load_function, said_by_code
 from edgepack_packager.errors import ModelSourceError
 from edgepack_packager.sources.digests import graph_digest
 from edgepack_packager.sources.model import LoadContext, SourceModel
 from edgepack_packager.sources.objects import Axes, convert_object
 
 
-def load_code(module: str, name: str, context: LoadContext) -> SourceModel:
-    """Call ``module:name`` and convert what it returns.
+def load_code(path: Path, context: LoadContext) -> SourceModel:
+    """Call what ``path`` names as ``module:function`` and convert what it returns.
 
     It returns ``(model, example)`` or ``(model, example, axes)`` for a PyTorch module; an ONNX
     model, a Keras model or a fitted estimator alone. The digest is that of the graph, since files
     that the code reads are not known.
 
     Raises:
-        ModelSourceError: It cannot be imported or fails, or gives no model.
+        RecipeError: It is not there, or cannot be imported.
+        ModelSourceError: It fails, or gives no model.
         ConversionError: The model has no ONNX form.
     """
-    what = f"{module}:{name}"
-    returned = _call(_find(module, name, what), what)
+    what = str(path)
+    returned = _call(load_function(path), what)
     model, example, axes = _parts(returned, what)
     source = convert_object(
         model, context, digest="", passes=("call-code",), example=example, axes=axes
@@ -36,29 +35,12 @@ def load_code(module: str, name: str, context: LoadContext) -> SourceModel:
     return replace(source, digest=graph_digest(source.graph))
 
 
-def _find(module: str, name: str, what: str) -> Callable[[], Any]:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except Exception as error:  # importing runs the user's code, which may raise anything
-        raise ModelSourceError(
-            f"{what}: importing {module} fails: {_where(error)}{type(error).__name__}: {error}",
-            code="code-failed",
-        ) from error
-    if not callable(found):
-        raise ModelSourceError(f"{what}: {module} has no function {name}", code="no-function")
-    function: Callable[[], Any] = found
-    return function
-
-
 def _call(function: Callable[[], Any], what: str) -> Any:
     try:
         return function()
     except Exception as error:  # the user's code, which may raise anything
         raise ModelSourceError(
-            f"{what} fails: {_where(error)}{type(error).__name__}: {error}", code="code-failed"
+            f"{what} fails: {said_by_code(error)}", code="code-failed"
         ) from error
 
 
@@ -85,13 +67,3 @@ def _are_axes(axes: Any) -> bool:
         and all(isinstance(axis, int) and isinstance(text, str) for axis, text in named.items())
         for named in axes.values()
     )
-
-
-def _where(error: Exception) -> str:
-    """The line of the user's code that raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    others = ("<", sys.prefix, sys.base_prefix)
-    outside = [frame for frame in frames if not frame.filename.startswith(others)]
-    if len(outside) < 2:
-        return ""
-    return f"{Path(outside[-1].filename).name}:{outside[-1].lineno}: "

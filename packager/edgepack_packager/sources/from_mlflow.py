@@ -87,7 +87,7 @@ def load_mlflow(path: Path, context: LoadContext) -> SourceModel:
     return _with_names(_with_sample(source, example), _names(described))
 
 
-def load_registered(uri: str, context: LoadContext) -> SourceModel:
+def load_registered(path: Path, context: LoadContext) -> SourceModel:
     """Fetch ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS`` and load it.
 
     Where the registry is, and the credentials for it, are MLflow's to know: its environment.
@@ -96,6 +96,7 @@ def load_registered(uri: str, context: LoadContext) -> SourceModel:
         ModelSourceError: MLflow is missing, or cannot fetch it.
         ConversionError: The model has no ONNX form.
     """
+    uri = str(path)
     require("mlflow", what=f"reading {uri}")
     # MLflow 3 sends usage data to its maker unless told not to before it is imported
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"

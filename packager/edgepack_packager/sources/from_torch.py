@@ -91,12 +91,12 @@ def convert_module(
     try:
         # an example of one row would be taken for a size that never changes
         graph = parts.export(shapes, rows=2, tried=(1, 3))
-        return _source(graph, caller, sample, digest=digest, passes=passes)
+        return torch_source(graph, caller, sample, digest=digest, passes=passes)
     except ConversionError as error:
         if error.code not in {"fixed-axis", "not-exportable", "not-faithful"}:
             raise
     graph = parts.export(axes, rows=1, tried=(1,))
-    source = _source(graph, replace(caller, rows=1), sample, digest=digest, passes=passes)
+    source = torch_source(graph, replace(caller, rows=1), sample, digest=digest, passes=passes)
     warning = "the model's code fixes the number of rows; it is packed for one row at a time"
     return replace(source, warnings=(warning,))
 
@@ -204,9 +204,10 @@ def torch_tools() -> dict[str, str]:
     return {"torch": str(torch.__version__), "onnxscript": str(onnxscript.__version__)}
 
 
-def _source(
-    graph: Any, caller: Answer, sample: Feeds, *, digest: str, passes: Sequence[str]
+def torch_source(
+    graph: onnx.ModelProto, caller: Answer, sample: Feeds, *, digest: str, passes: Sequence[str]
 ) -> SourceModel:
+    """A source of PyTorch; ``passes`` led to what was exported to ``graph``."""
     return SourceModel(
         graph=graph,
         digest=digest,

@@ -73,11 +73,18 @@ def test_code_that_never_ends_is_stopped(monkeypatch):
         read_rows(Path("given_rows:endless"), label=None)
 
 
-@pytest.mark.parametrize("name", ["given_rows:missing", "given_rows:number", "no_module:f"])
-def test_code_that_is_not_there_is_named(name):
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("given_rows:missing", "no-function"),
+        ("given_rows:number", "no-function"),
+        ("no_module:f", "code-failed"),
+    ],
+)
+def test_code_that_is_not_there_is_named(name, code):
     with pytest.raises(RecipeError, match=name) as caught:
         read_rows(Path(name), label=None)
-    assert caught.value.code == "bad-code"
+    assert caught.value.code == code
 
 
 def test_the_digest_of_code_is_that_of_its_file():

@@ -109,7 +109,7 @@ def test_a_model_is_not_worse_than_itself(subject):
          "has accuracy, f1, auc, log-loss, top-K"),
         ({"min_metric": {"log-loss": 1.0}}, RecipeError, "wrong-side", "less of it is better"),
         ({"max_metric": {"f1": 1.0}}, RecipeError, "wrong-side", "more of it is better"),
-        ({"metric": "setting_metrics:none"}, RecipeError, "bad-code", "no function none"),
+        ({"metric": "setting_metrics:none"}, RecipeError, "no-function", "no function none"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_judged_is_refused(subject, changes, kind, code, words):
