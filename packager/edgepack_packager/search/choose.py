@@ -101,7 +101,7 @@ def choose(
     for item in allowed:
         if item is not best:
             reasons[item.name] = f"{_standing(item)}; {_why(best, item, optimize)}"
-    reasons[best.name] = _praise(best, fp32, optimize)
+    reasons[best.name] = _praise(best, fp32, optimize, alone=len(allowed) == 1)
     ranking = tuple(item.name for item in allowed)
     return Choice(ranking=ranking, reasons=reasons, warnings=_warnings(best, candidates))
 
@@ -211,12 +211,12 @@ def _standing(item: Candidate) -> str:
     return "not outside any gate" if unproven else _INSIDE
 
 
-def _praise(best: Candidate, fp32: Candidate | None, optimize: Optimize) -> str:
+def _praise(best: Candidate, fp32: Candidate | None, optimize: Optimize, *, alone: bool) -> str:
     if best is fp32:
+        if alone:
+            return "chosen: no other candidate may ship"
         if optimize == "latency" and best.latency_s is None:
             return "chosen: nothing was timed here, and the target prefers fp32"
-        if _standing(best) != _INSIDE:
-            return "chosen: it is the model itself, and nothing better is proven"
         return f"chosen: best for {optimize} of those inside all gates"
     if fp32 is None:
         return f"chosen: best for {optimize}; fp32 is outside the budgets"

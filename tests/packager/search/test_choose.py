@@ -44,9 +44,9 @@ def test_words_never_say_more_than_was_measured_and_proven():
         "inside all gates; int8 is smaller, and slower by too little to count"
     )
     unproven = pick(candidate("fp32", 1000, 100, UNSURE), candidate("int8", 1300, 90, PASS))
-    assert unproven.reasons["fp32"] == (
-        "chosen: it is the model itself, and nothing better is proven"
-    )
+    assert unproven.reasons["fp32"] == "chosen: no other candidate may ship"
+    blind = pick(candidate("fp32", 1000, None, PASS), candidate("int8", 300, None, UNSURE))
+    assert "prefers" not in blind.reasons["fp32"]
 
 
 @pytest.mark.parametrize(
