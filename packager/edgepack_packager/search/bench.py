@@ -184,17 +184,18 @@ class Bench:
         judged: dict[Plan, Made | Refused] = {}
         beaten: dict[Plan, str] = {}
         waiting = list(made)
-        while waiting:
+        while True:
             # all rows are what is to be saved: where there are few, they are answered already
             slow = {item.plan: _beaten(item, rivals, times) for item in waiting if not item.whole}
             beaten |= {plan: words for plan, words in slow.items() if words}
             waiting = [item for item in waiting if item.plan not in beaten]
+            if not waiting:
+                return judged, beaten
             group = _foremost(waiting, times)
             done = self._panel.judge(group)
             judged |= done
             rivals = [*rivals, *self._fit(done.values(), target, times)]
             waiting = [item for item in waiting if item not in group]
-        return judged, beaten
 
     def _fit(
         self, done: Iterable[Made | Refused], target: DeviceConfig, times: Times

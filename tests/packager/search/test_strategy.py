@@ -213,3 +213,22 @@ def test_every_search_ends_and_repeats_nothing(material, random):
 )
 def test_the_processor_decides_the_form_of_int8(target, aim):
     assert aim_for(load_target(target)) == aim
+
+
+def test_nothing_is_mended_that_is_beaten_whatever_it_loses():
+    def standing(plan):
+        beaten = plan.precision in {"int8-static", "int8-weights"}
+        return "beaten" if beaten else "proven"
+
+    material = Material(judged=True, static_nodes=20, dynamic=True, products=True, stored=True)
+    steps, _ = run(material, standing)
+    assert len(steps) == 1
+
+
+@pytest.mark.parametrize("standing", ["losing", "unsure"])
+def test_where_float_is_not_proven_nothing_finer_is_tried(standing):
+    def same(plan):
+        return standing if plan == FP32 else "losing"
+
+    steps, _ = run(Material(judged=True, static_nodes=20, stored=True), same)
+    assert steps == [["fp32", "int8-static", "int8-stored"]]
