@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,6 +28,9 @@ from edgepack_packager.search.trials import Made
 from edgepack_packager.search.workshop import Workshop
 from edgepack_packager.subject import Subject
 from edgepack_runtime.inference.errors import ModelError
+
+_STARTING_TRIES, _STARTING_SECONDS = 100, 0.01
+"""How often to look whether a thread has begun that was told to; one may never begin."""
 
 
 class OutOfTimeError(Exception):
@@ -88,7 +92,7 @@ class Panel:
         # a thread that was being started when Ctrl-C came is unknown to the pool
         for thread in threading.enumerate():
             if thread.name.startswith(self._prefix):
-                thread.join()
+                _join(thread)
 
     @property
     def material(self) -> Material:
@@ -221,3 +225,12 @@ class Panel:
                 raise OutOfTimeError
 
         return check
+
+
+def _join(thread: threading.Thread) -> None:
+    """Wait for a thread that may be only about to begin."""
+    for _ in range(_STARTING_TRIES):
+        try:
+            return thread.join()
+        except RuntimeError:  # it has not begun
+            time.sleep(_STARTING_SECONDS)

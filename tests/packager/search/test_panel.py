@@ -1,6 +1,7 @@
 """The panel: what the clock and the number of jobs may decide, and what they may not."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import onnx
@@ -9,6 +10,7 @@ from tests.packager.models import cnn
 
 from edgepack_packager import Recipe
 from edgepack_packager.quantize.plan import FP32, Plan
+from edgepack_packager.search import panel as panels
 from edgepack_packager.search.panel import Panel, Refused
 from edgepack_packager.search.strategy import aim_for, static_plan
 from edgepack_packager.subject import load_subject
@@ -104,6 +106,19 @@ def test_whatever_ends_a_search_no_thread_stays(recipe, subject, tmp_path):
         raise KeyboardInterrupt
     with pytest.raises(RuntimeError, match="shutdown"):
         panel.look((STATIC,))
+
+
+def test_a_thread_that_is_being_started_is_waited_for(monkeypatch):
+    ended = threading.Event()
+    thread = threading.Thread(target=ended.set)
+    monkeypatch.setattr(panels.time, "sleep", lambda _: thread.start())
+    panels._join(thread)
+    assert ended.is_set()
+
+
+def test_a_thread_that_never_begins_is_not_waited_for_for_ever(monkeypatch):
+    monkeypatch.setattr(panels.time, "sleep", lambda _: None)
+    panels._join(threading.Thread())
 
 
 def test_layers_are_ranked_once(recipe, subject, tmp_path):
