@@ -5,10 +5,11 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from tests.packager.models import mlp, rows
 
-from edgepack_packager import ConversionError
+from edgepack_packager import ConversionError, Recipe, build
 from edgepack_packager.graphs import cleaning
 from edgepack_packager.graphs.passes import run_passes
 
@@ -43,6 +44,20 @@ def test_the_packager_names_what_the_quantizer_does_not():
     ]
     names = {re.split(r"[<>=!~ ;\[]", text)[0] for text in extras["packager"]}
     assert {"sympy", "onnx-ir"} <= names
+
+
+def test_a_build_for_a_release_that_is_too_old_is_refused(tmp_path):
+    config = (ROOT / "device-configs" / "rpi4.toml").read_text().replace('"rpi4"', '"old"')
+    (tmp_path / "old.toml").write_text(config.replace('"1.31.1"', '"1.9.0"'))
+    onnx.save(mlp(), tmp_path / "m.onnx")
+    with pytest.raises(ConversionError, match="target old cannot load") as caught:
+        build(
+            Recipe(
+                model=tmp_path / "m.onnx", name="m", version="1.0.0",
+                targets=(str(tmp_path / "old.toml"),),
+            )
+        )  # fmt: skip
+    assert caught.value.code == "too-new-for-target"
 
 
 def test_a_pass_that_changes_the_answers_ends_the_build(tmp_path, monkeypatch):

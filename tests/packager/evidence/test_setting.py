@@ -76,6 +76,7 @@ def test_time_sequence_and_slices_reach_the_exam(subject):
     _, found = subject(time_column="when", sequence_column="who", slices=("who",))
     exam = found.exam
     assert len(np.unique(exam.units)) == len(np.unique(exam.slices["who"]))
+    assert (exam.numbers % 30 == exam.slices["who"]).all()
     assert found.inputs[0].shape == ["batch", 8]
     assert found.data["split"].startswith("seed 0, by when, by who: calibration ")
     assert exam.feeds["x"].shape == (exam.n, 8)
