@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 
 import numpy as np
 import onnx
@@ -10,6 +13,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgepack_contract.bundle import BundleFile, open_evidence, verify_bundle_file
+from edgepack_packager import building
+from edgepack_packager.subject import load_subject
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +126,21 @@ def test_a_model_that_is_none_is_bad_input(cli, source, tmp_path):
     ended = cli("build", path, "--name", "m", "--version", "1.0.0", "--data", rows, "--label", "y")
     assert ended.code == 3
     assert "m.onnx is not an ONNX file" in ended.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_whatever_ends_it_even_where_a_library_swallows_that(
+    build, tmp_path, monkeypatch, number, as_json
+):
+    def swallowing(recipe, folder):
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        return load_subject(recipe, folder)
+
+    monkeypatch.setattr(building, "load_subject", swallowing)
+    before = {path.name for path in tmp_path.iterdir()}
+    ended = build(*(["--json"] if as_json else []))
+    assert (ended.code, ended.out) == (130, "")
+    assert ended.err.splitlines()[-1] == "interrupted"
+    assert {path.name for path in tmp_path.iterdir()} == before
