@@ -148,7 +148,8 @@ def check_truth(exam: Exam) -> None:
     known = exam.source if decisions.classes is None else decisions.classes
     if truth.dtype.kind != known.dtype.kind or not np.isin(truth, known).any():
         raise DataError(
-            f"labels such as {truth[0]} are none of the model's classes, such as {known[0]}",
+            f"labels such as {truth[0]} are none of the model's classes, such as {known[0]}; name "
+            "the column that the model learned, with the values it learned",
             code="bad-label",
         )
 

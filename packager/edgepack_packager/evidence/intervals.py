@@ -39,7 +39,7 @@ class Estimate:
     def __str__(self) -> str:
         """The figure as it stands in tables and verdicts."""
         behind = f"n={self.n}" if self.units is None else f"n={self.n} in {self.units} sequences"
-        return f"{self.value:.4f} ({self.low:.4f}..{self.high:.4f}, {behind})"
+        return f"{self.value:z.4f} ({self.low:z.4f}..{self.high:z.4f}, {behind})"
 
 
 def proportion(successes: int, n: int) -> Estimate:

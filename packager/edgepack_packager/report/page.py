@@ -262,7 +262,7 @@ def _metric_cells(metric: Metric) -> list[Child]:
 
 def _interval_cells(figure: Interval) -> list[Child]:
     value, low, high = (
-        "∞" if one is None else f"{one:.4f}" for one in (figure.value, figure.low, figure.high)
+        "∞" if one is None else f"{one:z.4f}" for one in (figure.value, figure.low, figure.high)
     )
     return [value, f"{low} to {high}", str(figure.n)]
 

@@ -100,6 +100,7 @@ def test_the_quantile_is_students(freedom):
 
 def test_a_figure_says_what_is_behind_it():
     assert str(Estimate(0.5, 0.25, 0.75, 40)) == "0.5000 (0.2500..0.7500, n=40)"
+    assert str(Estimate(-1e-6, -0.25, 0.75, 40)) == "0.0000 (-0.2500..0.7500, n=40)"
     assert str(Estimate(0.5, 0.25, 0.75, 40, 6)).endswith("n=40 in 6 sequences)")
 
 
