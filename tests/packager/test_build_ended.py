@@ -6,13 +6,26 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
+import onnx
 import pytest
+from tests.packager.models import mlp
 
 COMMAND = [sys.executable, "-m", "edgepack_cli", "build"]
 
 
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A model and rows that are quick to build from, and more than the full disk below takes."""
+    folder = tmp_path_factory.mktemp("ended")
+    onnx.save(mlp(hidden=1600), folder / "m.onnx")
+    x = np.random.default_rng(0).standard_normal((600, 8)).astype(np.float32)
+    np.savez(folder / "rows.npz", x=x, label=np.arange(600) % 3)
+    return folder
+
+
 @pytest.fixture
-def start(digits, tmp_path):
+def start(inputs, tmp_path):
     """Start a build in a process group of its own, with its own folder for files in between."""
     (tmp_path / "tmp").mkdir()
     (tmp_path / "out").mkdir()
@@ -23,8 +36,8 @@ def start(digits, tmp_path):
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
 
         arguments = [
-            digits / "network.skops", "--name", "digits", "--version", "1.0.0", "--label", "label",
-            "--data", digits / "rows.npz", "-o", tmp_path / "out" / "digits.edgepack",
+            inputs / "m.onnx", "--name", "digits", "--version", "1.0.0", "--label", "label",
+            "--data", inputs / "rows.npz", "-o", tmp_path / "out" / "digits.edgepack",
             "--lock", tmp_path / "out" / "digits.lock", *options,
         ]  # fmt: skip
         return subprocess.Popen(

@@ -231,6 +231,8 @@ def _join(thread: threading.Thread) -> None:
     """Wait for a thread that may be only about to begin."""
     for _ in range(_STARTING_TRIES):
         try:
-            return thread.join()
+            thread.join()
         except RuntimeError:  # it has not begun
             time.sleep(_STARTING_SECONDS)
+        else:
+            return
