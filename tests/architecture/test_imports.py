@@ -15,11 +15,19 @@ import edgepack_packager
 import edgepack_runtime
 
 PACKAGES = [edgepack_cli, edgepack_contract, edgepack_fleet, edgepack_packager, edgepack_runtime]
+FRAMEWORKS = {
+    f"edgepack_packager.sources.{name}"
+    for name in ("exported", "from_tensorflow", "from_torch", "torch_export")
+}
+"""Loaded in the child that reads such models, and only where their framework is installed."""
+
 NAMES = sorted(
     found.name
     for package in PACKAGES
     for found in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
-    if not found.name.endswith("__main__") and ".migrations" not in found.name
+    if not found.name.endswith("__main__")
+    and ".migrations" not in found.name
+    and found.name not in FRAMEWORKS
 )
 PROBE = """
 import importlib, os, socket, sys, threading
