@@ -157,6 +157,7 @@ def foreign_request(key, *names):
         (foreign_request(ed25519.Ed25519PrivateKey.generate(), "pi-1"), "bad-key"),
         (make_request(DEVICE, name="pi-1") + b" " * 70_000, "too-large"),
     ],
+    ids=["empty", "cut", "certificate", "no-name", "two-names", "curve", "ed25519", "long"],
 )  # fmt: skip
 def test_requests_that_are_refused(raw, code):
     with pytest.raises(EdgepackError) as caught:

@@ -92,6 +92,7 @@ def test_an_older_keyring_is_a_replay():
         ),
         (ring(publisher(), revoked=[DIGEST]), {}, "revoked-digest"),
     ],
+    ids=["name", "key", "revoked", "retired", "retired-other", "digest"],
 )
 def test_who_may_not_sign_what(keyring, ask, code):
     with pytest.raises(UntrustedBundleError) as caught:
