@@ -56,14 +56,23 @@ class Mosquitto(Broker):
         program = shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin")
         assert program is not None
         with self.log.open("ab") as log:
+            before = self.running
             self.process = subprocess.Popen(
                 [program, "-c", self.folder / "mosquitto.conf"], stdout=log, stderr=log
             )
         deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
+            # it listens before it handles signals: a reload in between would end it
+            if self.running == before:
+                continue
             with contextlib.suppress(OSError), socket.create_connection((HOST, self.port)):
                 return
         raise AssertionError(self.said)
+
+    @property
+    def running(self) -> int:
+        """How often the broker has said that it runs."""
+        return self.said.count(" running\n")
 
     def reload(self) -> None:
         """SIGHUP, and wait until it has been heard."""

@@ -77,12 +77,21 @@ class Browser:
     def wait_for(self, expression: str) -> Any:
         """Evaluate until the expression is true, and return its value."""
         deadline = time.monotonic() + TIMEOUT_SECONDS
-        while not (value := self.evaluate(expression)):
+        while not (value := self._evaluate_meanwhile(expression)):
             if time.monotonic() > deadline:
                 text = self.evaluate("document.body?.innerText")
                 raise TimeoutError(f"never true: {expression}\n{text}\n{self.messages}")
-            self.evaluate("new Promise((done) => setTimeout(done, 20))")
+            self._evaluate_meanwhile("new Promise((done) => setTimeout(done, 20))")
         return value
+
+    def _evaluate_meanwhile(self, expression: str) -> Any:
+        try:
+            return self.evaluate(expression)
+        except RuntimeError as error:
+            # another page is just taking the place of the one that was asked
+            if "navigated" not in str(error):
+                raise
+            return None
 
     def open(self, url: str) -> None:
         """Go to a page and wait until it is loaded."""
