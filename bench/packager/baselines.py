@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import chdir
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -50,7 +51,8 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def _static(path: Path, rows: Feeds, target: Path) -> None:
-    with TemporaryDirectory() as folder:
+    # where its shape inference fails, it leaves files in the current folder
+    with TemporaryDirectory() as folder, chdir(folder):
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(path, prepared)
         quantize_static(prepared, target, _Reader(rows))
