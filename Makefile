@@ -35,7 +35,7 @@ test-foreign: $(VENV)/.dev   ## Tests against Debian's tools, which it installs
 reproduce:       ## Build one bundle in two clean environments and compare (about 3 minutes)
 	PYTHON=$(PYTHON) tests/support/two-environments
 
-bench-packager: $(VENV)/.frameworks   ## edgepack build beside onnxruntime's defaults, into docs/benchmarks.md (about 20 minutes)
+bench-packager: $(VENV)/.frameworks   ## edgepack build beside onnxruntime's defaults, into docs/benchmarks.md (5 minutes, 10 the first time)
 	$(BIN)/python bench/packager/run.py --magika $(MAGIKA) --write docs/benchmarks.md $(ARGS)
 
 check: $(VENV)/.dev   ## Style, types and the direction of imports
