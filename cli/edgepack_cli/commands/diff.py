@@ -156,7 +156,7 @@ def _gate(gate: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
+        return ", ".join(f"{key} {_plain(part)}" for key, part in value.items() if part != [])
     if isinstance(value, list):
         return ", ".join(_plain(part) for part in value)
     if value is None or isinstance(value, bool):

@@ -56,6 +56,16 @@ def test_a_model_that_stayed_is_said_to_be_the_same(cli, tmp_path):
     assert "  weights           the same\n" in cli("diff", *paths).out
 
 
+def test_a_setting_that_is_empty_is_not_listed(cli, tmp_path):
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    how = {"weights": "int8", "excluded": []}
+    old = variant(saved, mlp())
+    new = variant(saved, mlp(), precision="int8-weights", quantization=how)
+    said = cli("diff", bundle(tmp_path / "1.edgepack", old), bundle(tmp_path / "2.edgepack", new))
+    assert "+ weights int8\n" in said.out
+
+
 def test_trees_have_no_tensors_to_count(cli, tmp_path):
     saved = tmp_path / "saved"
     saved.mkdir()
