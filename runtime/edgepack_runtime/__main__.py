@@ -23,9 +23,9 @@ from edgepack_contract.gate import REASON_VARIABLE
 from edgepack_contract.keyring import open_keyring
 from edgepack_contract.limits import LIMITS
 from edgepack_runtime.config import OpsConfig, ServeConfig, load_config
-from edgepack_runtime.enrol_command import enrol
 from edgepack_runtime.errors import FleetError, FleetUntrustedError, StillPendingError
 from edgepack_runtime.inference.errors import ModelError
+from edgepack_runtime.membership.command import enrol
 from edgepack_runtime.process import run_device
 from edgepack_runtime.standalone import run_bundle
 

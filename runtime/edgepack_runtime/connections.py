@@ -11,12 +11,13 @@ from edgepack_contract.instructions import Identity
 from edgepack_contract.sealing import derived_secret
 from edgepack_contract.tls import client_context
 from edgepack_runtime.config import RuntimeConfig
-from edgepack_runtime.fetch import Credentials, FleetHost
-from edgepack_runtime.fsio import DurableFS
-from edgepack_runtime.identity import DeviceIdentity
 from edgepack_runtime.link import Broker
+from edgepack_runtime.membership.identity import DeviceIdentity
+from edgepack_runtime.membership.renewal import RenewalParts, Renewer
 from edgepack_runtime.orders import Orders
-from edgepack_runtime.renewal import RenewalParts, Renewer
+from edgepack_runtime.sources.opening import FleetHost
+from edgepack_runtime.sources.source import Credentials
+from edgepack_runtime.storage.fsio import DurableFS
 from edgepack_runtime.trust import Trust
 
 

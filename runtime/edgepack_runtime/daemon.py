@@ -43,16 +43,16 @@ from edgepack_runtime.activation.parts import SlotParts
 from edgepack_runtime.config import RuntimeConfig
 from edgepack_runtime.connections import broker, fleet_host, renewer
 from edgepack_runtime.errors import DeviceError
-from edgepack_runtime.fetch import open_source
-from edgepack_runtime.fsio import DurableFS
-from edgepack_runtime.identity import DeviceIdentity
 from edgepack_runtime.inference.probe import probe_model
 from edgepack_runtime.link import DeviceLink, LinkIdentity
+from edgepack_runtime.membership.identity import DeviceIdentity
 from edgepack_runtime.orders import Orders
 from edgepack_runtime.reporter import Reporter, open_spool
 from edgepack_runtime.serving.slot import Slot
 from edgepack_runtime.slot_runtime import ServingHost, SlotRuntime, now_ms
-from edgepack_runtime.store import Store
+from edgepack_runtime.sources.opening import open_source
+from edgepack_runtime.storage.fsio import DurableFS
+from edgepack_runtime.storage.store import Store
 from edgepack_runtime.trust import Trust
 
 logger = logging.getLogger(__name__)

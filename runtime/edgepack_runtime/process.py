@@ -18,13 +18,13 @@ from edgepack_runtime.admission import device_facts, reminding, warn_of_expiry
 from edgepack_runtime.config import RuntimeConfig
 from edgepack_runtime.daemon import Daemon
 from edgepack_runtime.errors import DeviceError
-from edgepack_runtime.fsio import DurableFS
-from edgepack_runtime.identity import load_identity
+from edgepack_runtime.membership.identity import load_identity
 from edgepack_runtime.security import Facts, security_gate
 from edgepack_runtime.serving.access import Guard
 from edgepack_runtime.serving.app import App
 from edgepack_runtime.serving.server import RunningServer, serve
 from edgepack_runtime.slot_runtime import now_ms
+from edgepack_runtime.storage.fsio import DurableFS
 from edgepack_runtime.trust import open_trust
 
 logger = logging.getLogger(__name__)

@@ -35,7 +35,7 @@ from edgepack_contract.limits import LIMITS
 from edgepack_contract.tls import client_context, read_authorities
 from edgepack_runtime.config import RuntimeConfig
 from edgepack_runtime.errors import DeviceError
-from edgepack_runtime.fsio import DurableFS
+from edgepack_runtime.storage.fsio import DurableFS
 
 logger = logging.getLogger(__name__)
 

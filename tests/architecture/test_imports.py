@@ -67,7 +67,11 @@ print(",".join(sorted(heavy & set(sys.modules))))
 
 def test_installing_a_bundle_needs_neither_numpy_nor_onnxruntime():
     names = [name for name in NAMES if name.startswith("edgepack_runtime.activation")]
-    names += ["edgepack_runtime.fetch", "edgepack_runtime.store", "edgepack_runtime.fsio"]
+    names += [
+        "edgepack_runtime.sources.opening",
+        "edgepack_runtime.storage.store",
+        "edgepack_runtime.storage.fsio",
+    ]
     done = subprocess.run(
         [sys.executable, "-c", LIGHT, *names], capture_output=True, text=True, check=True
     )

@@ -15,8 +15,8 @@ from edgepack_contract.clock import BUILT_MS
 from edgepack_contract.instructions import Identity, sign_desired
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.messages import Desired
-from edgepack_runtime.fsio import DurableFS
 from edgepack_runtime.orders import Orders
+from edgepack_runtime.storage.fsio import DurableFS
 from edgepack_runtime.trust import DAY_MS, Trust
 
 NEXT, STRANGER = fixed_key(41), fixed_key(42)

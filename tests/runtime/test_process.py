@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from slot_world import TestCalls
 
 from edgepack_contract.errors import ConfigError
-from edgepack_runtime.fsio import DurableFS
 from edgepack_runtime.process import (
     MAX_SESSION,
     SESSION_FILE,
@@ -23,6 +22,7 @@ from edgepack_runtime.process import (
     stop_event,
     until_stopped,
 )
+from edgepack_runtime.storage.fsio import DurableFS
 
 CLOCK = 1_780_000_000_000
 SECOND = CLOCK // 1000

@@ -19,7 +19,7 @@ from edgepack_contract.keyring import (
     succeed_keyring,
 )
 from edgepack_runtime.errors import DiskFullError
-from edgepack_runtime.fsio import DurableFS
+from edgepack_runtime.storage.fsio import DurableFS
 from edgepack_runtime.trust import DAY_MS, HOUR_MS, Trust
 
 OWNER, NEXT, STRANGER, FLEET = (fixed_key(number) for number in (30, 32, 33, 31))

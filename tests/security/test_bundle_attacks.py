@@ -34,7 +34,9 @@ from edgepack_contract.messages import Ref, SlotDesired
 from edgepack_contract.oci_layout import INDEX_ENTRY
 from edgepack_contract.states import Phase
 from edgepack_runtime.errors import TransientSourceError
-from edgepack_runtime.fetch import Patience, RegistrySource, open_source
+from edgepack_runtime.sources.opening import open_source
+from edgepack_runtime.sources.registry import RegistrySource
+from edgepack_runtime.sources.source import Patience
 
 GOOD = bundle("1.0.0")
 NEXT = bundle("1.1.0")

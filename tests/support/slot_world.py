@@ -25,10 +25,10 @@ from edgepack_runtime.activation.journal import Journal
 from edgepack_runtime.activation.parts import Backoff, SlotParts, Timing
 from edgepack_runtime.activation.state import RESTING
 from edgepack_runtime.errors import TransientSourceError
-from edgepack_runtime.fetch import ArchiveSource
-from edgepack_runtime.fsio import DurableFS, Syscalls
 from edgepack_runtime.inference.probe import ProbeResult
-from edgepack_runtime.store import Store
+from edgepack_runtime.sources.archive import ArchiveSource
+from edgepack_runtime.storage.fsio import DurableFS, Syscalls
+from edgepack_runtime.storage.store import Store
 
 HARDWARE = Hardware(
     os="linux", architecture="amd64", variant="v3", features=["x86-64-v3"], cores=2,

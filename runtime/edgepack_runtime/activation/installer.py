@@ -6,9 +6,7 @@ Bytes are hashed as they are written; :meth:`Installer.verify` reads them back f
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +14,6 @@ from typing import BinaryIO
 
 from edgepack_contract.bundle import open_bundle, open_variant, read_blob, verify_layers
 from edgepack_contract.description import Description
-from edgepack_contract.digest import CHUNK_BYTES
 from edgepack_contract.errors import (
     BundleError,
     ConfigError,
@@ -30,16 +27,16 @@ from edgepack_contract.keyring import Keyring
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.messages import Ref
 from edgepack_contract.oci import Descriptor
-from edgepack_contract.trusted import TrustedBundle, TrustedVariant, other_bytes
+from edgepack_contract.trusted import TrustedBundle, TrustedVariant
 from edgepack_contract.variants import select_variant
+from edgepack_runtime.activation.layers import LayerFetch, file_size
 from edgepack_runtime.activation.state import Installed
-from edgepack_runtime.errors import InterruptedInstallError, TransientSourceError
-from edgepack_runtime.fetch import ArchiveSource, Source
-from edgepack_runtime.fsio import Appending, open_regular
-from edgepack_runtime.store import Store, StoredSource, proof_name
+from edgepack_runtime.errors import TransientSourceError
+from edgepack_runtime.sources.archive import ArchiveSource
+from edgepack_runtime.sources.source import Source
+from edgepack_runtime.storage.store import Store, StoredSource, proof_name
 
 REVOKED = "revoked-digest"
-_BLOCK_BYTES = 64 * 1024
 
 
 class Installer:
@@ -195,7 +192,7 @@ class Installer:
         read_blob(seen, variant.manifest.config, what="config", max_bytes=LIMITS.manifest_bytes)
         folder = self._stage(ref.digest, variant)
         self._write_proof(folder, seen.proof(without=variant.layers))
-        _LayerFetch(self._store, source, folder, interrupted, progress).run(variant.layers)
+        LayerFetch(self._store, source, folder, interrupted, progress).run(variant.layers)
         self._store.publish(ref.digest)
         return _installed(bundle)
 
@@ -205,7 +202,7 @@ class Installer:
             # left by an attempt that chose another variant, before an update of this machine
             self._store.fs.remove_tree(staging)
         model = staging / "model"
-        there = sum(_size(model / path) for path in layers)
+        there = sum(file_size(model / path) for path in layers)
         total = sum(layer.size for layer in layers.values())
         return self._store.stage(digest, needed_bytes=max(0, total - there))
 
@@ -215,81 +212,6 @@ class Installer:
                 file.restart()
                 file.write(raw)
                 file.finish()
-
-
-class _LayerFetch:
-    """One run of fetching the layers of a variant into a staging folder."""
-
-    def __init__(
-        self,
-        store: Store,
-        source: Source,
-        folder: Path,
-        interrupted: Callable[[], bool],
-        progress: Callable[[float], None],
-    ) -> None:
-        self._store, self._source, self._model = store, source, folder / "model"
-        self._interrupted, self._progress = interrupted, progress
-        self._done = 0
-        self._total = 1
-
-    def run(self, layers: Mapping[str, Descriptor]) -> None:
-        """Fetch all layers, the rest of each."""
-        self._total = max(1, sum(layer.size for layer in layers.values()))
-        for path, layer in layers.items():
-            target = self._model / path
-            self._store.fs.make_dirs(target.parent)
-            self._fetch(target, layer, path)
-
-    def _fetch(self, target: Path, layer: Descriptor, path: str) -> None:
-        before = self._done
-        there = _size(target)
-        with self._store.fs.appending(target) as file:
-            if 0 < there <= layer.size and self._append(file, target, layer, there) == layer.digest:
-                file.finish()
-                return
-            # what was there is the beginning of something else: once more from the first byte
-            self._done = before
-            file.restart()
-            found = self._append(file, target, layer, 0)
-            if found != layer.digest:
-                file.restart()
-                raise other_bytes(path, found, layer)
-            file.finish()
-
-    def _append(self, file: Appending, target: Path, layer: Descriptor, there: int) -> str:
-        hasher = hashlib.sha256()
-        if there:
-            self._hash_prefix(target, hasher.update)
-        left = layer.size - there
-        if left:
-            with self._source.open_blob_at(layer, there) as stream:
-                self._copy(stream, file, hasher.update, left)
-        return f"sha256:{hasher.hexdigest()}"
-
-    def _hash_prefix(self, target: Path, update: Callable[[bytes], None]) -> None:
-        with self._store.fs.blaming(target), open_regular(target) as fd:
-            while chunk := os.read(fd, CHUNK_BYTES):
-                update(chunk)
-                self._count(len(chunk))
-
-    def _copy(
-        self, stream: BinaryIO, file: Appending, update: Callable[[bytes], None], left: int
-    ) -> None:
-        while left:
-            if self._interrupted():
-                raise InterruptedInstallError("something newer is wanted")
-            chunk = stream.read(min(left, _BLOCK_BYTES))
-            if not chunk:
-                raise TransientSourceError(f"the source ended {left} bytes early", code="truncated")
-            file.write(chunk)
-            update(chunk)
-            left -= len(chunk)
-            self._count(len(chunk))
-
-    def _count(self, size: int) -> None:
-        self._done += size
-        self._progress(min(1.0, self._done / self._total))
 
 
 class _Remembering:
@@ -350,7 +272,3 @@ def _worst(ref: Ref, errors: list[EdgepackError]) -> EdgepackError:
         f"bundle {ref.digest} is not in the store and the wish names no usable source",
         code="no-source",
     )
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0

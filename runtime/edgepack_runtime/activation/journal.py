@@ -22,7 +22,7 @@ from edgepack_contract.instructions import Obeyed
 from edgepack_contract.states import Phase
 from edgepack_runtime.activation.state import RESTING, VERSION, Installed, SlotState
 from edgepack_runtime.errors import DeviceError, JournalError
-from edgepack_runtime.fsio import DurableFS
+from edgepack_runtime.storage.fsio import DurableFS
 
 logger = logging.getLogger(__name__)
 

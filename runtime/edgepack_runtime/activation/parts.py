@@ -12,7 +12,7 @@ from edgepack_runtime.activation.host import SlotHost
 from edgepack_runtime.activation.installer import Installer
 from edgepack_runtime.activation.journal import Journal
 from edgepack_runtime.inference.probe import ProbeResult
-from edgepack_runtime.store import Store
+from edgepack_runtime.storage.store import Store
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,47 +1,35 @@
-"""uvicorn inside a loop that is already running: a Unix socket, TCP behind a guard, operations.
-
-Source of the limits that uvicorn leaves to others: its httptools protocol bounds neither the size
-of a request's head nor how long it takes to arrive.
-"""
+"""uvicorn inside a loop that is already running: a Unix socket, TCP behind a guard, operations."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import os
 import socket
 import ssl
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from edgepack_contract.errors import ConfigError
-from edgepack_contract.limits import LIMITS
 from edgepack_contract.loopback import is_loopback
 from edgepack_runtime.config import OpsConfig, ServeConfig
 from edgepack_runtime.serving.access import Guard
 from edgepack_runtime.serving.app import App
 from edgepack_runtime.serving.asgi import Asgi
+from edgepack_runtime.serving.head import HEAD_SECONDS, BoundedHead
 from edgepack_runtime.serving.ops import OpsOnly
+from edgepack_runtime.serving.sockets import MOST_CONNECTIONS, bind_tcp, bind_unix, unlink
 
-HEAD_SECONDS = 10.0
 IDLE_SECONDS = 75
 GRACE_SECONDS = 10
-MOST_CONNECTIONS = 512
 OPS_CONNECTIONS = 64
 REFUSED_WITH_WORDS = 64
 """So many callers more are told 503; those beyond are hung up on."""
 
 BACKLOG = 128
-MOST_PORT = 65_535
-SOCKET_MODE = 0o660
 NO_OPS = OpsConfig()
 
 
@@ -84,7 +72,7 @@ class RunningServer:
             server.should_exit = True
         await asyncio.gather(*self._tasks)
         if self.unix_socket is not None:
-            _unlink(self.unix_socket, self._inode)
+            unlink(self.unix_socket, self._inode)
 
 
 async def serve(
@@ -162,7 +150,7 @@ class _Listener:
         most = OPS_CONNECTIONS if wanted.kind is Kind.OPS else MOST_CONNECTIONS
         self.kind = wanted.kind
         self.path = where if isinstance(where, Path) else None
-        self.socket = _bind_unix(where) if isinstance(where, Path) else _bind_tcp(*where)
+        self.socket = bind_unix(where) if isinstance(where, Path) else bind_tcp(*where)
         self.socket.most = most + REFUSED_WITH_WORDS
         self.port = None if self.path is not None else int(self.socket.getsockname()[1])
         self.server = _Server(_config(wanted.app, most), wanted.tls)
@@ -201,64 +189,13 @@ class _Server(uvicorn.Server):
         yield
 
     def _protocol(self) -> asyncio.Protocol:
-        return _BoundedHead(self.config, self.server_state, {})
-
-
-class _BoundedHead(HttpToolsProtocol):
-    """Bounds the head of a request: its bytes, and the time until it is complete."""
-
-    _head_bytes = 0
-    _in_head = True
-    _head_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._head_too_slow)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._cancel_timer()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        # a head that begins in the middle of these bytes is counted from the next ones on
-        counted = len(data) if self._in_head else 0
-        super().data_received(data)
-        if not self._in_head or self.transport.is_closing():
-            return
-        self._head_bytes += counted
-        if self._head_bytes > LIMITS.request_header_bytes:
-            self.send_400_response("The head of the request is too large.")
-        elif self._head_timer is None:
-            self._head_timer = self.loop.call_later(HEAD_SECONDS, self._head_too_slow)
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._in_head = True
-
-    def on_headers_complete(self) -> None:
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if size > LIMITS.request_header_bytes:
-            # httptools turns this into a parser error, to which uvicorn answers 400 and hangs up
-            raise ValueError("the head of the request is too large")
-        self._in_head, self._head_bytes = False, 0
-        self._cancel_timer()
-        super().on_headers_complete()
-
-    def _head_too_slow(self) -> None:
-        self._head_timer = None
-        if self._in_head and not self.transport.is_closing():
-            self.transport.close()
-
-    def _cancel_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        return BoundedHead(self.config, self.server_state, {})
 
 
 def _config(app: Asgi, most_connections: int) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=_BoundedHead,
+        http=BoundedHead,
         ws="none",
         lifespan="off",
         interface="asgi3",
@@ -307,64 +244,3 @@ def _bind(wanted: list[_Wanted]) -> list[_Listener]:
 
 def _place(where: Path | tuple[str, int]) -> str:
     return str(where) if isinstance(where, Path) else f"{where[0]}:{where[1]}"
-
-
-class _BoundedSocket(socket.socket):
-    """A listening socket that hangs up on callers when ``most`` connections are open.
-
-    asyncio takes every caller, also those that never finish a handshake; file descriptors end, and
-    installing and telemetry need some too.
-    """
-
-    most = MOST_CONNECTIONS
-    _open: frozenset[socket.socket] = frozenset()
-
-    def accept(self) -> tuple[socket.socket, Any]:
-        connection, address = super().accept()
-        self._open = frozenset(one for one in self._open if one.fileno() != -1)
-        if len(self._open) >= self.most:
-            connection.close()
-            # asyncio goes on with the next caller
-            raise ConnectionAbortedError
-        self._open |= {connection}
-        return connection, address
-
-
-def _bind_tcp(host: str, port: int) -> _BoundedSocket:
-    if not 0 <= port <= MOST_PORT:
-        # getaddrinfo would take the lower 16 bits of it, and serve where nobody looks
-        raise OSError(errno.EINVAL, f"a port is a number from 0 to {MOST_PORT}")
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listener = _BoundedSocket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-def _bind_unix(path: Path) -> _BoundedSocket:
-    """Bind beside the path and rename: nobody finds the socket before it has its mode."""
-    if path.exists() and not stat.S_ISSOCK(path.stat().st_mode):
-        raise FileExistsError(f"{path} is there and is not a socket")
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    listener = _BoundedSocket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        aside.unlink(missing_ok=True)
-        listener.bind(str(aside))
-        aside.chmod(SOCKET_MODE)
-        aside.rename(path)
-    except OSError:
-        listener.close()
-        aside.unlink(missing_ok=True)
-        raise
-    return listener
-
-
-def _unlink(path: Path, inode: int | None) -> None:
-    # a daemon that took the path over in the meantime keeps its socket
-    with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_ino == inode:
-            path.unlink()

@@ -16,7 +16,7 @@ from world_waiting import SECONDS, eventually
 from edgepack_contract.errors import ConfigError
 from edgepack_contract.keys import read_public_key
 from edgepack_runtime.__main__ import main
-from edgepack_runtime.enrol_command import id_of_host
+from edgepack_runtime.membership.command import id_of_host
 
 pytestmark = pytest.mark.e2e
 

@@ -22,7 +22,8 @@ from edgepack_fleet.api.ranges import (
     is_unchanged,
     requested_span,
 )
-from edgepack_runtime.fetch import Credentials, RegistrySource
+from edgepack_runtime.sources.registry import RegistrySource
+from edgepack_runtime.sources.source import Credentials
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from edgepack_runtime.activation.state import (
     raise_floor,
 )
 from edgepack_runtime.errors import DiskFullError, JournalError, StorageFaultError
-from edgepack_runtime.fsio import DurableFS
+from edgepack_runtime.storage.fsio import DurableFS
 
 GOLDEN = Path(__file__).parent / "golden" / "CURRENT.v1"
 

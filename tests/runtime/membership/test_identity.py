@@ -5,7 +5,7 @@ import pytest
 from edgepack_contract.errors import ConfigError, SigningKeyError
 from edgepack_contract.keys import PrivateKey, write_private_key
 from edgepack_runtime.config import IdentityConfig, MqttConfig, RuntimeConfig
-from edgepack_runtime.identity import load_identity
+from edgepack_runtime.membership.identity import load_identity
 
 
 @pytest.fixture

@@ -24,11 +24,16 @@ from edgepack_contract.keys import read_private_key
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.names import check_id, is_id
 from edgepack_runtime.config import RuntimeConfig, load_config
-from edgepack_runtime.enrol_folder import KEY_FILE, STAGED_FOLDER, EnrolFolder, membership_files
-from edgepack_runtime.enrolment import Waiting, Wish, join_fleet
-from edgepack_runtime.fsio import DurableFS
-from edgepack_runtime.identity import load_identity
+from edgepack_runtime.membership.enrolment import Waiting, Wish, join_fleet
+from edgepack_runtime.membership.folder import (
+    KEY_FILE,
+    STAGED_FOLDER,
+    EnrolFolder,
+    membership_files,
+)
+from edgepack_runtime.membership.identity import load_identity
 from edgepack_runtime.slot_runtime import now_ms
+from edgepack_runtime.storage.fsio import DurableFS
 
 _DURATION = re.compile(r"\A(\d{1,9})([smhd]?)\Z")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}

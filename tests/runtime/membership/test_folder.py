@@ -22,12 +22,12 @@ from edgepack_contract.enrolment import BrokerAddress, JoinString, Membership
 from edgepack_contract.errors import ConfigError, SigningKeyError
 from edgepack_contract.keys import PrivateKey, read_private_key, write_private_key
 from edgepack_runtime.config import load_config
-from edgepack_runtime.enrol_command import membership_words
-from edgepack_runtime.enrol_folder import EnrolFolder, membership_files
 from edgepack_runtime.errors import DiskFullError, StorageFaultError
-from edgepack_runtime.fsio import DurableFS
+from edgepack_runtime.membership.command import membership_words
+from edgepack_runtime.membership.folder import EnrolFolder, membership_files
 from edgepack_runtime.process import only_one
 from edgepack_runtime.slot_runtime import now_ms
+from edgepack_runtime.storage.fsio import DurableFS
 
 JOIN = JoinString("https://fleet.example", OWNER.public.fingerprint, TOKEN)
 AUTHORITY = Authority.create(PrivateKey.generate(), name="fleet", now_ms=now_ms())

@@ -1,12 +1,10 @@
-"""Where bundles come from: an OCI registry over HTTP, or a file.
+"""The pull half of an OCI registry.
 
-A registry is never trusted: what it sends is bounded in length and in time here, and proven by the
-contract's core afterwards. Source of the endpoints: OCI distribution specification 1.1, "pull".
+Source: OCI distribution specification 1.1, "pull".
 """
 
 from __future__ import annotations
 
-import base64
 import http.client
 import io
 import ssl
@@ -14,69 +12,20 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO, Protocol, Self
+from typing import BinaryIO
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from edgepack_contract.bundle import BundleFile
 from edgepack_contract.errors import ConfigError, MalformedBundleError, SourceError
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.loopback import is_loopback
 from edgepack_contract.oci import INDEX_TYPE, MANIFEST_TYPE, Descriptor
 from edgepack_contract.tls import tls_trouble
 from edgepack_runtime.errors import TransientSourceError
+from edgepack_runtime.sources.source import CHUNK_BYTES, Credentials, Patience, skip
 
 MAX_REDIRECTS = 3
-_CHUNK_BYTES = 64 * 1024
 _RETRYABLE = frozenset({408, 425, 429})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-
-
-class Source(Protocol):
-    """A :class:`~edgepack_contract.bundle.BlobSource` that can also go on half-way."""
-
-    def resolve(self, reference: str) -> bytes | None:
-        """See :class:`~edgepack_contract.bundle.BlobSource`."""
-        ...
-
-    def open_blob(self, descriptor: Descriptor) -> BinaryIO:
-        """See :class:`~edgepack_contract.bundle.BlobSource`."""
-        ...
-
-    def open_blob_at(self, descriptor: Descriptor, offset: int) -> BinaryIO:
-        """A stream of a blob's bytes from ``offset`` on."""
-        ...
-
-    def close(self) -> None:
-        """Let go of connections and files."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long to wait, in seconds, and how slow a source may be, in bytes a second."""
-
-    stall_seconds: float = 30.0
-    least_seconds: float = 60.0
-    least_rate: float = 16 * 1024
-
-    def deadline(self, size: int) -> float:
-        """The most seconds that ``size`` bytes may take."""
-        return self.least_seconds + size / self.least_rate
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """A user and a password for a registry."""
-
-    user: str
-    password: str
-
-    @property
-    def header(self) -> str:
-        """The value of the Authorization header (RFC 7617)."""
-        pair = f"{self.user}:{self.password}".encode()
-        return f"Basic {base64.b64encode(pair).decode()}"
 
 
 class RegistrySource:
@@ -102,7 +51,7 @@ class RegistrySource:
         patience: Patience | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._url = _checked_url(url)
+        self._url = checked_url(url)
         self._repository = self._url.path.strip("/")
         self._credentials = credentials
         self._tls = tls
@@ -144,7 +93,7 @@ class RegistrySource:
         stream = io.BufferedReader(_Body(response, deadline, self._clock))
         if offset and response.status != http.HTTPStatus.PARTIAL_CONTENT:
             # a server may ignore Range (RFC 9110, 14.2); then the beginning comes once more
-            _skip(stream, offset)
+            skip(stream, offset)
         elif offset and not _starts_at(response, offset):
             stream.close()
             raise SourceError(
@@ -202,93 +151,6 @@ class RegistrySource:
         return there.path + (f"?{there.query}" if there.query else "")
 
 
-class ArchiveSource:
-    """A bundle file on this machine."""
-
-    def __init__(self, file: BundleFile) -> None:
-        self._file = file
-
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open a ``.edgepack`` file.
-
-        Raises:
-            MalformedBundleError: It is not one.
-            SourceError: It cannot be read.
-        """
-        try:
-            return cls(BundleFile.open(path))
-        except OSError as error:
-            raise SourceError(f"cannot read {path}: {error.strerror}", code="no-file") from error
-
-    @property
-    def digest(self) -> str:
-        """The digest that the file claims for its bundle."""
-        return self._file.digest
-
-    def resolve(self, reference: str) -> bytes | None:
-        """See :class:`~edgepack_contract.bundle.BlobSource`."""
-        return self._file.resolve(reference)
-
-    def open_blob(self, descriptor: Descriptor) -> BinaryIO:
-        """See :class:`~edgepack_contract.bundle.BlobSource`."""
-        return self._file.open_blob(descriptor)
-
-    def open_blob_at(self, descriptor: Descriptor, offset: int) -> BinaryIO:
-        """See :class:`Source`."""
-        stream = self._file.open_blob(descriptor)
-        _skip(stream, offset)
-        return stream
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-@dataclass(frozen=True, slots=True)
-class FleetHost:
-    """The fleet service as a source: the only host that is shown who this device is.
-
-    Attributes:
-        url: The service's address; None for one on loopback.
-        credentials: Who this device is.
-        tls: Makes the TLS context by which the service is believed.
-        others_tls: The same for every other host.
-    """
-
-    url: str | None
-    credentials: Credentials
-    tls: Callable[[], ssl.SSLContext]
-    others_tls: Callable[[], ssl.SSLContext]
-
-    def has(self, address: str) -> bool:
-        """Whether an address is of this host."""
-        host = urlsplit(address).hostname or ""
-        fleet = "localhost" if self.url is None else urlsplit(self.url).hostname or ""
-        return host == fleet or (is_loopback(host) and is_loopback(fleet))
-
-
-def open_source(address: str, *, fleet: FleetHost | None = None) -> Source:
-    """The source at an address: an absolute path is a bundle file, a URL a registry's repository.
-
-    Any host may be asked by https; none but the fleet's learns who asks.
-
-    Raises:
-        ConfigError: The URL is malformed or insecure.
-        SourceError: The file cannot be read.
-        MalformedBundleError: The file is not a bundle.
-    """
-    if address.startswith("/"):
-        return ArchiveSource.open(Path(address))
-    secure = _checked_url(address).scheme == "https"
-    if fleet is None:
-        return RegistrySource(address)
-    if not fleet.has(address):
-        return RegistrySource(address, tls=fleet.others_tls() if secure else None)
-    tls = fleet.tls() if secure else None
-    return RegistrySource(address, credentials=fleet.credentials, tls=tls)
-
-
 @dataclass(frozen=True, slots=True)
 class _Answer:
     """A response and the connection it came by, which end together."""
@@ -323,7 +185,7 @@ class _Body(io.RawIOBase):
         if self._clock() > self._deadline:
             raise TransientSourceError("the source is too slow: its total time is over")
         try:
-            data = self._response.read1(min(len(buffer), _CHUNK_BYTES))
+            data = self._response.read1(min(len(buffer), CHUNK_BYTES))
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise TransientSourceError(f"the source stopped half-way: {error!r}") from error
         if not data and self._response.length:
@@ -346,12 +208,12 @@ def _read_bounded(stream: _Body, limit: int, *, what: str) -> bytes:
     return raw
 
 
-def _skip(stream: BinaryIO, count: int) -> None:
-    while count and (chunk := stream.read(min(count, _CHUNK_BYTES))):
-        count -= len(chunk)
+def checked_url(url: str) -> SplitResult:
+    """The parts of the address of a repository.
 
-
-def _checked_url(url: str) -> SplitResult:
+    Raises:
+        ConfigError: It is of another form, or plain http to another machine.
+    """
     try:
         parts = urlsplit(url)
         port_ok = parts.port is None or parts.port > 0

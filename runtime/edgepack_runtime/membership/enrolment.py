@@ -41,7 +41,7 @@ from edgepack_contract.names import is_id
 from edgepack_contract.sealing import MAC_KEY_BYTES
 from edgepack_contract.tls import client_context
 from edgepack_runtime.errors import FleetBusyError, FleetUnavailableError, StillPendingError
-from edgepack_runtime.fleet_client import FleetClient, Patience, printable, unchecked
+from edgepack_runtime.membership.fleet_client import FleetClient, Patience, printable, unchecked
 
 KEYRING_PATH = "/api/v1/keyring"
 ENROL_PATH = "/api/v1/enrol"

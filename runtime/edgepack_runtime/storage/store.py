@@ -23,7 +23,7 @@ from edgepack_contract.errors import MalformedBundleError
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.oci import FILEPATH, Descriptor
 from edgepack_runtime.errors import DiskFullError
-from edgepack_runtime.fsio import DurableFS
+from edgepack_runtime.storage.fsio import DurableFS
 
 logger = logging.getLogger(__name__)
 

@@ -38,10 +38,9 @@ from edgepack_contract.instructions import Identity
 from edgepack_contract.keyring import advance_keyring, open_keyring
 from edgepack_contract.keys import write_private_key
 from edgepack_contract.tls import client_context
-from edgepack_runtime import fleet_client
-from edgepack_runtime.fleet_client import Patience
-from edgepack_runtime.fsio import DurableFS
-from edgepack_runtime.renewal import (
+from edgepack_runtime.membership import fleet_client
+from edgepack_runtime.membership.fleet_client import Patience
+from edgepack_runtime.membership.renewal import (
     LOOK_AGAIN_SECONDS,
     Attempts,
     Life,
@@ -49,6 +48,7 @@ from edgepack_runtime.renewal import (
     Renewer,
     pause_seconds,
 )
+from edgepack_runtime.storage.fsio import DurableFS
 
 KEY = fixed_key(50)
 LIFE = Life(0, 90 * DAY_MS)

@@ -32,10 +32,10 @@ from edgepack_contract.errors import (
 from edgepack_contract.instructions import Identity
 from edgepack_contract.keys import PrivateKey, read_private_key
 from edgepack_contract.limits import LIMITS
-from edgepack_runtime.enrolment import KEYRING_PATH, check_certificate
 from edgepack_runtime.errors import FleetRefusedError, FleetUntrustedError
-from edgepack_runtime.fleet_client import FleetClient, unchecked
-from edgepack_runtime.fsio import DurableFS
+from edgepack_runtime.membership.enrolment import KEYRING_PATH, check_certificate
+from edgepack_runtime.membership.fleet_client import FleetClient, unchecked
+from edgepack_runtime.storage.fsio import DurableFS
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import pytest
 from power_loss import RecordingCalls
 
 from edgepack_runtime.errors import DeviceError, DiskFullError, StorageFaultError
-from edgepack_runtime.fsio import DurableFS
+from edgepack_runtime.storage.fsio import DurableFS
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from edgepack_contract.errors import ConfigError
 from edgepack_contract.keys import PrivateKey, PublicKey, read_private_key
 from edgepack_contract.settings import convert
 from edgepack_runtime.config import RuntimeConfig, load_config
-from edgepack_runtime.fsio import DurableFS
 from edgepack_runtime.process import only_one
+from edgepack_runtime.storage.fsio import DurableFS
 
 CONFIG_FILE = "device.toml"
 KEY_FILE = "device.key"

@@ -23,16 +23,10 @@ from edgepack_contract.oci import describe
 from edgepack_contract.states import Phase
 from edgepack_contract.tls import client_context
 from edgepack_runtime.errors import InterruptedInstallError, TransientSourceError
-from edgepack_runtime.fetch import (
-    ArchiveSource,
-    Credentials,
-    FleetHost,
-    Patience,
-    RegistrySource,
-    _checked_url,
-    _unreachable,
-    open_source,
-)
+from edgepack_runtime.sources.archive import ArchiveSource
+from edgepack_runtime.sources.opening import FleetHost, open_source
+from edgepack_runtime.sources.registry import RegistrySource, _unreachable, checked_url
+from edgepack_runtime.sources.source import Credentials, Patience
 
 A = bundle("1.0.0", size=300_000)
 
@@ -274,7 +268,7 @@ def test_addresses_that_are_refused(url, code):
 def test_a_certificate_nobody_vouches_for_is_no_reason_to_try_again():
 
     error = ssl.SSLCertVerificationError("self-signed certificate")
-    found = _unreachable(_checked_url("https://fleet.example/models"), error)
+    found = _unreachable(checked_url("https://fleet.example/models"), error)
     assert found.code == "bad-certificate"
     assert not isinstance(found, TransientSourceError)
 

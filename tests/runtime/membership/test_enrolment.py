@@ -40,9 +40,6 @@ from edgepack_contract.enrolment import BrokerAddress, JoinString
 from edgepack_contract.errors import ConfigError, EdgepackError
 from edgepack_contract.keys import PrivateKey
 from edgepack_runtime.config import load_config
-from edgepack_runtime.enrol_command import membership_words
-from edgepack_runtime.enrol_folder import EnrolFolder, membership_files
-from edgepack_runtime.enrolment import Waiting, Wish, first_contact, join_fleet, pause_seconds
 from edgepack_runtime.errors import (
     FleetBusyError,
     FleetRefusedError,
@@ -50,8 +47,17 @@ from edgepack_runtime.errors import (
     FleetUntrustedError,
     StillPendingError,
 )
-from edgepack_runtime.fleet_client import FleetClient, Patience, printable
-from edgepack_runtime.fsio import DurableFS
+from edgepack_runtime.membership.command import membership_words
+from edgepack_runtime.membership.enrolment import (
+    Waiting,
+    Wish,
+    first_contact,
+    join_fleet,
+    pause_seconds,
+)
+from edgepack_runtime.membership.fleet_client import FleetClient, Patience, printable
+from edgepack_runtime.membership.folder import EnrolFolder, membership_files
+from edgepack_runtime.storage.fsio import DurableFS
 
 KEY = fixed_key(44)
 WISH = Wish("pi-1", {"site": "oslo"})

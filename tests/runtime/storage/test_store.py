@@ -8,8 +8,8 @@ from slot_world import TestCalls
 from edgepack_contract.errors import MalformedBundleError
 from edgepack_contract.oci import describe_bytes
 from edgepack_runtime.errors import DiskFullError
-from edgepack_runtime.fsio import DurableFS
-from edgepack_runtime.store import Store, StoredSource
+from edgepack_runtime.storage.fsio import DurableFS
+from edgepack_runtime.storage.store import Store, StoredSource
 
 ONE, TWO, THREE = (f"sha256:{letter * 64}" for letter in "abc")
 

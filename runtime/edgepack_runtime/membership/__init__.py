@@ -1,0 +1,1 @@
+"""How a device becomes, and stays, a member of a fleet."""

@@ -1,0 +1,70 @@
+"""The head of a request within bounds: its bytes, and the time until it is complete.
+
+uvicorn's httptools protocol bounds neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from edgepack_contract.limits import LIMITS
+
+HEAD_SECONDS = 10.0
+
+
+class BoundedHead(HttpToolsProtocol):
+    """Bounds the head of a request: its bytes, and the time until it is complete."""
+
+    _head_bytes = 0
+    _in_head = True
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a head."""
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._head_too_slow)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no longer."""
+        self._cancel_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count what belongs to a head."""
+        # a head that begins in the middle of these bytes is counted from the next ones on
+        counted = len(data) if self._in_head else 0
+        super().data_received(data)
+        if not self._in_head or self.transport.is_closing():
+            return
+        self._head_bytes += counted
+        if self._head_bytes > LIMITS.request_header_bytes:
+            self.send_400_response("The head of the request is too large.")
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self._head_too_slow)
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        super().on_message_begin()
+        self._in_head = True
+
+    def on_headers_complete(self) -> None:
+        """A head is over; refuse one that is too large."""
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if size > LIMITS.request_header_bytes:
+            # httptools turns this into a parser error, to which uvicorn answers 400 and hangs up
+            raise ValueError("the head of the request is too large")
+        self._in_head, self._head_bytes = False, 0
+        self._cancel_timer()
+        super().on_headers_complete()
+
+    def _head_too_slow(self) -> None:
+        self._head_timer = None
+        if self._in_head and not self.transport.is_closing():
+            self.transport.close()
+
+    def _cancel_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None

@@ -1,0 +1,87 @@
+"""Listening sockets: TCP and Unix, each with a bound on open connections."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import Any
+
+MOST_CONNECTIONS = 512
+MOST_PORT = 65_535
+SOCKET_MODE = 0o660
+
+
+class BoundedSocket(socket.socket):
+    """A listening socket that hangs up on callers when ``most`` connections are open.
+
+    asyncio takes every caller, also those that never finish a handshake; file descriptors end, and
+    installing and telemetry need some too.
+    """
+
+    most = MOST_CONNECTIONS
+    _open: frozenset[socket.socket] = frozenset()
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Take the next caller, or hang up on it."""
+        connection, address = super().accept()
+        self._open = frozenset(one for one in self._open if one.fileno() != -1)
+        if len(self._open) >= self.most:
+            connection.close()
+            # asyncio goes on with the next caller
+            raise ConnectionAbortedError
+        self._open |= {connection}
+        return connection, address
+
+
+def bind_tcp(host: str, port: int) -> BoundedSocket:
+    """A TCP socket at an address.
+
+    Raises:
+        OSError: The place is taken, or is none.
+    """
+    if not 0 <= port <= MOST_PORT:
+        # getaddrinfo would take the lower 16 bits of it, and serve where nobody looks
+        raise OSError(errno.EINVAL, f"a port is a number from 0 to {MOST_PORT}")
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = BoundedSocket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def bind_unix(path: Path) -> BoundedSocket:
+    """Bind beside the path and rename: nobody finds the socket before it has its mode.
+
+    Raises:
+        OSError: The place is taken by something else, or cannot be written.
+    """
+    if path.exists() and not stat.S_ISSOCK(path.stat().st_mode):
+        raise FileExistsError(f"{path} is there and is not a socket")
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    listener = BoundedSocket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        aside.unlink(missing_ok=True)
+        listener.bind(str(aside))
+        aside.chmod(SOCKET_MODE)
+        aside.rename(path)
+    except OSError:
+        listener.close()
+        aside.unlink(missing_ok=True)
+        raise
+    return listener
+
+
+def unlink(path: Path, inode: int | None) -> None:
+    """Remove a socket, if it is the one with that inode."""
+    # a daemon that took the path over in the meantime keeps its socket
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_ino == inode:
+            path.unlink()

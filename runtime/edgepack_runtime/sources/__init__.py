@@ -1,0 +1,1 @@
+"""Where bundles come from: files of this machine and OCI registries."""
