@@ -55,6 +55,30 @@ class Birth(_Message, frozen=True, kw_only=True):
     capabilities: list[str]
 
 
+class CandidateMode(StrEnum):
+    """How a candidate runs beside the active model."""
+
+    SHADOW = "shadow"
+    SPLIT = "split"
+
+
+class CandidateReported(_Message, frozen=True, kw_only=True):
+    """The second model of a slot as it is now.
+
+    ``phase`` and ``running`` are as in :class:`SlotReported`; ``mode`` and ``share`` are how it
+    runs beside the active model.
+    """
+
+    phase: Phase
+    running: str | None
+    version: str | None
+    wanted: str | None
+    mode: CandidateMode
+    share: float
+    code: str = ""
+    words: str = ""
+
+
 class SlotReported(_Message, frozen=True, kw_only=True):
     """One slot as it is now.
 
@@ -75,6 +99,7 @@ class SlotReported(_Message, frozen=True, kw_only=True):
     blocked: list[str] = []
     exercised: bool = True
     floor: int = 0
+    candidate: CandidateReported | None = None
 
 
 class Reported(_Message, frozen=True, kw_only=True):
@@ -100,13 +125,6 @@ class Ref(_Message, frozen=True, kw_only=True):
     name: str
     digest: str
     sources: list[str]
-
-
-class CandidateMode(StrEnum):
-    """How a candidate runs beside the active model."""
-
-    SHADOW = "shadow"
-    SPLIT = "split"
 
 
 class Candidate(_Message, frozen=True, kw_only=True):

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
-from edgepack_contract.limits import GIB, MIB
+from edgepack_contract.limits import GIB, LIMITS, MIB
 from edgepack_contract.names import DEFAULT_TENANT, check_id
 from edgepack_contract.settings import load_settings
 
@@ -39,6 +39,8 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Where predictions are served; ``port = 0`` takes a free one.
 
     Off loopback it takes TLS, and a file with the token that every request must bear.
+    ``body_bytes`` bounds the body of a request, unpacked; ``waiting`` how many requests may wait
+    for a model.
     """
 
     host: str = "127.0.0.1"
@@ -47,6 +49,74 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     tls_certificate: str | None = None
     tls_key: str | None = None
     token_file: str | None = None
+    body_bytes: Annotated[int, msgspec.Meta(ge=1024, le=LIMITS.request_body_bytes)] = (
+        LIMITS.request_body_bytes
+    )
+    waiting: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64
+
+
+class BatchingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Requests that come together are answered by one run; none unless ``rows`` is given.
+
+    ``rows`` is the most rows of a run, ``delay_ms`` how long the first of them waits for others.
+    """
+
+    rows: Annotated[int, msgspec.Meta(ge=0, le=65_536)] = 0
+    delay_ms: Annotated[float, msgspec.Meta(ge=0.0, le=1000.0)] = 2.0
+
+
+class SlotConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What this device settles for one slot, by its name.
+
+    ``threads`` are those of the model where its bundle leaves them to the device. ``by_mqtt``
+    lets it answer requests that come by the broker, from whoever the broker admits.
+    """
+
+    threads: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
+    batching: BatchingConfig = BatchingConfig()
+    by_mqtt: bool = False
+
+
+class CaptureConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sampled inputs and outputs that stay on this device; none unless ``share`` is given.
+
+    ``share`` of the requests is kept, the newest ``max_bytes`` of them. What ``redact`` names
+    (inputs, outputs, features) is never written.
+    """
+
+    share: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0
+    max_bytes: Annotated[int, msgspec.Meta(ge=MIB, le=GIB)] = 16 * MIB
+    redact: list[str] = []
+
+
+class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One host that bundles are pulled from, ``HOST[:PORT]``, and how it knows this device."""
+
+    host: str
+    user: str | None = None
+    password_file: str | None = None
+    ca: str | None = None
+
+
+class DownloadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How bundles are pulled.
+
+    ``bytes_per_second`` is a cap, 0 for none. ``metered`` names the network interfaces whose bytes
+    cost money: over those it takes ``metered_bytes_per_second``, where 0 means that downloads wait
+    for another link. Proxies come from the environment (``HTTPS_PROXY``, ``NO_PROXY``).
+    """
+
+    bytes_per_second: Annotated[int, msgspec.Meta(ge=0, le=GIB)] = 0
+    metered: list[str] = []
+    metered_bytes_per_second: Annotated[int, msgspec.Meta(ge=0, le=GIB)] = 0
+    registries: list[RegistryConfig] = []
+
+
+class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``auto`` is text in a terminal and JSON lines elsewhere."""
+
+    format: Literal["auto", "json", "text"] = "auto"
+    level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 class OpsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -82,7 +152,11 @@ class TelemetryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything a device daemon is told."""
+    """Everything a device daemon is told.
+
+    ``factory`` is a folder with one bundle file ``SLOT.edgepack`` for each slot that has something
+    to serve before the fleet has said anything, and when nothing else works any more.
+    """
 
     device: str
     state_dir: str
@@ -93,6 +167,15 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ops: OpsConfig = OpsConfig()
     fleet: FleetConfig = FleetConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    download: DownloadConfig = DownloadConfig()
+    capture: CaptureConfig = CaptureConfig()
+    log: LogConfig = LogConfig()
+    slots: dict[str, SlotConfig] = {}
+    factory: str | None = None
+
+    def slot(self, name: str) -> SlotConfig:
+        """What is settled for a slot."""
+        return self.slots.get(name, SlotConfig())
 
 
 def load_config(path: Path, environ: Mapping[str, str]) -> RuntimeConfig:
@@ -104,6 +187,8 @@ def load_config(path: Path, environ: Mapping[str, str]) -> RuntimeConfig:
     config = load_settings(path, RuntimeConfig, prefix="EDGEPACK", environ=environ)
     check_id(config.device, what=f"{path}: device")
     check_id(config.tenant, what=f"{path}: tenant")
+    for name in config.slots:
+        check_id(name, what=f"{path}: slots")
     return _absolute(config, path.parent.resolve())
 
 
@@ -115,7 +200,14 @@ def _absolute(config: RuntimeConfig, base: Path) -> RuntimeConfig:
         serve=_at(config.serve, base, "unix_socket", "tls_certificate", "tls_key", "token_file"),
         mqtt=_at(config.mqtt, base, "ca"),
         fleet=_at(config.fleet, base, "ca"),
+        download=_download_at(config.download, base),
+        factory=str(base / config.factory) if config.factory is not None else None,
     )
+
+
+def _download_at(section: DownloadConfig, base: Path) -> DownloadConfig:
+    registries = [_at(one, base, "password_file", "ca") for one in section.registries]
+    return msgspec.structs.replace(section, registries=registries)
 
 
 def _at(section: S, base: Path, *names: str) -> S:

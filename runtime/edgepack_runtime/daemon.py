@@ -15,52 +15,38 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgepack_contract import __version__
 from edgepack_contract.canonical import decode
 from edgepack_contract.errors import DocumentError
 from edgepack_contract.hardware import this_machine
-from edgepack_contract.instructions import Obeyed
 from edgepack_contract.keyring import Keyring
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.messages import (
-    Birth,
     Desired,
     Event,
     EventKind,
     FleetState,
-    Health,
-    Reported,
     SlotDesired,
 )
-from edgepack_contract.names import is_id
 from edgepack_contract.states import Phase
 from edgepack_contract.topics import Kind, fleet_state_topic, keyring_topic, parse_topic
 from edgepack_runtime import machine_state
-from edgepack_runtime.activation.agent import SlotAgent
-from edgepack_runtime.activation.installer import Installer
-from edgepack_runtime.activation.journal import Journal
-from edgepack_runtime.activation.parts import SlotParts
 from edgepack_runtime.config import RuntimeConfig
 from edgepack_runtime.connections import broker, fleet_host, renewer
 from edgepack_runtime.errors import DeviceError
-from edgepack_runtime.inference.probe import probe_model
 from edgepack_runtime.link import DeviceLink, LinkIdentity
 from edgepack_runtime.membership.identity import DeviceIdentity
 from edgepack_runtime.orders import Orders
 from edgepack_runtime.reporter import Reporter, open_spool
-from edgepack_runtime.serving.slot import Slot
-from edgepack_runtime.slot_runtime import ServingHost, SlotRuntime, now_ms
+from edgepack_runtime.slot_runtime import SlotRuntime, now_ms
+from edgepack_runtime.slot_table import DeviceParts, SlotTable
 from edgepack_runtime.sources.opening import open_source
+from edgepack_runtime.statements import Statements
 from edgepack_runtime.storage.fsio import DurableFS
-from edgepack_runtime.storage.store import Store
 from edgepack_runtime.trust import Trust
 
 logger = logging.getLogger(__name__)
 
-PROBE_SECONDS = 120.0
 SAY_AGAIN_SECONDS = 2.0
-SAY_REFUSED_SECONDS = 0.2
-MAX_SLOTS = 64
 
 
 class Daemon:
@@ -86,28 +72,23 @@ class Daemon:
         rng: random.Random,
     ) -> None:
         self._config = config
-        self._identity = identity
         self._trust = trust
         self._session = session
-        self._fs = fs
         self._rng = rng
         self._home = Path(config.state_dir)
         self._loop = asyncio.get_running_loop()
-        self._slots: dict[str, SlotRuntime] = {}
-        self.serving: dict[str, Slot] = {}
         self._fleet_session = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._machine = this_machine(onnxruntime=importlib.metadata.version("onnxruntime"))
+        machine = this_machine(onnxruntime=importlib.metadata.version("onnxruntime"))
         who = identity.identity
         self._orders = Orders(
             trust,
             who,
             obey=self._obey,
             keyring_changed=self._keyring_changed,
-            refusal_changed=self._say_refused,
+            refusal_changed=self._refusal_changed,
             spawn=self._spawn,
         )
-        self._saying_refused = False
         self._link = DeviceLink(
             LinkIdentity(who.tenant, who.device, session, identity.mac_key),
             broker(config, trust),
@@ -122,10 +103,32 @@ class Daemon:
         )
         spool = open_spool(self._home / "spool.db", max_bytes=config.telemetry.spool_bytes)
         self._reporter = Reporter(spool, self._link, session=session, mac_key=identity.mac_key)
+        parts = DeviceParts(
+            config=config,
+            identity=identity,
+            trust=trust,
+            machine=machine,
+            session=session,
+            fs=fs,
+            rng=rng,
+            reporter=self._reporter,
+            open_source=partial(open_source, fleet=fleet_host(config, identity, trust)),
+        )
+        self.slots = SlotTable(parts, changed=self._slot_changed)
+        self._statements = Statements(
+            session=session,
+            machine=machine,
+            home=self._home,
+            table=self.slots,
+            orders=self._orders,
+            trust=trust,
+            reporter=self._reporter,
+            sequence=self._link.next_sequence,
+        )
 
     def phase(self, slot: str) -> Phase | None:
         """Where a slot's install stands, for the health page."""
-        runtime = self._slots.get(slot)
+        runtime = self.slots.get(slot)
         return runtime.agent.state.phase if runtime else None
 
     @property
@@ -135,17 +138,9 @@ class Daemon:
 
     def start(self) -> None:
         """Take up every slot of the disk, then connect."""
-        folder = self._home / "slots"
-        for name in sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []:
-            if is_id(name):
-                self._open_slot(name)
-        self._orders.obeyed = max(
-            (runtime.agent.obeyed for runtime in self._slots.values()),
-            key=lambda one: (one.epoch, one.generation, one.issued),
-            default=Obeyed(),
-        )
-        self._say_birth()
-        self._say_reported()
+        self.slots.open_all()
+        self._orders.obeyed = self.slots.obeyed()
+        self._slot_changed()
         self._link.start()
 
     async def run_windows(self) -> None:
@@ -162,63 +157,16 @@ class Daemon:
     async def run_health(self) -> None:
         """Tell how the machine is, for as long as the daemon runs."""
         while True:
-            self._reporter.mention(Kind.HEALTH, self._health())
+            self._statements.health()
             await asyncio.sleep(self._config.telemetry.health_seconds)
 
     async def stop(self) -> None:
         """Keep what was counted, end installs cleanly, say goodbye."""
         await self._close_windows()
-        for runtime in self._slots.values():
-            await asyncio.to_thread(runtime.agent.stop)
-            await runtime.slot.close()
+        await self.slots.close()
         await asyncio.to_thread(self._link.stop)
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._reporter.close)
-
-    def _open_slot(self, name: str) -> SlotRuntime:
-        folder = self._home / "slots" / name
-        self._fs.make_dirs(folder)
-        slot = Slot(name, now_ms=now_ms, rng=self._rng)
-        store = Store(self._fs, folder)
-        host = ServingHost(
-            slot,
-            loop=self._loop,
-            session=self._session,
-            keep_event=self._reporter.keep_event,
-            changed=self._slot_changed,
-            now_ms=now_ms,
-        )
-        installer = Installer(
-            store,
-            open_source=partial(
-                open_source, fleet=fleet_host(self._config, self._identity, self._trust)
-            ),
-            keyring=lambda: self._trust.keyring,
-            hardware=self._machine,
-        )
-        parts = SlotParts(
-            journal=Journal(self._fs, folder),
-            store=store,
-            installer=installer,
-            host=host,
-            probe=partial(probe_model, timeout_s=PROBE_SECONDS),
-            floor_elsewhere=partial(self._floor_elsewhere, name),
-        )
-        agent = SlotAgent(
-            name,
-            parts,
-            boot_id=machine_state.boot_id(),
-            owner=self._config.identity.owner,
-            enrolment=self._identity.identity.enrolment,
-        )
-        agent.start()
-        self._slots[name], self.serving[name] = SlotRuntime(slot, agent), slot
-        return self._slots[name]
-
-    def _floor_elsewhere(self, slot: str, bundle: str) -> int:
-        epoch = self._trust.keyring.epoch
-        others = [one.agent.state for name, one in list(self._slots.items()) if name != slot]
-        return max((one.floor(bundle) for one in others if one.obeyed.epoch == epoch), default=0)
 
     def _from_link(self, topic: str, payload: bytes) -> None:
         self._loop.call_soon_threadsafe(self._take, topic, payload)
@@ -261,16 +209,6 @@ class Daemon:
             # Every device hears this in the same instant.
             self._loop.call_later(self._rng.uniform(0, SAY_AGAIN_SECONDS), self._say_everything)
 
-    def _say_refused(self) -> None:
-        # A flood of different forgeries must not make this device flood the broker either.
-        if not self._saying_refused:
-            self._saying_refused = True
-            self._loop.call_later(SAY_REFUSED_SECONDS, self._refused_said)
-
-    def _refused_said(self) -> None:
-        self._saying_refused = False
-        self._say_reported()
-
     def _keyring_changed(self, before: Keyring) -> None:
         now = self._trust.keyring
         logger.info(
@@ -278,76 +216,44 @@ class Daemon:
             extra={"event": "keyring_changed"},
         )  # fmt: skip
         newly = set(now.revoked_digests) - set(before.revoked_digests)
-        for name, runtime in self._slots.items():
+        for name, runtime in self.slots:
             said = runtime.agent.status()
             if said.running in newly:
                 self._tell(name, EventKind.VERIFY_FAILED, said.running, said.code, said.words)
-        self._say_reported()
+        self._statements.reported()
 
     def _obey(self, desired: Desired) -> None:
         for name, wish in desired.slots.items():
-            self._wish(name, wish, self._orders.obeyed)
-        self._say_reported()
+            self._wish(name, wish)
+        self._statements.reported()
 
-    def _wish(self, name: str, wish: SlotDesired, obeyed: Obeyed) -> None:
-        if name not in self._slots and (not is_id(name) or len(self._slots) >= MAX_SLOTS):
-            words = f"{name[:80]!r} is no name for a slot, or this device has {MAX_SLOTS}"
-            self._orders.refuse("desired", "bad-slot", words)
-            return
+    def _wish(self, name: str, wish: SlotDesired) -> None:
         if wish.candidate is not None:
             words = f"slot {name} asks for a candidate, which this version runs none of; the rest"
             self._orders.refuse("desired", "unsupported-candidate", f"{words} is obeyed")
         try:
-            runtime = self._slots.get(name) or self._open_slot(name)
+            self.slots.wish(name, wish, self._orders.obeyed)
         except DeviceError as error:
             self._orders.refuse("desired", error.code, str(error))
-            return
-        runtime.alpha = wish.alpha
-        runtime.agent.wish(wish, obeyed)
+
+    def _refusal_changed(self) -> None:
+        self._statements.refused()
 
     def _slot_changed(self) -> None:
-        self._say_birth()
-        self._say_reported()
+        self._statements.birth()
+        self._statements.reported()
 
     def _say_everything(self) -> None:
-        self._say_birth()
-        self._say_reported()
+        self._slot_changed()
         self._spawn(self._reporter.connected())
-
-    def _say_birth(self) -> None:
-        born = {name: runtime.birth() for name, runtime in self._slots.items()}
-        birth = Birth(
-            session=self._session,
-            sequence=self._link.next_sequence(),
-            at=now_ms(),
-            daemon=__version__,
-            hardware=self._machine,
-            onnxruntime=self._machine.onnxruntime,
-            slots={name: one for name, one in born.items() if one},
-            capabilities=["reverse-shadow"],
-        )
-        self._reporter.say(Kind.BIRTH, birth)
-
-    def _say_reported(self) -> None:
-        reported = Reported(
-            session=self._session,
-            sequence=self._link.next_sequence(),
-            at=now_ms(),
-            epoch=self._orders.obeyed.epoch,
-            generation=self._orders.obeyed.generation,
-            slots={name: runtime.agent.status() for name, runtime in self._slots.items()},
-            refused=self._orders.refused,
-            keyring=self._trust.keyring.version,
-        )
-        self._reporter.say(Kind.REPORTED, reported)
 
     async def _close_windows(self) -> None:
         throttled = bool(machine_state.look(self._home).throttled)
         bodies = []
-        for runtime in self._slots.values():
+        for _, runtime in self.slots:
             bodies += runtime.slot.roll(probation=runtime.in_probation, throttled=throttled)
         await self._reporter.keep_windows(bodies)
-        for name, runtime in self._slots.items():
+        for name, runtime in self.slots:
             await self._judge_drift(name, runtime)
 
     async def _judge_drift(self, name: str, runtime: SlotRuntime) -> None:
@@ -374,22 +280,8 @@ class Daemon:
         )
         self._reporter.keep_event(event)
 
-    def _health(self) -> Health:
-        state = machine_state.look(self._home)
-        return Health(
-            session=self._session,
-            sequence=self._link.next_sequence(),
-            at=now_ms(),
-            cpu_celsius=state.cpu_celsius,
-            throttled=state.throttled,
-            memory_available_bytes=state.memory_available_bytes,
-            memory_rss_bytes=state.memory_rss_bytes,
-            disk_free_bytes=state.disk_free_bytes,
-            spool_items=self._reporter.backlog.items,
-        )
-
     def _check_threads(self) -> None:
-        dead = [name for name, runtime in self._slots.items() if not runtime.agent.alive]
+        dead = self.slots.dead()
         if dead:
             raise RuntimeError(f"the threads of slots {dead} ended; the daemon starts anew")
 

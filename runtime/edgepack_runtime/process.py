@@ -62,7 +62,9 @@ async def run_device(config: RuntimeConfig, reason: str | None = None) -> None:
         daemon = Daemon(config, identity, trust, session=session, fs=fs, rng=rng)
         socket = config.serve.unix_socket
         server = await serve(
-            App(daemon.serving, phase_of=daemon.phase, waiver=waiver, refusals=daemon.refusals),
+            App(
+                daemon.slots.serving, phase_of=daemon.phase, waiver=waiver, refusals=daemon.refusals
+            ),
             unix_socket=Path(socket) if socket else None,
             host=config.serve.host,
             port=config.serve.port,

@@ -26,7 +26,7 @@ from edgepack_runtime.serving.asgi import (
     json_response,
     read_body,
 )
-from edgepack_runtime.serving.codec import Codec
+from edgepack_runtime.serving.codec import Codec, Payload
 from edgepack_runtime.serving.errors import NoModelError, OverloadError, UnknownModelError
 from edgepack_runtime.serving.instances import InstancesCodec
 from edgepack_runtime.serving.metrics import CONTENT_TYPE, render_metrics
@@ -144,10 +144,10 @@ class App:
         except HttpError as error:
             slot.refused_early("deadline" if error.status == 408 else "bad_request")
             raise
-        prediction = await predict(slot, codec, body, request.version)
+        prediction = await predict(slot, codec, Payload(body), request.version)
         return Response(
             200,
-            prediction.body,
+            prediction.encoded.body,
             (
                 (b"content-type", b"application/json"),
                 (VERSION_HEADER, prediction.version.encode()),

@@ -10,6 +10,31 @@ from edgepack_runtime.serving.model import ServingModel
 
 
 @dataclass(frozen=True, slots=True)
+class Payload:
+    """What a caller sent, unpacked.
+
+    Attributes:
+        body: The body.
+        json_bytes: How many of its first bytes are JSON, with binary tensors behind them; None when
+            all of it is JSON.
+        key: Whom or what the request is about, so that a split gives it the same model each time;
+            None to go by the body.
+    """
+
+    body: bytes
+    json_bytes: int | None = None
+    key: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An answer; ``json_bytes`` as in :class:`Payload`."""
+
+    body: bytes
+    json_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PredictRequest:
     """One decoded request.
 
@@ -32,9 +57,9 @@ class PredictRequest:
 
 
 class Codec(Protocol):
-    """A protocol: JSON in, arrays out, and back. Pure; may run in any thread."""
+    """A protocol: bytes in, arrays out, and back. Pure; may run in any thread."""
 
-    def decode(self, model: ServingModel, body: bytes) -> PredictRequest:
+    def decode(self, model: ServingModel, payload: Payload) -> PredictRequest:
         """Read a request.
 
         Raises:
@@ -43,5 +68,5 @@ class Codec(Protocol):
 
     def encode(
         self, slot: str, model: ServingModel, request: PredictRequest, outputs: dict[str, Tensor]
-    ) -> bytes:
+    ) -> Encoded:
         """Write the answer."""

@@ -17,7 +17,7 @@ from edgepack_contract.description import Description, TensorSpec
 from edgepack_runtime.inference.coerce import check_feeds, rows_from_json, tensor_from_values
 from edgepack_runtime.inference.errors import BadRequestError, ShapeError
 from edgepack_runtime.inference.session import Tensor
-from edgepack_runtime.serving.codec import PredictRequest
+from edgepack_runtime.serving.codec import Encoded, Payload, PredictRequest
 from edgepack_runtime.serving.model import ServingModel
 
 _PEEK_BYTES = 64
@@ -36,14 +36,14 @@ _encoder = msgspec.json.Encoder()
 class InstancesCodec:
     """The v1 protocol of KServe, with rows by feature name and answers by label."""
 
-    def decode(self, model: ServingModel, body: bytes) -> PredictRequest:
+    def decode(self, model: ServingModel, payload: Payload) -> PredictRequest:
         """Read a predict request.
 
         Raises:
             InputError: It does not fit the protocol or the model.
         """
         try:
-            raw = _decoder.decode(body).instances
+            raw = _decoder.decode(payload.body).instances
             feeds = decode_instances(model.description, raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadRequestError(
@@ -54,15 +54,14 @@ class InstancesCodec:
 
     def encode(
         self, slot: str, model: ServingModel, request: PredictRequest, outputs: dict[str, Tensor]
-    ) -> bytes:
+    ) -> Encoded:
         """Write the predictions, one for each instance."""
-        return _encoder.encode(
-            {
-                "predictions": predictions(model, request.rows, outputs),
-                "model_name": slot,
-                "model_version": model.version,
-            }
-        )
+        answer = {
+            "predictions": predictions(model, request.rows, outputs),
+            "model_name": slot,
+            "model_version": model.version,
+        }
+        return Encoded(_encoder.encode(answer))
 
 
 def decode_instances(description: Description, raw: msgspec.Raw) -> dict[str, Tensor]:

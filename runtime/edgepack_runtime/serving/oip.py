@@ -15,7 +15,7 @@ from edgepack_contract.description import Description, TensorSpec
 from edgepack_runtime.inference.coerce import check_feeds, tensor_from_json
 from edgepack_runtime.inference.errors import BadRequestError
 from edgepack_runtime.inference.session import Tensor
-from edgepack_runtime.serving.codec import PredictRequest
+from edgepack_runtime.serving.codec import Encoded, Payload, PredictRequest
 from edgepack_runtime.serving.model import ServingModel
 
 PLATFORM = "onnx_onnxv1"
@@ -57,14 +57,14 @@ _encoder = msgspec.json.Encoder()
 class OipCodec:
     """``POST /v2/models/M/infer``."""
 
-    def decode(self, model: ServingModel, body: bytes) -> PredictRequest:
+    def decode(self, model: ServingModel, payload: Payload) -> PredictRequest:
         """Read an inference request.
 
         Raises:
             InputError: It does not fit the protocol or the model.
         """
         try:
-            request = _decoder.decode(body)
+            request = _decoder.decode(payload.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadRequestError(f"not an inference request: {error}") from error
         specs = {spec.name: spec for spec in model.description.inputs}
@@ -82,14 +82,14 @@ class OipCodec:
 
     def encode(
         self, slot: str, model: ServingModel, request: PredictRequest, outputs: dict[str, Tensor]
-    ) -> bytes:
+    ) -> Encoded:
         """Write an inference response; data are flat, in row-major order."""
         names = request.outputs if request.outputs is not None else list(outputs)
         answer: dict[str, Any] = {"model_name": slot, "model_version": model.version}
         if request.id is not None:
             answer["id"] = request.id
         answer["outputs"] = [_output(name, outputs[name]) for name in names]
-        return _encoder.encode(answer)
+        return Encoded(_encoder.encode(answer))
 
 
 def model_metadata(slot: str, description: Description) -> dict[str, Any]:

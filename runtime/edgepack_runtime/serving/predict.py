@@ -13,7 +13,7 @@ from time import perf_counter_ns
 from edgepack_contract.limits import KIB
 from edgepack_runtime.inference.errors import InputError, ModelRunError
 from edgepack_runtime.inference.session import Tensor
-from edgepack_runtime.serving.codec import Codec, PredictRequest
+from edgepack_runtime.serving.codec import Codec, Encoded, Payload, PredictRequest
 from edgepack_runtime.serving.counting import Durations
 from edgepack_runtime.serving.errors import (
     NonfiniteOutputError,
@@ -31,17 +31,19 @@ INLINE_BYTES = 64 * KIB
 class Prediction:
     """An encoded answer, and the version that gave it."""
 
-    body: bytes
+    encoded: Encoded
     version: str
 
 
-async def predict(slot: Slot, codec: Codec, body: bytes, version: str | None = None) -> Prediction:
+async def predict(
+    slot: Slot, codec: Codec, payload: Payload, version: str | None = None
+) -> Prediction:
     """Answer one request.
 
     Args:
         slot: Who is asked.
         codec: The protocol it is asked in.
-        body: The request's body.
+        payload: What the caller sent.
         version: The version that must answer, None for whichever is active.
 
     Raises:
@@ -53,7 +55,7 @@ async def predict(slot: Slot, codec: Codec, body: bytes, version: str | None = N
         NonfiniteOutputError: It answered with NaN, and its bundle does not allow that.
     """
     tenure = slot.lease()
-    call = _Call(slot.name, tenure.model, codec, body)
+    call = _Call(slot.name, tenure.model, codec, payload)
     try:
         _check_version(slot, tenure.model, version)
         await _carry_out(slot, call)
@@ -80,26 +82,26 @@ class _Call:
     """One request on its way. Its steps follow each other, perhaps in different threads."""
 
     __slots__ = (
-        "_arrived", "_begun", "_body", "_codec", "_computed", "_decoded", "_done", "_model",
+        "_arrived", "_begun", "_codec", "_computed", "_decoded", "_done", "_model", "_payload",
         "_slot", "_started", "answer", "finite", "outputs", "request",
     )  # fmt: skip
 
-    answer: bytes
+    answer: Encoded
     finite: bool
     outputs: dict[str, Tensor]
     request: PredictRequest
 
-    def __init__(self, slot: str, model: ServingModel, codec: Codec, body: bytes) -> None:
-        self._slot, self._model, self._codec, self._body = slot, model, codec, body
+    def __init__(self, slot: str, model: ServingModel, codec: Codec, payload: Payload) -> None:
+        self._slot, self._model, self._codec, self._payload = slot, model, codec, payload
         self._arrived = perf_counter_ns()
 
     def decode(self) -> None:
         self._started = perf_counter_ns()
-        self.request = self._codec.decode(self._model, self._body)
+        self.request = self._codec.decode(self._model, self._payload)
         self._decoded = perf_counter_ns()
 
     def is_large(self) -> bool:
-        return len(self._body) >= INLINE_BYTES
+        return len(self._payload.body) >= INLINE_BYTES
 
     def is_quick(self) -> bool:
         return self._model.estimated_seconds(self.request.feeds) < INLINE_SECONDS

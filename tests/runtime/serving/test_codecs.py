@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from edgepack_contract.description import TensorSpec
 from edgepack_contract.statistics import ClassReader
 from edgepack_runtime.inference.errors import BadRequestError, InputError, ShapeError
-from edgepack_runtime.serving.codec import PredictRequest
+from edgepack_runtime.serving.codec import Payload, PredictRequest
 from edgepack_runtime.serving.instances import InstancesCodec, column_names
 from edgepack_runtime.serving.oip import DATATYPES, OipCodec, model_config, model_metadata
 
@@ -54,7 +54,7 @@ def predict_feeds(of, instances):
 def answer(of, outputs, rows=None):
     rows = len(next(iter(outputs.values()))) if rows is None else rows
     request = PredictRequest({"x": np.zeros((rows, 1), np.float32)})
-    return json.loads(InstancesCodec().encode("slot", of, request, outputs))["predictions"]
+    return json.loads(InstancesCodec().encode("slot", of, request, outputs).body)["predictions"]
 
 
 @pytest.mark.parametrize("instances", [ROWS, [list(row.values()) for row in ROWS]])
@@ -191,9 +191,9 @@ def test_what_goes_in_by_v2_comes_out_by_v2(data):
     echo = model([tensor("x", dtype, *shape)], [tensor("x", dtype, *shape)])
     codec, body = OipCodec(), {"name": "x", "shape": list(array.shape)}
     body |= {"datatype": DATATYPES[dtype], "data": array.tolist()}
-    request = codec.decode(echo, json.dumps({"id": "7", "inputs": [body]}).encode())
-    told = json.loads(codec.encode("slot", echo, request, request.feeds))
-    again = codec.decode(echo, json.dumps({"inputs": told["outputs"]}).encode())
+    request = codec.decode(echo, Payload(json.dumps({"id": "7", "inputs": [body]}).encode()))
+    told = json.loads(codec.encode("slot", echo, request, request.feeds).body)
+    again = codec.decode(echo, Payload(json.dumps({"inputs": told["outputs"]}).encode()))
     assert told["id"] == "7"
     assert again.feeds["x"].dtype == array.dtype
     np.testing.assert_array_equal(again.feeds["x"], array)
@@ -203,7 +203,7 @@ def test_texts_by_v2():
     echo = model([tensor("x", "str", "n")], [tensor("x", "str", "n")])
     body = {"name": "x", "shape": [2], "datatype": "BYTES", "data": ["ä", ""]}
     request = OipCodec().decode(echo, json.dumps({"inputs": [body]}).encode())
-    told = json.loads(OipCodec().encode("slot", echo, request, request.feeds))
+    told = json.loads(OipCodec().encode("slot", echo, request, request.feeds).body)
     assert told["outputs"] == [body]
 
 
@@ -235,7 +235,7 @@ def test_metadata_of_every_datatype():
 def test_no_bytes_do_more_than_an_input_error(body):
     for codec in (OipCodec(), InstancesCodec()):
         with pytest.raises(InputError):
-            codec.decode(COLUMNS, body)
+            codec.decode(COLUMNS, Payload(body))
 
 
 JSONS = st.recursive(

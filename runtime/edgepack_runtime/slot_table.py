@@ -1,0 +1,176 @@
+"""The slots of a device: opened from its disk and by wishes, each with its thread."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from edgepack_contract.hardware import Hardware
+from edgepack_contract.instructions import Obeyed
+from edgepack_contract.messages import SlotDesired
+from edgepack_contract.names import is_id
+from edgepack_runtime import machine_state
+from edgepack_runtime.activation.agent import SlotAgent
+from edgepack_runtime.activation.installer import Installer
+from edgepack_runtime.activation.journal import Journal
+from edgepack_runtime.activation.parts import SlotParts
+from edgepack_runtime.config import RuntimeConfig
+from edgepack_runtime.errors import DeviceError
+from edgepack_runtime.inference.probe import probe_model
+from edgepack_runtime.membership.identity import DeviceIdentity
+from edgepack_runtime.reporter import Reporter
+from edgepack_runtime.serving.slot import Slot
+from edgepack_runtime.slot_runtime import ServingHost, SlotRuntime, now_ms
+from edgepack_runtime.sources.source import Source
+from edgepack_runtime.storage.fsio import DurableFS
+from edgepack_runtime.storage.store import Store
+from edgepack_runtime.trust import Trust
+
+PROBE_SECONDS = 120.0
+MAX_SLOTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceParts:
+    """What every slot of a device shares.
+
+    Attributes:
+        config: What the daemon was told.
+        identity: Who the device is.
+        trust: Whom it believes.
+        machine: What it can run.
+        session: Which run of the daemon this is.
+        fs: All file changes go through it.
+        rng: Spreads what many devices would do at once.
+        reporter: Keeps what is to be told.
+        open_source: From an address to a source of bundles.
+    """
+
+    config: RuntimeConfig
+    identity: DeviceIdentity
+    trust: Trust
+    machine: Hardware
+    session: int
+    fs: DurableFS
+    rng: random.Random
+    reporter: Reporter
+    open_source: Callable[[str], Source]
+
+
+class SlotTable:
+    """The slots by name. Used on the event loop.
+
+    Args:
+        parts: What they share.
+        changed: Called on the loop when the report of one changes.
+
+    Attributes:
+        serving: The serving side of each, for the HTTP application.
+    """
+
+    def __init__(self, parts: DeviceParts, *, changed: Callable[[], None]) -> None:
+        self._parts, self._changed = parts, changed
+        self._loop = asyncio.get_running_loop()
+        self._folder = Path(parts.config.state_dir) / "slots"
+        self._runtimes: dict[str, SlotRuntime] = {}
+        self.serving: dict[str, Slot] = {}
+
+    def __iter__(self) -> Iterator[tuple[str, SlotRuntime]]:
+        return iter(list(self._runtimes.items()))
+
+    def get(self, name: str) -> SlotRuntime | None:
+        """A slot, None when there is none of that name."""
+        return self._runtimes.get(name)
+
+    def open_all(self) -> None:
+        """Take up every slot of the disk."""
+        folder = self._folder
+        for name in sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []:
+            if is_id(name):
+                self.open(name)
+
+    def obeyed(self) -> Obeyed:
+        """The newest document that any slot has obeyed."""
+        return max(
+            (runtime.agent.obeyed for _, runtime in self),
+            key=lambda one: (one.epoch, one.generation, one.issued),
+            default=Obeyed(),
+        )
+
+    def wish(self, name: str, wish: SlotDesired, obeyed: Obeyed) -> None:
+        """Hand a wish to a slot, which is made when there is none of that name.
+
+        Raises:
+            DeviceError: There can be no slot of that name (code ``bad-slot``), or no room for it.
+        """
+        if name not in self._runtimes and (not is_id(name) or len(self._runtimes) >= MAX_SLOTS):
+            words = f"{name[:80]!r} is no name for a slot, or this device has {MAX_SLOTS}"
+            raise DeviceError(words, code="bad-slot")
+        runtime = self._runtimes.get(name) or self.open(name)
+        runtime.alpha = wish.alpha
+        runtime.agent.wish(wish, obeyed)
+
+    def dead(self) -> list[str]:
+        """The slots whose threads have ended."""
+        return [name for name, runtime in self if not runtime.agent.alive]
+
+    async def close(self) -> None:
+        """End installs cleanly, and let go of the models."""
+        for _, runtime in self:
+            await asyncio.to_thread(runtime.agent.stop)
+            await runtime.slot.close()
+
+    def open(self, name: str) -> SlotRuntime:
+        """Take up a slot, or make it.
+
+        Raises:
+            DeviceError: No room for its folders, or the disk failed.
+        """
+        parts, folder = self._parts, self._folder / name
+        parts.fs.make_dirs(folder)
+        slot = Slot(name, now_ms=now_ms, rng=parts.rng)
+        agent = SlotAgent(
+            name,
+            self._slot_parts(name, slot, folder),
+            boot_id=machine_state.boot_id(),
+            owner=parts.config.identity.owner,
+            enrolment=parts.identity.identity.enrolment,
+        )
+        agent.start()
+        self._runtimes[name], self.serving[name] = SlotRuntime(slot, agent), slot
+        return self._runtimes[name]
+
+    def _slot_parts(self, name: str, slot: Slot, folder: Path) -> SlotParts:
+        parts, trust = self._parts, self._parts.trust
+        store = Store(parts.fs, folder)
+        host = ServingHost(
+            slot,
+            loop=self._loop,
+            session=parts.session,
+            keep_event=parts.reporter.keep_event,
+            changed=self._changed,
+            now_ms=now_ms,
+        )
+        installer = Installer(
+            store,
+            open_source=parts.open_source,
+            keyring=lambda: trust.keyring,
+            hardware=parts.machine,
+        )
+        return SlotParts(
+            journal=Journal(parts.fs, folder),
+            store=store,
+            installer=installer,
+            host=host,
+            probe=partial(probe_model, timeout_s=PROBE_SECONDS),
+            floor_elsewhere=partial(self._floor_elsewhere, name),
+        )
+
+    def _floor_elsewhere(self, slot: str, bundle: str) -> int:
+        epoch = self._parts.trust.keyring.epoch
+        others = [runtime.agent.state for name, runtime in self if name != slot]
+        return max((one.floor(bundle) for one in others if one.obeyed.epoch == epoch), default=0)
