@@ -48,8 +48,8 @@ NAMES = {
 }  # fmt: skip
 STRUCTS: list[type[msgspec.Struct]] = [
     messages.State, messages.Birth, messages.SlotBirth, hardware.Hardware, messages.Reported,
-    messages.SlotReported, messages.CandidateReported, messages.Desired, messages.SlotDesired, messages.Ref,
-    messages.Candidate, messages.Probation, window.Window, window.InputColumns,
+    messages.SlotReported, messages.CandidateReported, messages.Desired, messages.SlotDesired,
+    messages.Ref, messages.Candidate, messages.Probation, window.Window, window.InputColumns,
     window.OutputColumns, window.Pairs, latency.LatencyColumns, messages.Acked, messages.Health,
     messages.Event, messages.Command, messages.CommandReply, messages.FleetState,
 ]  # fmt: skip

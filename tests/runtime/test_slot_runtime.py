@@ -16,6 +16,7 @@ from edgepack_runtime import machine_state, slot_runtime
 from edgepack_runtime.errors import DiskFullError
 from edgepack_runtime.inference.errors import ModelLoadError
 from edgepack_runtime.inference.golden import GoldenRows, golden_bytes, load_golden
+from edgepack_runtime.serving.codec import Payload
 from edgepack_runtime.serving.instances import InstancesCodec
 from edgepack_runtime.serving.model import ServingModel
 from edgepack_runtime.serving.predict import predict
@@ -63,7 +64,7 @@ class Here:
 
     def ask(self):
         """The version that answers a request."""
-        return self.wait(predict(self.slot, InstancesCodec(), ROW)).version
+        return self.wait(predict(self.slot, InstancesCodec(), Payload(ROW))).version
 
     def close(self):
         self.wait(self.slot.close())

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edgepack_runtime.inference.errors import ModelRunError
+from edgepack_runtime.serving.codec import Payload
 from edgepack_runtime.serving.errors import NoModelError, OverloadError
 from edgepack_runtime.serving.instances import InstancesCodec
 from edgepack_runtime.serving.predict import predict
@@ -35,7 +36,7 @@ def released(model):
 
 
 async def ask(slot, body=BODY):
-    return await predict(slot, InstancesCodec(), body)
+    return await predict(slot, InstancesCodec(), Payload(body))
 
 
 def run(work):
