@@ -18,7 +18,6 @@ from edgepack_runtime.serving.counting import Durations
 from edgepack_runtime.serving.errors import (
     NonfiniteOutputError,
     OverloadError,
-    UnknownModelError,
 )
 from edgepack_runtime.serving.model import ServingModel
 from edgepack_runtime.serving.slot import Slot
@@ -48,19 +47,18 @@ async def predict(
 
     Raises:
         NoModelError: The slot holds no model.
-        UnknownModelError: Another version is active.
+        UnknownModelError: No model of that version answers.
         InputError: The body does not fit.
         OverloadError: Too many requests wait already.
         ModelRunError: The model failed.
         NonfiniteOutputError: It answered with NaN, and its bundle does not allow that.
     """
-    tenure = slot.lease()
+    tenure = slot.lease(payload, version)
     call = _Call(slot.name, tenure.model, codec, payload)
     try:
-        _check_version(slot, tenure.model, version)
         await _carry_out(slot, call)
-    except (InputError, UnknownModelError) as error:
-        slot.refused(tenure, error.kind if isinstance(error, InputError) else "bad_request")
+    except InputError as error:
+        slot.refused(tenure, error.kind)
         raise
     except OverloadError:
         slot.refused(tenure, "overload")
@@ -149,10 +147,3 @@ async def _carry_out(slot: Slot, call: _Call) -> None:
     else:
         await slot.in_pool(call.run)
     call.encode()
-
-
-def _check_version(slot: Slot, model: ServingModel, version: str | None) -> None:
-    if version is not None and version != model.version:
-        raise UnknownModelError(
-            f"model {slot.name!r} has no version {version[:80]!r}; {model.version} is serving"
-        )

@@ -18,9 +18,9 @@ from typing import TypeVar
 
 from edgepack_contract.window import ErrorKind, WindowBody
 from edgepack_runtime.inference.session import Tensor, trim_memory
-from edgepack_runtime.serving.codec import PredictRequest
+from edgepack_runtime.serving.codec import Payload, PredictRequest
 from edgepack_runtime.serving.counting import Durations, ModelCounts, SlotCounters, SlotTotals
-from edgepack_runtime.serving.errors import NoModelError, OverloadError
+from edgepack_runtime.serving.errors import NoModelError, OverloadError, UnknownModelError
 from edgepack_runtime.serving.model import ServingModel
 from edgepack_runtime.serving.shadow import Pair, ReverseShadow, comparable
 from edgepack_runtime.telemetry.aggregate import SlotAggregator
@@ -169,15 +169,25 @@ class Slot:
             await asyncio.to_thread(shadow.join, SHADOW_STOP_SECONDS)
         await asyncio.to_thread(self._pool.shutdown)
 
-    def lease(self) -> Tenure:
-        """Take the active model for one request; :meth:`give_back` must follow.
+    def lease(self, payload: Payload, version: str | None = None) -> Tenure:
+        """Take the model that is to answer a request; :meth:`give_back` must follow.
+
+        Args:
+            payload: The request; its key or body decides which model of a split answers.
+            version: The version that must answer, None for whichever is due.
 
         Raises:
             NoModelError: There is none.
+            UnknownModelError: No model of that version answers here; counted as refused.
         """
         if self._active is None:
             self.totals.unavailable += 1
             raise NoModelError(f"model {self.name!r} has no bundle that can serve right now")
+        serving = self._active.model.version
+        if version is not None and version != serving:
+            self.refused(self._active, "bad_request")
+            words = f"model {self.name!r} has no version {version[:80]!r}; {serving} is serving"
+            raise UnknownModelError(words)
         self._active.in_flight += 1
         return self._active
 
