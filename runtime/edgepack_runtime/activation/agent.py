@@ -227,7 +227,8 @@ class SlotAgent:
         except Exception:
             # The outer boundary of the slot's thread. What is served goes on being served; the
             # daemon sees that the thread is gone and starts anew, which resumes from the journal.
-            logger.critical("slot thread ended event=slot-bug slot=%s", self.slot, exc_info=True)
+            told = {"event": "slot_thread_ended", "slot": self.slot}
+            logger.critical("the thread of slot %s ended", self.slot, exc_info=True, extra=told)
 
     def begin(self) -> None:
         """Take up what the journal says was under way."""
@@ -269,7 +270,8 @@ class SlotAgent:
             self._trouble = error
             instead = _unwritten(event, taken.state, error)
             if instead is None:
-                logger.exception("step not written event=step-not-written slot=%s", self.slot)
+                told = {"event": "step_unwritten", "slot": self.slot}
+                logger.exception("a step of slot %s was not written", self.slot, extra=told)
                 self._runner.perform(Report())
                 return
             if instead is event or isinstance(event, Started):

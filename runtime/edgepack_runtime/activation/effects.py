@@ -97,7 +97,9 @@ class EffectRunner:
         except Exception as error:
             # The outer boundary of the slot's thread: whatever a part of the daemon or a library
             # does wrong ends this effect, never the thread that keeps a model serving.
-            logger.exception("effect failed event=effect-failed effect=%s", type(effect).__name__)
+            logger.exception(
+                "effect %s failed", type(effect).__name__, extra={"event": "effect_failed"}
+            )
             return _mishap(effect, error)
 
     def _perform(self, effect: Effect) -> Outcome | None:
@@ -144,7 +146,10 @@ class EffectRunner:
             except TransientSourceError as error:
                 if tried >= backoff.tries:
                     return Failed(effect.install, error.code, f"{error}; tried {tried} times")
-                logger.info("download waits event=download-waits try=%d why=%s", tried, error)
+                logger.info(
+                    "download waits after try %d: %s", tried, error,
+                    extra={"event": "download_waits"},
+                )  # fmt: skip
                 if self._around.wait(backoff.delay(tried, self._timing.rng)):
                     return Interrupted(effect.install)
             except BundleError as error:
@@ -212,7 +217,7 @@ class EffectRunner:
             return self._take_pulse(now)
         except Exception as error:
             # As in perform: the thread goes on. A probation that cannot be watched has not passed.
-            logger.exception("watching failed event=watch-failed")
+            logger.exception("watching failed", extra={"event": "watch_failed"})
             return self.watch.lost(error) if self.watch else None
 
     def _take_pulse(self, now: float) -> Outcome | None:

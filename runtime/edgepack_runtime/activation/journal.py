@@ -70,7 +70,7 @@ class Journal:
                 return Found(_understand(body))
         if raw is None and copy is None:
             return Found(SlotState(), fresh=True)
-        logger.error("journal lost event=journal-lost path=%s", self.path)
+        logger.error("the journal %s is lost", self.path, extra={"event": "journal_lost"})
         words = "the record of this slot is damaged; it waits for its next instruction"
         return Found(SlotState(phase=Phase.SAFE_MODE, code="journal-lost", words=words))
 
@@ -99,7 +99,7 @@ class Journal:
         except FileNotFoundError:
             return None
         except DeviceError as error:
-            logger.warning("journal unreadable event=journal-unreadable why=%s", error)
+            logger.warning("journal unreadable: %s", error, extra={"event": "journal_unreadable"})
             return b""
 
 

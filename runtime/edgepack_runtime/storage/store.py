@@ -113,7 +113,8 @@ class Store:
         for entry in sorted(self._store.iterdir()):
             if entry.name not in kept:
                 self.fs.rename(entry, self._staging / f"{entry.name}.gone")
-                logger.info("bundle removed event=bundle-removed digest=%s", entry.name)
+                told = {"event": "bundle_removed", "digest": f"sha256:{entry.name}"}
+                logger.info("bundle %s removed", entry.name, extra=told)
                 gone.append(f"sha256:{entry.name}")
         for entry in sorted(self._staging.iterdir()):
             if entry.name not in kept:
