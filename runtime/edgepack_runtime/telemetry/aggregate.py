@@ -109,10 +109,10 @@ class SlotAggregator:
         self._latency.add(seconds)
         self._n += 1
         first = inputs.get(self._rows_of)
-        rows = len(first) if first is not None and first.ndim else 1
+        rows = first.shape[0] if first is not None and first.ndim else 1
         self._rows += rows
         # the budget is for one row
-        if seconds > self._budget * max(rows, 1):
+        if seconds > self._budget and seconds > self._budget * rows:
             self._over_budget += 1
         self._input_rows.put(inputs, rows)
         self._output_rows.put(outputs, rows)
@@ -261,9 +261,10 @@ def _input_buffer(features: Sequence[FeatureReference], count: Count) -> RowBuff
 
 
 def _output_buffer(counter: OutputCounter, count: Count) -> RowBuffer:
-    widths = dict.fromkeys(counter.tensors)
-    # answers are made anew for every request, so they can be kept as they are
-    return RowBuffer(widths, capacity=_block_rows(counter.width), count=count, copy=False)
+    widths, rows = dict.fromkeys(counter.tensors), _block_rows(counter.width)
+    # answers are made anew for every request, so they can be kept as they are; half a block first,
+    # so that no request waits for the counting of inputs and of outputs
+    return RowBuffer(widths, capacity=rows, first=rows // 2, count=count, copy=False)
 
 
 def _block_rows(columns: int) -> int:

@@ -25,6 +25,8 @@ class RowBuffer:
             is kept, so that one call never takes longer than one block.
         every: Only every so many requests are looked at.
         copy: Keep copies: the caller may change its arrays, or they hold on to a whole request.
+        first: Rows in the block after a :meth:`flush`, ``capacity`` if not given: buffers that begin
+            unlike are not counted in the same instant.
         count: Takes the rows of every tensor, flattened to (rows, columns), all of one length.
             Requests that lack a tensor or have other columns than they should are left out.
     """
@@ -37,16 +39,24 @@ class RowBuffer:
         count: Callable[[Mapping[str, Array]], None],
         every: int = 1,
         copy: bool = True,
+        first: int | None = None,
     ) -> None:
         self._widths = dict(tensors)
         self._names = list(tensors)
+        self._only = self._names[0] if len(self._names) == 1 else None
         self._capacity = capacity
+        self._first = first or capacity
         self._count = count
         self._every = every
         self._copy = copy
         self._skip = 0
-        self._kept: list[list[Array]] = []
-        self._rows = 0
+        self._kept: list[Sequence[Array]] = []
+        self._room = self._first
+
+    @property
+    def kept(self) -> int:
+        """How many requests are kept, and not counted yet."""
+        return len(self._kept)
 
     def put(self, tensors: Mapping[str, Array], rows: int) -> None:
         """Keep the ``rows`` rows of one request."""
@@ -54,6 +64,20 @@ class RowBuffer:
             self._skip -= 1
             return
         self._skip = self._every - 1
+        if self._only is not None and 0 < rows < self._room:
+            part = tensors.get(self._only)
+            if part is not None:
+                self._kept.append((part.copy() if self._copy else part,))
+                self._room -= rows
+            return
+        self._put(tensors, rows)
+
+    def flush(self) -> None:
+        """Count what is kept."""
+        self._settle()
+        self._room = self._first
+
+    def _put(self, tensors: Mapping[str, Array], rows: int) -> None:
         try:
             if rows <= self._capacity:
                 parts = [tensors[name] for name in self._names]
@@ -63,16 +87,17 @@ class RowBuffer:
                 rows = -(-rows // step)
         except (KeyError, IndexError):
             return
-        if self._rows + rows > self._capacity:
-            self.flush()
+        if not rows:
+            return
+        if rows > self._room:
+            self._settle()
         self._kept.append([part.copy() for part in parts] if self._copy else parts)
-        self._rows += rows
-        if self._rows >= self._capacity:
-            self.flush()
+        self._room -= rows
+        if self._room <= 0:
+            self._settle()
 
-    def flush(self) -> None:
-        """Count what is kept."""
-        kept, self._kept, self._rows = self._kept, [], 0
+    def _settle(self) -> None:
+        kept, self._kept, self._room = self._kept, [], self._capacity
         if not kept or not self._names:
             return
         if not self._alike(kept):
@@ -89,14 +114,14 @@ class RowBuffer:
         if columns:
             self._count(dict(zip(self._names, columns, strict=True)))
 
-    def _alike(self, kept: list[list[Array]]) -> bool:
+    def _alike(self, kept: Sequence[Sequence[Array]]) -> bool:
         """Whether all requests are of one shape, and it fits: the common case, decided quickly."""
         columns = zip(*kept, strict=True)
         return all(len({part.shape for part in column}) == 1 for column in columns) and (
             self._fits(kept[0])
         )
 
-    def _fits(self, parts: list[Array]) -> bool:
+    def _fits(self, parts: Sequence[Array]) -> bool:
         length = len(parts[0]) if parts[0].ndim else 0
         return length > 0 and all(
             part.ndim > 0 and len(part) == length and width in (None, part.size // length)

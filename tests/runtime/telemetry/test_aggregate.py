@@ -234,3 +234,29 @@ def test_counting_without_labels_uses_the_columns_of_the_output():
     outputs = [TensorSpec(name="p", dtype="float32", shape=["n", 3], kind="probabilities")]
     assert empty_output_reference(outputs).classes == ["0", "1", "2"]
     assert empty_output_reference(describe().outputs).classes == LABELS
+
+
+def test_requests_without_rows_are_counted_and_nothing_of_them_is_kept(reference):
+    slot = aggregator(reference)
+    empty = {"x": np.ones((0, 2), np.float32)}
+    for _ in range(10 * MOST_BLOCK_ROWS):
+        slot.record(empty, {"p": np.ones((0, 3), np.float32)}, 0.001)
+    assert slot._input_rows.kept == slot._output_rows.kept == 0
+    body = slot.roll(2_000)
+    assert (body.n, body.rows, body.sampled) == (10 * MOST_BLOCK_ROWS, 0, 0)
+
+
+def test_inputs_and_outputs_are_not_counted_in_the_same_instant(reference, monkeypatch):
+    counted: list[str] = []
+    for name in ("_count_inputs", "_count_outputs"):
+        monkeypatch.setattr(
+            SlotAggregator, name, lambda _self, _block, name=name: counted.append(name)
+        )
+    slot = aggregator(reference)
+    x, p = rows(8, 3 * MOST_BLOCK_ROWS)
+    both = 0
+    for row in range(len(x)):
+        before = len(counted)
+        slot.record({"x": x[row : row + 1]}, {"p": p[row : row + 1]}, 0.001)
+        both += len(counted) == before + 2
+    assert (both, counted.count("_count_inputs"), counted.count("_count_outputs")) == (0, 3, 3)
