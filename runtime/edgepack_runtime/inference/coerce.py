@@ -19,6 +19,7 @@ from edgepack_runtime.inference.errors import BadRequestError, NonfiniteInputErr
 from edgepack_runtime.inference.session import Tensor, numpy_dtype
 
 _MAX_RANK = 16
+_MOST_IN_EMPTY = 2**20
 _OPEN, _SPACE = ord("["), b" \t\r\n"
 
 Policy = Literal["refuse", "count"]
@@ -81,16 +82,17 @@ def rows_from_json(spec: TensorSpec, raw: msgspec.Raw) -> Tensor:
 
 
 def check_shape(spec: TensorSpec, shape: Sequence[int]) -> None:
-    """Check a shape against the sizes that an input fixes.
+    """Check a shape against the sizes that an input fixes; those that it leaves open may be 0.
 
     Raises:
-        ShapeError: Another number of dimensions, another size, or no element at all.
+        ShapeError: Another number of dimensions, or another size.
     """
     fits = len(shape) == len(spec.shape) and all(
-        given == wanted if isinstance(wanted, int) else given > 0
+        given == wanted if isinstance(wanted, int) else given >= 0
         for given, wanted in zip(shape, spec.shape, strict=True)
     )
-    if not fits:
+    # no body bounds the other sizes of an empty tensor, which a reduction would make room for
+    if not fits or (0 in shape and math.prod(filter(None, shape)) > _MOST_IN_EMPTY):
         raise ShapeError(
             f"input {spec.name!r}: expected shape {_shape_text(spec)} of {spec.dtype}, "
             f"given {list(shape)}"

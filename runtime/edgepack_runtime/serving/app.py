@@ -14,7 +14,7 @@ from edgepack_contract import __version__
 from edgepack_contract.errors import EdgepackError
 from edgepack_contract.gate import Waiver
 from edgepack_runtime.inference.errors import InputError
-from edgepack_runtime.serving import oip, status
+from edgepack_runtime.serving import oip, oip_documents, status
 from edgepack_runtime.serving.asgi import (
     HttpError,
     Receive,
@@ -162,13 +162,13 @@ class App:
         return json_response({"ready": True}) if ready else json_response({"ready": False}, 503)
 
     async def _server(self, _request: Request) -> Response:
-        told = {"name": "edgepack", "version": __version__, "extensions": oip.EXTENSIONS}
+        told = {"name": "edgepack", "version": __version__, "extensions": oip_documents.EXTENSIONS}
         insecure = {"insecure": status.waived(self._waiver)} if self._waiver else {}
         return json_response(told | insecure)
 
     async def _metadata(self, request: Request) -> Response:
         slot, model = self._model(request)
-        return json_response(oip.model_metadata(slot.name, model.description))
+        return json_response(oip_documents.model_metadata(slot.name, model.description))
 
     async def _model_ready(self, request: Request) -> Response:
         slot, _ = self._model(request)
@@ -176,7 +176,7 @@ class App:
 
     async def _config(self, request: Request) -> Response:
         slot, model = self._model(request)
-        return json_response(oip.model_config(slot.name, model.description))
+        return json_response(oip_documents.model_config(slot.name, model.description))
 
     async def _stats(self, request: Request) -> Response:
         slot, _ = self._model(request)

@@ -42,11 +42,15 @@ class PredictRequest:
         feeds: An array per input, checked against the description.
         id: The caller's own name for the request, echoed.
         outputs: Which outputs were asked for, None for all.
+        binary: Which of them go back as bytes.
+        single: Whether one row was asked about, and not a list of rows.
     """
 
     feeds: dict[str, Tensor]
     id: str | None = None
     outputs: list[str] | None = None
+    binary: frozenset[str] = frozenset()
+    single: bool = False
 
     @property
     def rows(self) -> int:

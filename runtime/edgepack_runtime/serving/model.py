@@ -14,7 +14,7 @@ from edgepack_contract.description import GOLDEN_PATH, REFERENCE_PATH, Descripti
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.reference import Reference, parse_reference
 from edgepack_contract.statistics import ClassReader
-from edgepack_runtime.inference.errors import ModelLoadError
+from edgepack_runtime.inference.errors import ModelLoadError, ModelRunError, ShapeError
 from edgepack_runtime.inference.golden import (
     GoldenResult,
     GoldenRows,
@@ -98,9 +98,16 @@ class ServingModel:
         """Compute every output; thread-safe.
 
         Raises:
+            ShapeError: The model takes nothing empty, and an input is.
             ModelRunError: The model failed.
         """
-        return self._session.run(feeds)
+        try:
+            return self._session.run(feeds)
+        except ModelRunError as error:
+            empty = next((name for name, array in feeds.items() if not array.size), None)
+            if empty is None:
+                raise
+            raise ShapeError(f"input {empty!r} is empty, which this model cannot take") from error
 
     def check_golden(self) -> GoldenResult:
         """Run the golden rows again, for a model that nobody asks anything; thread-safe.

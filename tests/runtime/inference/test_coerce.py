@@ -87,7 +87,7 @@ def test_values_of_another_type_are_refused(dtype, text):
         ("[1, 2, 3]", [1, 3]),
         ("[1, 2]", [2]),
         ("[1, 2, 3]", [1, 2]),
-        ("[]", [0, 2]),
+        ("[]", [0, 3]),
         ("[[1, 2], [3]]", [2, 2]),
         ("[[1], [2]]", [1, 2]),
         ("[[[1, 2]]]", [1, 2]),
@@ -99,6 +99,15 @@ def test_shapes_that_do_not_fit_are_refused(text, shape):
         tensor_from_json(spec(), raw(text), shape)
     assert caught.value.kind == "shape"
     assert "'x'" in str(caught.value)
+
+
+def test_open_dimensions_may_be_empty_but_not_endless():
+    assert tensor_from_json(spec(), raw("[]"), [0, 2]).shape == (0, 2)
+    open_ended = TensorSpec(name="x", dtype="float32", shape=["n", "m", "k"])
+    assert tensor_from_json(open_ended, raw("[]"), [3, 0, 2]).shape == (3, 0, 2)
+    for shape in ([0, 2**31, 1], [2**70, 0, 1], [0, 2**20, 2]):
+        with pytest.raises(ShapeError):
+            tensor_from_json(open_ended, raw("[]"), shape)
 
 
 def test_the_error_names_what_was_expected_and_given():

@@ -15,8 +15,10 @@ from edgepack_contract.description import TensorSpec
 from edgepack_contract.statistics import ClassReader
 from edgepack_runtime.inference.errors import BadRequestError, InputError, ShapeError
 from edgepack_runtime.serving.codec import Payload, PredictRequest
+from edgepack_runtime.serving.datatypes import DATATYPES
 from edgepack_runtime.serving.instances import InstancesCodec, column_names
-from edgepack_runtime.serving.oip import DATATYPES, OipCodec, model_config, model_metadata
+from edgepack_runtime.serving.oip import OipCodec
+from edgepack_runtime.serving.oip_documents import model_config, model_metadata
 
 
 def tensor(name, dtype, *shape, **more):
@@ -47,8 +49,12 @@ ROWS = [
 ]
 
 
+def payload(content):
+    return Payload(json.dumps(content).encode())
+
+
 def predict_feeds(of, instances):
-    return InstancesCodec().decode(of, json.dumps({"instances": instances}).encode()).feeds
+    return InstancesCodec().decode(of, payload({"instances": instances})).feeds
 
 
 def answer(of, outputs, rows=None):
@@ -191,9 +197,9 @@ def test_what_goes_in_by_v2_comes_out_by_v2(data):
     echo = model([tensor("x", dtype, *shape)], [tensor("x", dtype, *shape)])
     codec, body = OipCodec(), {"name": "x", "shape": list(array.shape)}
     body |= {"datatype": DATATYPES[dtype], "data": array.tolist()}
-    request = codec.decode(echo, Payload(json.dumps({"id": "7", "inputs": [body]}).encode()))
+    request = codec.decode(echo, payload({"id": "7", "inputs": [body]}))
     told = json.loads(codec.encode("slot", echo, request, request.feeds).body)
-    again = codec.decode(echo, Payload(json.dumps({"inputs": told["outputs"]}).encode()))
+    again = codec.decode(echo, payload({"inputs": told["outputs"]}))
     assert told["id"] == "7"
     assert again.feeds["x"].dtype == array.dtype
     np.testing.assert_array_equal(again.feeds["x"], array)
@@ -202,7 +208,7 @@ def test_what_goes_in_by_v2_comes_out_by_v2(data):
 def test_texts_by_v2():
     echo = model([tensor("x", "str", "n")], [tensor("x", "str", "n")])
     body = {"name": "x", "shape": [2], "datatype": "BYTES", "data": ["ä", ""]}
-    request = OipCodec().decode(echo, json.dumps({"inputs": [body]}).encode())
+    request = OipCodec().decode(echo, payload({"inputs": [body]}))
     told = json.loads(OipCodec().encode("slot", echo, request, request.feeds).body)
     assert told["outputs"] == [body]
 
@@ -211,7 +217,7 @@ def test_half_floats_have_no_json_by_v2_but_rows_by_v1():
     half = model([tensor("x", "float16", "n", 1)], [tensor("y", "float16", "n", 1)])
     body = {"name": "x", "shape": [1, 1], "datatype": "FP16", "data": [1.5]}
     with pytest.raises(BadRequestError, match="use /v1/models/M:predict"):
-        OipCodec().decode(half, json.dumps({"inputs": [body]}).encode())
+        OipCodec().decode(half, payload({"inputs": [body]}))
     feeds = predict_feeds(half, [[1.5]])
     assert feeds["x"].dtype == np.float16
     assert answer(half, {"y": feeds["x"]}) == [1.5]
@@ -260,7 +266,7 @@ def test_no_instances_do_more_than_an_input_error(instances):
 @given(st.dictionaries(st.sampled_from(["name", "shape", "datatype", "data", "parameters"]), JSONS))
 def test_no_tensor_does_more_than_an_input_error(item):
     one = model([tensor("x", "float32", "n")], [tensor("y", "float32", "n")])
-    body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1]} | item]}).encode()
+    body = payload({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1]} | item]})
     try:
         assert OipCodec().decode(one, body).feeds["x"].dtype == np.float32
     except InputError:
