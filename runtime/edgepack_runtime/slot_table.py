@@ -15,6 +15,7 @@ from edgepack_contract.messages import SlotDesired
 from edgepack_contract.names import is_id
 from edgepack_runtime import machine_state
 from edgepack_runtime.activation.agent import SlotAgent
+from edgepack_runtime.activation.history import History
 from edgepack_runtime.activation.installer import Installer
 from edgepack_runtime.activation.journal import Journal
 from edgepack_runtime.activation.parts import SlotParts
@@ -163,6 +164,7 @@ class SlotTable:
         )
         return SlotParts(
             journal=Journal(parts.fs, folder),
+            history=History(parts.fs, folder),
             store=store,
             installer=installer,
             host=host,

@@ -20,6 +20,7 @@ from edgepack_contract.messages import Probation, Ref, SlotDesired
 from edgepack_contract.states import Phase
 from edgepack_runtime.activation.agent import SlotAgent
 from edgepack_runtime.activation.guard import Counters
+from edgepack_runtime.activation.history import History
 from edgepack_runtime.activation.installer import Installer
 from edgepack_runtime.activation.journal import Journal
 from edgepack_runtime.activation.parts import Backoff, SlotParts, Timing
@@ -250,6 +251,7 @@ class World:
         )
         parts = SlotParts(
             journal=Journal(fs, folder),
+            history=History(fs, folder),
             store=self._store,
             installer=installer,
             host=self.host,

@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
+from edgepack_contract.errors import EdgepackError
 from edgepack_contract.instructions import Obeyed
 from edgepack_contract.messages import EventKind, Probation, Ref, SlotDesired, SlotReported
 from edgepack_contract.states import Phase
@@ -19,23 +20,19 @@ from edgepack_runtime.activation.effects import EffectRunner, Surroundings
 from edgepack_runtime.activation.events import (
     Announce,
     Announced,
-    Downloaded,
     Effect,
     Event,
-    Failed,
     Loaded,
     LoadFailed,
     Outcome,
-    ProbationPassed,
-    Probed,
-    ProbeFailed,
     Recalled,
     Report,
     Started,
     Stopped,
-    Verified,
     Wished,
 )
+from edgepack_runtime.activation.factory import PROBATION, is_due, lacks_model
+from edgepack_runtime.activation.history import figures_of, record_of
 from edgepack_runtime.activation.inbox import Inbox
 from edgepack_runtime.activation.installer import REVOKED
 from edgepack_runtime.activation.machine import step
@@ -47,12 +44,26 @@ from edgepack_runtime.activation.state import (
     belonging,
     short_words,
 )
+from edgepack_runtime.activation.unwritten import instead_of
 from edgepack_runtime.errors import DeviceError
 
 logger = logging.getLogger(__name__)
 
 _AT_ONCE = (Loaded, LoadFailed, Announced, Recalled)
 """Outcomes that belong to the effect before; the others let a newer wish go first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a person at the device asked a slot for.
+
+    Attributes:
+        ticket: The slot has taken notice when :attr:`SlotAgent.attended` is not less.
+        bundle: What it shall run, None for nothing.
+    """
+
+    ticket: int
+    bundle: Installed | None = None
 
 
 class SlotAgent:
@@ -93,6 +104,8 @@ class SlotAgent:
         self._outcomes: deque[Outcome] = deque()
         self._trouble: DeviceError | None = None
         self._state = SlotState()
+        self._factory_trouble = ""
+        self.attended = 0
         self._thread: threading.Thread | None = None
 
     @property
@@ -165,8 +178,10 @@ class SlotAgent:
 
     def install_local(
         self, path: Path, *, probation: Probation | None = None, retry_blocked: bool = False
-    ) -> Installed:
+    ) -> Asked:
         """Install a bundle file of this machine, without the fleet.
+
+        What the fleet wants later takes its place.
 
         Args:
             path: The file; it must stay until the install is over.
@@ -182,8 +197,36 @@ class SlotAgent:
         released = (bundle.digest,) if retry_blocked else ()
         ref = Ref(name=bundle.name, digest=bundle.digest, sources=[])
         watched = probation or Probation()
-        self._inbox.put(Wished(ref, probation=watched, retry_blocked=released))
-        return bundle
+        ticket = self._inbox.put(Wished(ref, probation=watched, retry_blocked=released))
+        return Asked(ticket, bundle)
+
+    def roll_back(self, *, probation: Probation | None = None) -> Asked:
+        """Go back to the bundle before, which is in the store; a trial that is on ends for it.
+
+        It is verified, probed and watched again. The floor does not hold it back, a revocation
+        does.
+
+        Args:
+            probation: How long to watch it.
+
+        Raises:
+            DeviceError: There is no bundle before (code ``no-previous``).
+        """
+        state = self._state
+        before = state.active if state.phase in TRIAL else state.previous
+        if before is None:
+            raise DeviceError(
+                f"slot {self.slot} has no bundle to go back to: it keeps one after a second bundle "
+                "has succeeded; install a file instead",
+                code="no-previous",
+            )
+        ref = Ref(name=before.name, digest=before.digest, sources=[])
+        return Asked(self._inbox.put(Wished(ref, probation=probation or Probation())), before)
+
+    def reset(self) -> Asked:
+        """Forget the bundles, what was blocked, and the history; floors and orders stay known."""
+        blocked = self._state.blocked
+        return Asked(self._inbox.put(Wished(None, retry_blocked=blocked)))
 
     def status(self) -> SlotReported:
         """How the slot is now."""
@@ -247,13 +290,35 @@ class SlotAgent:
         wished = self._inbox.take()
         if wished:
             self._advance(wished)
+            self.attended += 1
         elif self._outcomes:
             self._advance(self._outcomes.popleft())
-        else:
+        elif not self._take_factory():
             runner = self._runner
             busy = runner.watch is not None or runner.shadow_ends is not None
             if not self._wait(self._timing.watching if busy else self._timing.idle):
                 self._look()
+
+    def _take_factory(self) -> bool:
+        """Ask for the factory bundle when nothing works and it may; whether that was done."""
+        path = self._parts.factory
+        if path is None or not lacks_model(self._state) or not path.is_file():
+            return False
+        try:
+            digest = self._parts.installer.identify(path).digest
+            if is_due(self._state, digest):
+                self.install_local(path, probation=PROBATION)
+                return True
+        except EdgepackError as error:
+            self._say_factory(f"{path} cannot be taken: {error}")
+        return False
+
+    def _say_factory(self, words: str) -> None:
+        # it is looked at again and again for as long as nothing works
+        if words != self._factory_trouble:
+            self._factory_trouble = words
+            told = {"event": "factory_refused", "slot": self.slot}
+            logger.warning("slot %s: %s", self.slot, words, extra=told)
 
     def _look(self) -> None:
         if self._trouble:
@@ -263,12 +328,12 @@ class SlotAgent:
             self._advance(outcome)
 
     def _advance(self, event: Event) -> None:
-        taken = step(self._state, event)
+        before, taken = self._state, step(self._state, event)
         try:
             self._write(taken.state)
         except DeviceError as error:
             self._trouble = error
-            instead = _unwritten(event, taken.state, error)
+            instead = instead_of(event, taken.state, error)
             if instead is None:
                 told = {"event": "step_unwritten", "slot": self.slot}
                 logger.exception("a step of slot %s was not written", self.slot, extra=told)
@@ -279,7 +344,7 @@ class SlotAgent:
             if instead is not event:
                 self._advance(instead)
                 return
-        self._do(taken.effects)
+        self._do(taken.effects, before)
 
     def _write(self, state: SlotState) -> None:
         if state != self._state:
@@ -295,10 +360,12 @@ class SlotAgent:
             self._trouble = None
             self._runner.perform(Report())
 
-    def _do(self, effects: tuple[Effect, ...]) -> None:
+    def _do(self, effects: tuple[Effect, ...], before: SlotState) -> None:
         if self._state.phase != Phase.PROBATION:
             self._runner.watch = None
         for effect in effects:
+            if isinstance(effect, Announce):
+                self._remember(effect, before)
             outcome = self._runner.perform(effect)
             if isinstance(outcome, _AT_ONCE):
                 self._advance(outcome)
@@ -310,29 +377,15 @@ class SlotAgent:
         words = f"the daemon ended without notice while this slot was {before.phase}"
         digest = last.digest if last else None
         crash = Announce(self._state.install, EventKind.CRASH, digest, "crash", words)
+        self._remember(crash, before)
         self._runner.perform(crash)
 
-
-def _unwritten(event: Event, after: SlotState, error: DeviceError) -> Event | None:
-    """What to do when a step cannot be written down.
-
-    Steps back to a good model are taken all the same: a full or broken disk must not keep a bad
-    model in service. Steps towards a new one end the install; a wish is not obeyed, and a new model
-    does not become the good one, before that can be written down.
-
-    Returns:
-        The event itself to go on without a record, another to take its place, None to stay.
-    """
-    code, words = error.code, str(error)
-    match event:
-        case Wished() | ProbationPassed():
-            return None
-        case Downloaded() | Verified() | Probed() | ProbeFailed():
-            return Failed(event.install, code, words)
-        case LoadFailed() if after.phase == Phase.ACTIVATING:
-            # the next load would not be counted, and nor would the one that a start leads to
-            return replace(event, code=code, words=words, final=True)
-        case Started() if after.phase == Phase.ACTIVATING and after.trial:
-            return LoadFailed(after.install, after.trial.digest, code, words, final=True)
-        case _:
-            return event
+    def _remember(self, end: Announce, before: SlotState) -> None:
+        """Add to the history. That it cannot be kept changes nothing."""
+        at, figures = self._timing.now_ms(), figures_of(self._runner.evidence)
+        record = record_of(end, before, self._state, at=at, figures=figures)
+        try:
+            self._parts.history.remember(record)
+        except DeviceError as error:
+            told = {"event": "history_unwritten", "slot": self.slot}
+            logger.warning("slot %s: the history lacks an entry: %s", self.slot, error, extra=told)

@@ -41,10 +41,13 @@ from edgepack_runtime.activation.events import (
     Verify,
     Watch,
 )
+from edgepack_runtime.activation.figures import Tried, as_evidence, keep_tried, read_tried
+from edgepack_runtime.activation.installer import Fetched
 from edgepack_runtime.activation.parts import SlotParts, Timing
-from edgepack_runtime.activation.state import Installed, SlotState
+from edgepack_runtime.activation.state import SlotState
 from edgepack_runtime.activation.watch import ProbationWatch
 from edgepack_runtime.errors import InterruptedInstallError, TransientSourceError
+from edgepack_runtime.inference.probe import REFUSING
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +92,11 @@ class EffectRunner:
         self.watch: ProbationWatch | None = None
         self.shadow_ends: float | None = None
         self.local: dict[str, str] = {}
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """What was measured of the model that was watched last."""
+        return self._evidence
 
     def perform(self, effect: Effect) -> Outcome | None:
         """Do what an effect asks; what came of it, if anything can come of it."""
@@ -139,8 +147,10 @@ class EffectRunner:
         while True:
             tried += 1
             try:
-                bundle = self._fetch(effect)
-                return Downloaded(effect.install, bundle, self._floor_elsewhere(bundle.name))
+                found = self._fetch(effect)
+                floor = self._floor_elsewhere(found.bundle.name)
+                places = (found.alternative, found.alternatives)
+                return Downloaded(effect.install, found.bundle, floor, *places)
             except InterruptedInstallError:
                 return Interrupted(effect.install)
             except TransientSourceError as error:
@@ -157,13 +167,16 @@ class EffectRunner:
             except EdgepackError as error:
                 return Failed(effect.install, error.code, str(error))
 
-    def _fetch(self, effect: Download) -> Installed:
+    def _fetch(self, effect: Download) -> Fetched:
         ref, path = effect.ref, self.local.get(effect.ref.digest)
         if path:
             ref = replace(ref, sources=[path, *ref.sources])
         self.progress = 0.0
         return self._installer.fetch(
-            ref, interrupted=self._around.waiting, progress=self._on_progress
+            ref,
+            alternative=effect.alternative,
+            interrupted=self._around.waiting,
+            progress=self._on_progress,
         )
 
     def _on_progress(self, share: float) -> None:
@@ -183,11 +196,18 @@ class EffectRunner:
         return Verified(effect.install)
 
     def _try_out(self, effect: Probe) -> Outcome:
-        result = self._probe(self._store.model(effect.digest))
+        folder = self._store.model(effect.digest)
+        variant = self._installer.describe(effect.digest).variant
+        result = self._probe(folder)
+        keep_tried(self._store.fs, folder, Tried(variant=variant, result=result))
         if result.ok:
-            return Probed(effect.install)
+            return Probed(effect.install, f"{variant} was chosen")
+        if result.code in REFUSING:
+            return Refused(effect.install, result.code, result.words)
+        several = self._around.state().alternatives > 1
+        words = f"{variant}: {result.words or result.code}" if several else result.words
         transient = result.code in _MACHINE_CODES
-        return ProbeFailed(effect.install, result.code, result.words, transient=transient)
+        return ProbeFailed(effect.install, result.code, words, transient=transient)
 
     def _serve(self, effect: Serve) -> Outcome:
         self._leave()
@@ -255,9 +275,13 @@ class EffectRunner:
             digest=effect.digest,
             code=effect.code,
             words=effect.words,
-            evidence=self._evidence,
+            evidence=self._evidence | self._tried(effect.digest),
         )
         return Announced(effect.install)
+
+    def _tried(self, digest: str | None) -> dict[str, Any]:
+        tried = read_tried(self._store.model(digest)) if digest else []
+        return {"alternatives": as_evidence(tried)} if tried else {}
 
 
 def _mishap(effect: Effect, error: Exception) -> Outcome | None:

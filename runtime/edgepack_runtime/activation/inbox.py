@@ -15,12 +15,15 @@ class Inbox:
         self._changed = threading.Condition()
         self._wishes: deque[Wished] = deque()
         self._stopping = False
+        self._put = 0
 
-    def put(self, wished: Wished) -> None:
-        """Add a wish."""
+    def put(self, wished: Wished) -> int:
+        """Add a wish; returns its number, from 1."""
         with self._changed:
             self._wishes.append(wished)
+            self._put += 1
             self._changed.notify_all()
+            return self._put
 
     def stop(self) -> None:
         """Ask the thread to end."""

@@ -44,6 +44,7 @@ from edgepack_runtime.activation.events import (
     Watch,
     Wished,
 )
+from edgepack_runtime.activation.factory import EMPTIED_HERE
 from edgepack_runtime.activation.moves import (
     MAX_ATTEMPTS,
     Step,
@@ -155,7 +156,7 @@ def _wish(state: SlotState, event: Wished) -> Step:
         return Step(replace(state, obeyed=event.obeyed or state.obeyed), (Report(),))
     state = _obey(state, event)
     if event.ref is None:
-        return _empty(state)
+        return _empty(state, code="" if event.obeyed else EMPTIED_HERE)
     wish = Wish(ref=short_ref(event.ref), probation=event.probation)
     return _pursue(state, wish)
 
@@ -198,7 +199,7 @@ def _pursue(state: SlotState, wish: Wish) -> Step:
     return begin(state, wish)
 
 
-def _empty(state: SlotState) -> Step:
+def _empty(state: SlotState, *, code: str) -> Step:
     state = replace(
         state,
         phase=Phase.IDLE,
@@ -209,7 +210,7 @@ def _empty(state: SlotState) -> Step:
         previous=None,
         install=state.install + 1,
         announced=True,
-        code="",
+        code=code,
         words="",
     )
     return Step(state, (Unserve(), Report(), Collect()))

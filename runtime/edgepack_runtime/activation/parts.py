@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgepack_runtime.activation.history import History
 from edgepack_runtime.activation.host import SlotHost
 from edgepack_runtime.activation.installer import Installer
 from edgepack_runtime.activation.journal import Journal
@@ -20,15 +21,18 @@ class SlotParts:
     """The parts of one slot: its durable state, its bundles, who fetches and who serves them.
 
     ``probe`` tries the variant in a folder in a child process. ``floor_elsewhere`` is the least
-    security version of a bundle name that other slots of this device ask for.
+    security version of a bundle name that other slots of this device ask for. ``factory`` is the
+    bundle file that the machine was delivered with, if it is there.
     """
 
     journal: Journal
+    history: History
     store: Store
     installer: Installer
     host: SlotHost
     probe: Callable[[Path], ProbeResult]
     floor_elsewhere: Callable[[str], int] = lambda _name: 0
+    factory: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,8 @@ class Timing:
     """How a slot waits.
 
     ``watching`` and ``idle`` are the seconds between two looks at a probation, and at nothing in
-    particular. ``clock`` gives monotonic seconds, ``rng`` spreads the retries of many devices.
+    particular. ``clock`` gives monotonic seconds, ``now_ms`` milliseconds since 1970 UTC; ``rng``
+    spreads the retries of many devices.
     ``wait`` stands in for waiting on the inbox; a test moves its clock there.
     """
 
@@ -57,5 +62,6 @@ class Timing:
     watching: float = 0.25
     idle: float = 60.0
     clock: Callable[[], float] = time.monotonic
+    now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     rng: random.Random = field(default_factory=random.Random)
     wait: Callable[[float], bool] | None = None

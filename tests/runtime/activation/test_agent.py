@@ -288,7 +288,8 @@ def test_the_floor_of_another_slot_counts(running):
 
 def test_a_local_install_needs_no_fleet_and_outlives_a_repeated_document(running):
     found = running.agent.install_local(B.path, probation=PROBATION)
-    assert (found.digest, found.version) == (B.digest, "1.1.0")
+    assert found.bundle is not None
+    assert (found.bundle.digest, found.bundle.version) == (B.digest, "1.1.0")
     running.settle()
     running.wish(A, repeat=True)
     running.settle()
