@@ -50,7 +50,7 @@ STRUCTS: list[type[msgspec.Struct]] = [
     messages.State, messages.Birth, messages.SlotBirth, hardware.Hardware, messages.Reported,
     messages.SlotReported, messages.CandidateReported, messages.Desired, messages.SlotDesired,
     messages.Ref, messages.Candidate, messages.Probation, window.Window, window.InputColumns,
-    window.OutputColumns, window.Pairs, latency.LatencyColumns, messages.Acked, messages.Health,
+    window.OutputColumns, window.Pairs, window.Differences, latency.LatencyColumns, messages.Acked, messages.Health,
     messages.Event, messages.Command, messages.CommandReply, messages.FleetState,
 ]  # fmt: skip
 BOUNDS = ("desired_bytes", "message_bytes", "keyring_bytes", "json_depth")

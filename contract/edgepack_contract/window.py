@@ -27,6 +27,9 @@ DriftVerdict = Literal["no-data", "ok", "shifted", "drift"]
 DRIFT_VERDICTS: tuple[DriftVerdict, ...] = get_args(DriftVerdict)
 """From the least to the most alarming."""
 
+WindowRole = Literal["active", "shadow", "split"]
+"""Who answered: the active model, or the candidate beside it, which in a shadow answers nobody."""
+
 FLIP_CLASSES = 32
 """Flips between the first 32 classes are told apart: a fixed rule, unlike "the most frequent",
 keeps merging exact."""
@@ -110,11 +113,45 @@ class Pairs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise ValueError("pairs must agree or flip")
 
 
+class Differences(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Numbers that this model gave minus those of ``against``, for the same inputs.
+
+    Moments of the finite differences of every float output, element by element, in the outputs' own
+    unit; ``min`` and ``max`` are null without any.
+    """
+
+    against: Digest
+    n: Count = 0
+    mean: Finite = 0.0
+    m2: Finite = 0.0
+    min: Finite | None = None
+    max: Finite | None = None
+
+    @property
+    def moments(self) -> Moments:
+        """The moments, to be merged."""
+        return Moments(self.n, self.mean, self.m2, self.min, self.max)
+
+    @classmethod
+    def of(cls, against: str, moments: Moments) -> Differences:
+        """Differences to the answers of ``against`` with these moments."""
+        return cls(
+            against=against,
+            n=moments.n,
+            mean=moments.mean,
+            m2=moments.m2,
+            min=moments.low,
+            max=moments.high,
+        )
+
+
 class WindowBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A window before it has a place in its session's sequence.
 
     Attributes:
         bundle: Index digest of the bundle that answered.
+        role: Whether it was the active model or the candidate; for a shadow ``n`` are the inputs it
+            saw, although its answers went to nobody. Rollouts are judged by the active model only.
         reference: Id of the reference whose edges were used, null without one.
         start_ms: Wall clock, milliseconds since 1970 UTC; ``end_ms`` likewise.
         n: Requests answered with a prediction; ``errors`` were refused or failed.
@@ -148,6 +185,8 @@ class WindowBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     inputs: InputColumns = InputColumns()
     outputs: OutputColumns = OutputColumns()
     pairs: Pairs | None = None
+    role: WindowRole = "active"
+    differences: Differences | None = None
 
     def __post_init__(self) -> None:
         """Refuse counts that contradict each other."""
@@ -189,12 +228,12 @@ def parse_window(raw: bytes) -> Window:
 
 
 def mergeable(one: WindowBody, two: WindowBody) -> bool:
-    """Whether two windows count the same thing: same slot, bundle, reference and comparison."""
+    """Whether two windows count the same: same slot, bundle, role, reference and comparison."""
     return (
-        (one.slot, one.bundle, one.reference) == (two.slot, two.bundle, two.reference)
-        and (
-            one.pairs is None or two.pairs is None or one.pairs.against == two.pairs.against
-        )
+        (one.slot, one.bundle, one.role) == (two.slot, two.bundle, two.role)
+        and one.reference == two.reference
+        and _compared(one.pairs, two.pairs)
+        and _compared(one.differences, two.differences)
         and _shape(one.inputs, two.inputs)
         and _shape(one.outputs.values, two.outputs.values)
     )  # fmt: skip
@@ -245,6 +284,8 @@ def _merged_fields(one: WindowBody, two: WindowBody) -> dict[str, Any]:
         "inputs": merge_inputs(one.inputs, two.inputs),
         "outputs": _merge_outputs(one.outputs, two.outputs),
         "pairs": _merge_pairs(one.pairs, two.pairs),
+        "role": one.role,
+        "differences": _merge_differences(one.differences, two.differences),
     }
 
 
@@ -311,6 +352,16 @@ def _merge_pairs(one: Pairs | None, two: Pairs | None) -> Pairs | None:
         flips=_add_named(one.flips, two.flips),
         flips_other=one.flips_other + two.flips_other,
     )
+
+
+def _merge_differences(one: Differences | None, two: Differences | None) -> Differences | None:
+    if one is None or two is None:
+        return one or two
+    return Differences.of(one.against, one.moments.merge(two.moments))
+
+
+def _compared(one: Pairs | Differences | None, two: Pairs | Differences | None) -> bool:
+    return one is None or two is None or one.against == two.against
 
 
 def _add(one: list[int], two: list[int]) -> list[int]:

@@ -84,6 +84,8 @@ def store_window(
     taken = take_interval(session, stream, window.first, window.last, now_ms)
     if taken is Taken.NEW:
         block = block_of(window, start_ms=window.start_ms + offset_ms)
+        # nobody got the answers of a shadow, so they are in no sum of answers
+        answered = window.role != "shadow"
         session.add(
             WindowRow(
                 device=device,
@@ -94,10 +96,10 @@ def store_window(
                 digest=window.bundle,
                 start_ms=block.start_ms,
                 end_ms=window.end_ms + offset_ms,
-                n=window.n,
-                rows=window.rows,
-                errors=window.errors,
-                over_budget=window.over_budget,
+                n=window.n * answered,
+                rows=window.rows * answered,
+                errors=window.errors * answered,
+                over_budget=window.over_budget * answered,
                 block=msgspec.json.encode(block),
                 body=body,
                 received_ms=now_ms,
@@ -132,7 +134,11 @@ def store_event(session: Session, device: str, event: Event, *, now_ms: int) -> 
 def load_blocks(
     session: Session, queries: Sequence[BlockQuery]
 ) -> Mapping[str, Mapping[str, Sequence[Block]]]:
-    """The blocks that were asked for, by device and digest, oldest first."""
+    """The blocks that were asked for, by device and digest, oldest first.
+
+    Those of a time as a candidate are left out: it saw chosen inputs, beside the model that a
+    rollout compares with.
+    """
     found: dict[str, dict[str, list[Block]]] = {}
     for query in queries:
         rows = session.scalars(
@@ -142,7 +148,8 @@ def load_blocks(
             .where(WindowRow.start_ms >= query.from_ms)
             .order_by(WindowRow.start_ms)
         )
-        blocks = [msgspec.json.decode(raw, type=Block) for raw in rows]
+        every = (msgspec.json.decode(raw, type=Block) for raw in rows)
+        blocks = [block for block in every if block.role == "active"]
         if blocks:
             found.setdefault(query.device, {})[query.digest] = blocks
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import reduce
 
 import msgspec
 import pytest
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 from edgepack_contract.canonical import canonical_json
 from edgepack_contract.errors import MalformedDocumentError
 from edgepack_contract.latency import LatencyHistogram
+from edgepack_contract.moments import Moments
 from edgepack_contract.window import (
     DRIFT_VERDICTS,
     ERROR_KINDS,
+    Differences,
     InputColumns,
     OutputColumns,
     Pairs,
@@ -63,6 +66,13 @@ def pairs(draw) -> Pairs | None:
 
 
 @st.composite
+def differences(draw) -> Differences | None:
+    values = draw(st.lists(st.floats(-100, 100), max_size=5))
+    moments = reduce(Moments.merge, (Moments(1, one, 0.0, one, one) for one in values), Moments())
+    return draw(st.sampled_from((None, Differences.of(OLD, moments))))
+
+
+@st.composite
 def bodies(draw, start: int = 0) -> WindowBody:
     latency = LatencyHistogram()
     for value in draw(st.lists(st.floats(1e-6, 10), max_size=5)):
@@ -89,13 +99,21 @@ def bodies(draw, start: int = 0) -> WindowBody:
         inputs=draw(inputs()),
         outputs=OutputColumns(classes=draw(row), score=draw(row)),
         pairs=draw(pairs()),
+        role="shadow",
+        differences=draw(differences()),
     )
 
 
 def plain(body: WindowBody) -> object:
     """Everything but the moments, which are compared to 1e-9."""
     tree = msgspec.to_builtins(body)
-    return {**tree, "inputs": {k: v for k, v in tree["inputs"].items() if k not in ("mean", "m2")}}
+    moments = ("mean", "m2")
+    differences = tree["differences"] or {}
+    return {
+        **tree,
+        "inputs": {k: v for k, v in tree["inputs"].items() if k not in moments},
+        "differences": {k: v for k, v in differences.items() if k not in moments},
+    }
 
 
 def same(one: WindowBody, two: WindowBody) -> bool:
@@ -104,7 +122,13 @@ def same(one: WindowBody, two: WindowBody) -> bool:
         for name in ("mean", "m2")
         for a, b in zip(getattr(one.inputs, name), getattr(two.inputs, name), strict=True)
     ]
-    return plain(one) == plain(two) and all(moments)
+    apart = [
+        math.isclose(getattr(a, name), getattr(b, name), rel_tol=1e-9, abs_tol=1e-7)
+        for a, b in [(one.differences, two.differences)]
+        for name in ("mean", "m2")
+        if a and b
+    ]
+    return plain(one) == plain(two) and all(moments) and all(apart)
 
 
 @given(bodies(), bodies(1000), bodies(2000))
@@ -149,12 +173,15 @@ def test_only_windows_that_follow_each_other_merge():
         {"slot": "other"},
         {"bundle": OLD},
         {"reference": "0" * 16},
+        {"role": "split"},
         {"pairs": Pairs(against=BUNDLE)},
+        {"differences": Differences(against=BUNDLE)},
     ],
 )
 def test_windows_that_count_other_things_do_not_merge(change):
-    one = minimal(pairs=Pairs(against=OLD))
-    two = minimal(**{"pairs": Pairs(against=OLD), "first": 2, "last": 2, **change})
+    compared = {"pairs": Pairs(against=OLD), "differences": Differences(against=OLD)}
+    one = minimal(**compared)
+    two = minimal(**{**compared, "first": 2, "last": 2, **change})
     assert not mergeable(one, two)
     with pytest.raises(ValueError, match="cannot be merged"):
         merge_windows(one, two)

@@ -20,6 +20,8 @@ from edgepack_fleet.db.database import Database
 from edgepack_fleet.db.schema import Base, Device, DeviceEventRow, Gap, ReceivedInterval, WindowRow
 from edgepack_fleet.devices import decommission_device, is_online, revoke_device
 from edgepack_fleet.ingest import Incoming, Ingest
+from edgepack_fleet.rollout.evidence import BlockQuery
+from edgepack_fleet.telemetry import load_blocks
 
 
 class Setup:
@@ -168,6 +170,23 @@ def test_a_block_is_by_the_fleets_clock_and_counts_only_the_models_errors(here):
     assert row.start_ms == block["start_ms"] == NOW - 1000
     assert (block["n"], block["errors"]) == (42, 2)
     assert (row.n, row.errors) == (40, 6)
+
+
+@pytest.mark.parametrize("role", ["shadow", "split"])
+def test_a_rollout_is_not_judged_by_what_its_bundle_did_as_a_candidate(here, role):
+    start = NOW - 1000
+    here.take(
+        here.one.window(1, bundle=TWO),
+        here.one.window(2, bundle=TWO, role=role, n=7, rows=7, errors=7,
+                        errors_by_kind={"backend": 7}),
+        here.one.window(3, bundle=TWO),
+    )  # fmt: skip
+    with here.database.read() as session:
+        found = load_blocks(session, [BlockQuery("pi-1", TWO, start - 60_000)])
+        answered = session.scalar(select(func.sum(WindowRow.n)))
+    assert [(block.n, block.errors) for block in found["pi-1"][TWO]] == [(40, 0), (40, 0)]
+    # a split answers requests, a shadow answers nobody
+    assert answered == (80 if role == "shadow" else 87)
 
 
 def test_a_backlog_does_not_move_the_clock(here):

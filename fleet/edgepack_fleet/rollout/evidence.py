@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edgepack_contract.messages import SlotReported
-from edgepack_contract.window import Pairs, WindowBody
+from edgepack_contract.window import Pairs, WindowBody, WindowRole
 from edgepack_fleet.rollout.model import Rollout
 
 
@@ -32,6 +32,7 @@ class Block:
         previous_classes: What the previous model answered on the same rows, by class; empty when
             the window does not tell.
         drifted: Whether the device says that its inputs differ from the reference; null: no data.
+        role: Whether the bundle was the active model or a candidate beside it.
     """
 
     start_ms: int
@@ -46,6 +47,7 @@ class Block:
     pairs_agree: int = 0
     previous_classes: Sequence[int] = ()
     drifted: bool | None = None
+    role: WindowRole = "active"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,7 @@ def block_of(window: WindowBody, *, start_ms: int) -> Block:
         pairs_agree=0 if pairs is None else pairs.agree,
         previous_classes=_previous_classes(window.outputs.classes, pairs),
         drifted=None if window.drift in (None, "no-data") else window.drift == "drift",
+        role=window.role,
     )
 
 

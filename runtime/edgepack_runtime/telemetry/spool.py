@@ -344,8 +344,9 @@ class _Row:
 
 
 def _likeness(body: WindowBody) -> str:
-    """Equal for windows that may be merged: same bundle, edges, and bundle compared with."""
-    return f"{body.bundle} {body.reference} {body.pairs.against if body.pairs else None}"
+    """Equal for windows that may be merged: same bundle, role, edges, and bundle compared with."""
+    compared = [part.against if part else None for part in (body.pairs, body.differences)]
+    return " ".join(map(str, (body.bundle, body.role, body.reference, *compared)))
 
 
 def _sendable(raw: bytes) -> bytes:
