@@ -59,6 +59,18 @@ def select_variant(index: ImageIndex, hardware: Hardware) -> list[Variant]:
     return sorted(fitting, key=lambda variant: (-len(variant.features), variant.position))
 
 
+def alternatives(index: ImageIndex, hardware: Hardware) -> list[Variant]:
+    """The variants that a machine chooses among: the best one, and those of the same features.
+
+    The first that does well on the machine itself is the one to run.
+
+    Raises:
+        UnsupportedBundleError: None fits.
+    """
+    ranked = select_variant(index, hardware)
+    return [variant for variant in ranked if variant.features == ranked[0].features]
+
+
 def misfit(variant: Variant, hardware: Hardware) -> str | None:
     """Why ``variant`` does not fit ``hardware``; None when it does."""
     wanted = variant.platform

@@ -17,10 +17,9 @@ from edgepack_contract.benchmark import Benchmark, VariantBench
 from edgepack_contract.bundle import open_bundle
 from edgepack_contract.hardware import this_machine
 from edgepack_contract.unpacked import open_local
-from edgepack_contract.variants import select_variant
+from edgepack_contract.variants import alternatives, select_variant
 from edgepack_runtime.inference.benchmark import (
     Settings,
-    alternatives,
     benchmark,
     named_variant,
     try_variants,

@@ -85,6 +85,7 @@ class EffectRunner:
         self._floor_elsewhere = parts.floor_elsewhere
         self._probe, self._timing, self._around = parts.probe, timing, around
         self._proven: set[str] = set()
+        self._variant = ""
         self._evidence: dict[str, Any] = {}
         self.suspicious = False
         self.serving: str | None = None
@@ -148,6 +149,7 @@ class EffectRunner:
             tried += 1
             try:
                 found = self._fetch(effect)
+                self._variant = found.variant
                 floor = self._floor_elsewhere(found.bundle.name)
                 places = (found.alternative, found.alternatives)
                 return Downloaded(effect.install, found.bundle, floor, *places)
@@ -197,15 +199,14 @@ class EffectRunner:
 
     def _try_out(self, effect: Probe) -> Outcome:
         folder = self._store.model(effect.digest)
-        variant = self._installer.describe(effect.digest).variant
         result = self._probe(folder)
-        keep_tried(self._store.fs, folder, Tried(variant=variant, result=result))
+        keep_tried(self._store.fs, folder, Tried(variant=self._variant, result=result))
         if result.ok:
-            return Probed(effect.install, f"{variant} was chosen")
+            return Probed(effect.install, f"{self._variant} was chosen")
         if result.code in REFUSING:
             return Refused(effect.install, result.code, result.words)
         several = self._around.state().alternatives > 1
-        words = f"{variant}: {result.words or result.code}" if several else result.words
+        words = f"{self._variant}: {result.words or result.code}" if several else result.words
         transient = result.code in _MACHINE_CODES
         return ProbeFailed(effect.install, result.code, words, transient=transient)
 

@@ -50,11 +50,14 @@ class InstallEvent:
 class Downloaded(InstallEvent):
     """Every byte of the bundle's variant is in the store and is what a trusted publisher signed.
 
-    ``floor`` is what other slots of this device ask of the bundle's name.
+    ``floor`` is what other slots of this device ask of the bundle's name. ``alternative`` is the
+    place of the variant among the ``alternatives`` that this machine can choose from.
     """
 
     bundle: Installed
     floor: int = 0
+    alternative: int = 0
+    alternatives: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,9 @@ class Verified(InstallEvent):
 
 @dataclass(frozen=True, slots=True)
 class Probed(InstallEvent):
-    """The model did well in a child process."""
+    """The model did well in a child process; ``words`` name the variant that is chosen now."""
+
+    words: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +168,15 @@ Event = Started | Stopped | Wished | Outcome
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """Bring a bundle into the store; ends in Downloaded, Interrupted, Refused or Failed."""
+    """Bring a bundle into the store; ends in Downloaded, Interrupted, Refused or Failed.
+
+    Of its ranked variants the one with the place ``alternative``; None is whichever the store has,
+    else the best.
+    """
 
     install: int
     ref: Ref
+    alternative: int | None = 0
 
 
 @dataclass(frozen=True, slots=True)

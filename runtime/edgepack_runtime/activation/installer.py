@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,7 +29,8 @@ from edgepack_contract.limits import LIMITS
 from edgepack_contract.messages import Ref
 from edgepack_contract.oci import Descriptor
 from edgepack_contract.trusted import TrustedBundle, TrustedVariant
-from edgepack_contract.variants import select_variant
+from edgepack_contract.variants import Variant, alternatives
+from edgepack_runtime.activation.figures import carry_tried
 from edgepack_runtime.activation.layers import LayerFetch, file_size
 from edgepack_runtime.activation.state import Installed
 from edgepack_runtime.errors import TransientSourceError
@@ -37,6 +39,18 @@ from edgepack_runtime.sources.source import Source
 from edgepack_runtime.storage.store import Store, StoredSource, proof_name
 
 REVOKED = "revoked-digest"
+MAX_ALTERNATIVES = 8
+"""More variants of one bundle are not tried, however many it ranks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A bundle in the store, and the place of its variant among those that fit this machine."""
+
+    bundle: Installed
+    variant: str
+    alternative: int = 0
+    alternatives: int = 1
 
 
 class Installer:
@@ -66,15 +80,18 @@ class Installer:
         self,
         ref: Ref,
         *,
+        alternative: int | None = 0,
         interrupted: Callable[[], bool],
         progress: Callable[[float], None],
-    ) -> Installed:
-        """Make sure that a bundle is in the store, asking its sources in turn.
+    ) -> Fetched:
+        """Make sure that a variant of a bundle is in the store, asking its sources in turn.
 
         What an earlier attempt wrote is used again.
 
         Args:
             ref: The bundle.
+            alternative: The place of the variant among those that fit this machine, best first.
+                None takes whichever is in the store, else the best.
             interrupted: Asked between blocks; whether to stop.
             progress: Told the share of the bytes that are there.
 
@@ -86,14 +103,14 @@ class Installer:
             DiskFullError: No room.
             StorageFaultError: The disk failed.
         """
-        known = self._known(ref)
+        known = self._known(ref, alternative)
         if known:
             return known
         errors: list[EdgepackError] = []
         for address in ref.sources:
             try:
                 with closing(self._open_source(address)) as source:
-                    return self._fetch_from(source, ref, interrupted, progress)
+                    return self._fetch_from(source, ref, alternative or 0, interrupted, progress)
             except (BundleError, SourceError, ConfigError) as error:
                 errors.append(error)
         raise _worst(ref, errors)
@@ -155,12 +172,19 @@ class Installer:
         with closing(ArchiveSource.open(path)) as source:
             return _installed(open_bundle(source, source.digest, keyring=self._keyring()))
 
-    def _known(self, ref: Ref) -> Installed | None:
+    def _known(self, ref: Ref, alternative: int | None) -> Fetched | None:
         if not self._store.has(ref.digest):
             return None
         source = StoredSource(self._store.fs, self._store.entry(ref.digest))
         try:
-            return _installed(open_bundle(source, ref.digest, keyring=None, name=ref.name))
+            bundle = open_bundle(source, ref.digest, keyring=None, name=ref.name)
+            stored = _stored_variant(bundle, source).variant
+            if alternative is None:
+                return Fetched(_installed(bundle), stored.name)
+            fitting = self._alternatives(bundle)
+            if fitting[alternative : alternative + 1] != [stored]:
+                return None
+            return Fetched(_installed(bundle), stored.name, alternative, len(fitting))
         except (BundleError, SourceError):
             # it will be fetched again; the bytes that are there help nobody
             self._store.remove(ref.digest)
@@ -182,19 +206,31 @@ class Installer:
         self,
         source: Source,
         ref: Ref,
+        alternative: int,
         interrupted: Callable[[], bool],
         progress: Callable[[float], None],
-    ) -> Installed:
+    ) -> Fetched:
         seen = _Remembering(source)
         bundle = open_bundle(seen, ref.digest, keyring=self._keyring(), name=ref.name)
-        best = select_variant(bundle.index, self._hardware)[0]
-        variant = open_variant(bundle, seen, best)
+        fitting = self._alternatives(bundle)
+        place = min(alternative, len(fitting) - 1)
+        variant = open_variant(bundle, seen, fitting[place])
         read_blob(seen, variant.manifest.config, what="config", max_bytes=LIMITS.manifest_bytes)
         folder = self._stage(ref.digest, variant)
         self._write_proof(folder, seen.proof(without=variant.layers))
         LayerFetch(self._store, source, folder, interrupted, progress).run(variant.layers)
-        self._store.publish(ref.digest)
-        return _installed(bundle)
+        self._replace(ref.digest, folder)
+        return Fetched(_installed(bundle), fitting[place].name, place, len(fitting))
+
+    def _alternatives(self, bundle: TrustedBundle) -> list[Variant]:
+        return alternatives(bundle.index, self._hardware)[:MAX_ALTERNATIVES]
+
+    def _replace(self, digest: str, folder: Path) -> None:
+        """Move what is staged into the store; the alternative that was tried before goes."""
+        if self._store.has(digest):
+            carry_tried(self._store.fs, self._store.entry(digest), folder)
+            self._store.remove(digest)
+        self._store.publish(digest)
 
     def _stage(self, digest: str, variant: TrustedVariant) -> Path:
         staging, layers = self._store.staging(digest), variant.layers

@@ -19,7 +19,6 @@ from edgepack_contract.states import Phase
 from edgepack_runtime.activation.events import (
     Announced,
     Collect,
-    Download,
     Downloaded,
     Effect,
     Event,
@@ -50,6 +49,7 @@ from edgepack_runtime.activation.moves import (
     Step,
     UnexpectedEventError,
     activate,
+    add_words,
     begin,
     demote,
     download,
@@ -57,9 +57,11 @@ from edgepack_runtime.activation.moves import (
     ending,
     fall_back,
     give_up,
+    resume_download,
     serve_active,
     stay,
     trial_digest,
+    try_next,
     wanted,
 )
 from edgepack_runtime.activation.state import (
@@ -135,7 +137,9 @@ def _start_preparing(state: SlotState, *, forgiven: bool) -> Step:
         state = replace(state, attempts=state.attempts + 1)
     if state.attempts >= MAX_ATTEMPTS:
         words = f"the process ended {MAX_ATTEMPTS} times while it checked the bundle"
-        return give_up(state, Phase.FAILED, "crash-loop", words)
+        return try_next(state, words) or give_up(
+            state, Phase.FAILED, "crash-loop", add_words(state, words)
+        )
     return download(state)
 
 
@@ -239,12 +243,18 @@ def _downloaded(state: SlotState, event: Downloaded) -> Step:
             f"run {bundle.name} of {floor}; only a new epoch of the keyring lets it go back"
         )
         return give_up(state, Phase.REJECTED, "below-floor", words)
-    state = replace(state, phase=Phase.VERIFIED, trial=bundle)
+    state = replace(
+        state,
+        phase=Phase.VERIFIED,
+        trial=bundle,
+        alternative=event.alternative,
+        alternatives=event.alternatives,
+    )
     return Step(state, (Report(), Verify(state.install, wanted(state).ref)))
 
 
 def _interrupted(state: SlotState, _: Interrupted) -> Step:
-    return Step(state, (Download(state.install, wanted(state).ref),))
+    return resume_download(state)
 
 
 def _verified(state: SlotState, _: Verified) -> Step:
@@ -252,24 +262,28 @@ def _verified(state: SlotState, _: Verified) -> Step:
     return Step(state, (Report(), Probe(state.install, trial_digest(state))))
 
 
-def _probed(state: SlotState, _: Probed) -> Step:
-    return activate(replace(state, attempts=1, power_cuts=0))
+def _probed(state: SlotState, event: Probed) -> Step:
+    words = add_words(state, event.words) if state.alternative else ""
+    return activate(replace(state, attempts=1, power_cuts=0, words=words))
 
 
 def _probe_failed(state: SlotState, event: ProbeFailed) -> Step:
     state = replace(state, attempts=state.attempts + 1)
     if event.transient and state.attempts < MAX_ATTEMPTS:
         return Step(state, (Probe(state.install, trial_digest(state)),))
+    further = try_next(state, event.words)
+    if further:
+        return further
     state = replace(state, blocked=block(state.blocked, trial_digest(state)))
-    return give_up(state, Phase.FAILED, event.code, event.words)
+    return give_up(state, Phase.FAILED, event.code, add_words(state, event.words))
 
 
 def _refused(state: SlotState, event: Refused) -> Step:
-    return give_up(state, Phase.REJECTED, event.code, event.words)
+    return give_up(state, Phase.REJECTED, event.code, add_words(state, event.words))
 
 
 def _failed(state: SlotState, event: Failed) -> Step:
-    return give_up(state, Phase.FAILED, event.code, event.words)
+    return give_up(state, Phase.FAILED, event.code, add_words(state, event.words))
 
 
 def _loaded(state: SlotState, event: Loaded) -> Step:
@@ -325,6 +339,8 @@ def _passed(state: SlotState, event: ProbationPassed) -> Step:
         exercised=event.exercised,
     )
     words = "" if event.exercised else "no requests came; its golden inputs were answered rightly"
+    # what is there already says why better variants would not do
+    words = "; ".join(filter(None, (words, state.words)))
     done = ended(done, Phase.SUCCEEDED, "" if event.exercised else "unexercised", words)
     return Step(done, ending(done))
 

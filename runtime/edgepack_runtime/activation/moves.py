@@ -22,6 +22,7 @@ from edgepack_runtime.activation.events import (
     Unserve,
 )
 from edgepack_runtime.activation.state import (
+    MAX_WORDS,
     RESTING,
     TRIAL,
     SlotState,
@@ -48,9 +49,46 @@ class Step:
 
 def download(state: SlotState) -> Step:
     """Fetch what is wanted, from its first byte or from where an earlier process came to."""
-    wish = wanted(state)
     state = replace(state, phase=Phase.DOWNLOADING, trial=None)
-    return Step(state, (Report(), Download(state.install, wish.ref)))
+    return Step(state, (Report(), _fetch(state)))
+
+
+def resume_download(state: SlotState) -> Step:
+    """Go on with a download that something newer has stopped, and that is wanted all the same."""
+    return Step(state, (_fetch(state),))
+
+
+def _fetch(state: SlotState) -> Download:
+    ref = wanted(state).ref
+    # the previous model is what a fallback may need: its files are used as they are
+    place = None if _is_previous(state, ref.digest) else state.alternative
+    return Download(state.install, ref, place)
+
+
+def _is_previous(state: SlotState, digest: str) -> bool:
+    return state.previous is not None and state.previous.digest == digest
+
+
+def try_next(state: SlotState, words: str) -> Step | None:
+    """Set out for the next variant of the bundle, remembering why this one would not do.
+
+    Returns:
+        None when there is no other.
+    """
+    last = state.alternative + 1 >= state.alternatives
+    if last or _is_previous(state, wanted(state).ref.digest):
+        return None
+    tried = add_words(state, words)
+    return download(
+        replace(state, alternative=state.alternative + 1, attempts=0, power_cuts=0, words=tried)
+    )
+
+
+def add_words(state: SlotState, words: str) -> str:
+    """What is said of the variants so far, each with its share of the room, and of this one."""
+    share = MAX_WORDS // max(state.alternatives, 1) - len("; ")
+    before = f"{state.words}; " if state.words else ""
+    return before + (short_words(words, most=share) if state.alternatives > 1 else words)
 
 
 def activate(state: SlotState) -> Step:
@@ -87,6 +125,8 @@ def begin(state: SlotState, wish: Wish) -> Step:
         wanted=wish,
         pending=None,
         install=state.install + 1,
+        alternative=0,
+        alternatives=1,
         attempts=0,
         power_cuts=0,
         announced=True,

@@ -14,7 +14,7 @@ from edgepack_contract.states import Phase
 VERSION = 1
 MAX_BLOCKED = 16
 MAX_SOURCES = 2
-MAX_SOURCE_CHARS = 160
+MAX_SOURCE_CHARS = 148
 MAX_WORDS = 200
 FINGERPRINT_DIGITS = 16
 MAX_FLOORS = 16
@@ -57,6 +57,8 @@ class SlotState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     is forgotten when it does not, so that a fallback needs no decision, only forgetting.
 
     ``install`` numbers the installs: what was begun for an earlier one no longer counts.
+    ``alternative`` is the place of the variant under way among the ``alternatives`` that this
+    machine ranked; while further ones are tried, ``words`` say why those before would not do.
     ``attempts`` counts loads of the trial that never ended well, ``starts`` the same of the active
     model at a start, ``power_cuts`` the restarts that were not the process's fault. ``clean`` says
     that the last process ended on purpose. ``announced`` says that the host was told how the last
@@ -76,6 +78,8 @@ class SlotState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     wanted: Wish | None = None
     pending: Wish | None = None
     install: int = 0
+    alternative: int = 0
+    alternatives: int = 1
     attempts: int = 0
     starts: int = 0
     power_cuts: int = 0
@@ -160,8 +164,8 @@ def short_ref(ref: Ref) -> Ref:
     return msgspec.structs.replace(ref, sources=fitting[:MAX_SOURCES])
 
 
-def short_words(words: str) -> str:
+def short_words(words: str, *, most: int = MAX_WORDS) -> str:
     """Words that fit the journal, in one line."""
     plain = words.encode("ascii", "replace").decode()
     line = " ".join(plain.split())
-    return line if len(line) <= MAX_WORDS else line[: MAX_WORDS - 3] + "..."
+    return line if len(line) <= most else line[: most - 3] + "..."

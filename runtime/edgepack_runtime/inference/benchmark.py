@@ -16,7 +16,7 @@ from edgepack_contract.hardware import Hardware
 from edgepack_contract.oci import ImageIndex
 from edgepack_contract.trusted import TrustedBundle, TrustedVariant
 from edgepack_contract.unpacked import extract
-from edgepack_contract.variants import Variant, misfit, read_variants, select_variant
+from edgepack_contract.variants import Variant, misfit, read_variants
 from edgepack_runtime.inference.probe import ROUNDS, ProbeResult, probe_model
 
 PROBE_SECONDS = 300.0
@@ -48,16 +48,6 @@ class Settings:
     threads: int = 1
     rounds: int = ROUNDS
     timeout_s: float = PROBE_SECONDS
-
-
-def alternatives(index: ImageIndex, host: Hardware) -> list[Variant]:
-    """The variants that ``host`` chooses among: the best one, and those of the same features.
-
-    Raises:
-        UnsupportedBundleError: None fits.
-    """
-    ranked = select_variant(index, host)
-    return [variant for variant in ranked if variant.features == ranked[0].features]
 
 
 def named_variant(index: ImageIndex, host: Hardware, name: str) -> Variant:

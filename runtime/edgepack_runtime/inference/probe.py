@@ -20,7 +20,13 @@ import msgspec
 ProbeCode = Literal[
     "", "load-failed", "golden-mismatch", "latency-budget",
     "probe-memory", "probe-timeout", "probe-crashed",
+    "malformed-model", "undescribed-model", "forbidden-operator", "external-data", "model-limits",
 ]  # fmt: skip
+
+REFUSING = frozenset({
+    "malformed-model", "undescribed-model", "forbidden-operator", "external-data", "model-limits",
+})  # fmt: skip
+"""What the pre-scan says of a graph that must not be: the whole bundle is refused for it."""
 
 ROUNDS = 3
 
