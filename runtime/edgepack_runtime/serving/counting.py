@@ -9,6 +9,8 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from edgepack_contract.window import ERROR_KINDS, ErrorKind
 from edgepack_runtime.inference.session import Tensor
 
@@ -16,7 +18,9 @@ SECONDS_BUCKETS = (
     0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
 
-MOST_REMEMBERED = 4096
+MOST_REMEMBERED = 512
+"""More than probation ever asks for."""
+
 _HASHED_ELEMENTS = 1024
 
 
@@ -39,8 +43,7 @@ class SlotCounters:
     over_budget: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Durations:
+class Durations(msgspec.Struct, frozen=True, gc=False):
     """Nanoseconds that the steps of one request took."""
 
     queue: int
@@ -57,41 +60,52 @@ class Durations:
 class Sameness:
     """Notices a model that answers everything alike: the sign of a broken one."""
 
-    __slots__ = ("_inputs", "_output")
+    __slots__ = ("_first", "_inputs", "_output")
 
     def __init__(self) -> None:
         self._inputs: set[int] = set()
         self._output: bytes | None = None
+        self._first: Mapping[str, Tensor] | None = None
 
     def see(self, feeds: Mapping[str, Tensor], output: bytes) -> None:
         """Take note of one answer; an empty output (decisions only) says nothing."""
         if not output:
             return
         if output != self._output:
+            # the usual case; an input is looked at when its output comes a second time
             self._inputs.clear()
-            self._output = output
+            self._first, self._output = feeds, output
+            return
+        if self._first is not None:
+            self._inputs.add(_fingerprint(self._first))
+            self._first = None
         if len(self._inputs) < MOST_REMEMBERED:
             self._inputs.add(_fingerprint(feeds))
 
     @property
     def distinct_inputs(self) -> int:
         """Distinct inputs since the output last changed."""
-        return len(self._inputs)
+        return len(self._inputs) or int(self._first is not None)
 
 
 class ModelCounts:
     """The counters of one model in a slot."""
 
     __slots__ = (
-        "_sameness", "errors", "executions", "failed_ns", "nonfinite", "over_budget", "requests",
-        "rows", "spent",
+        "_infer", "_input", "_output", "_queue", "_sameness", "errors", "executions", "failed_ns",
+        "nonfinite", "over_budget", "requests", "rows",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self._sameness = Sameness()
         self.requests = self.errors = self.nonfinite = self.over_budget = 0
         self.rows = self.executions = self.failed_ns = 0
-        self.spent = Durations(0, 0, 0, 0)
+        self._queue = self._input = self._infer = self._output = 0
+
+    @property
+    def spent(self) -> Durations:
+        """What all answers took together."""
+        return Durations(self._queue, self._input, self._infer, self._output)
 
     def answered(
         self,
@@ -110,13 +124,10 @@ class ModelCounts:
         self.rows += rows
         self.over_budget += over_budget
         self._sameness.see(feeds, output)
-        spent = self.spent
-        self.spent = Durations(
-            spent.queue + durations.queue,
-            spent.input + durations.input,
-            spent.infer + durations.infer,
-            spent.output + durations.output,
-        )
+        self._queue += durations.queue
+        self._input += durations.input
+        self._infer += durations.infer
+        self._output += durations.output
 
     def failed(self, kind: ErrorKind, elapsed_ns: int) -> None:
         """Count one failure of the model itself."""
@@ -162,5 +173,5 @@ def _fingerprint(feeds: Mapping[str, Tensor]) -> int:
     for array in feeds.values():
         flat = array.ravel()
         sample = flat[:: max(1, flat.size // _HASHED_ELEMENTS)]
-        parts.append(tuple(sample.tolist()) if array.dtype == object else sample.tobytes())
+        parts.append(tuple(sample.tolist()) if array.dtype.hasobject else sample.tobytes())
     return hash(tuple(parts))

@@ -19,7 +19,6 @@ from edgepack_runtime.serving.errors import (
     NonfiniteOutputError,
     OverloadError,
 )
-from edgepack_runtime.serving.model import ServingModel
 from edgepack_runtime.serving.slot import Slot
 
 INLINE_SECONDS = 0.0003
@@ -53,97 +52,123 @@ async def predict(
         ModelRunError: The model failed.
         NonfiniteOutputError: It answered with NaN, and its bundle does not allow that.
     """
-    tenure = slot.lease(payload, version)
-    call = _Call(slot.name, tenure.model, codec, payload)
-    try:
-        await _carry_out(slot, call)
-    except InputError as error:
-        slot.refused(tenure, error.kind)
-        raise
-    except OverloadError:
-        slot.refused(tenure, "overload")
-        raise
-    except ModelRunError:
-        slot.failed(tenure, "backend", call.elapsed_ns())
-        raise
-    except NonfiniteOutputError:
-        slot.failed(tenure, "nonfinite_output", call.elapsed_ns())
-        raise
-    else:
-        slot.answered(tenure, call.request, call.outputs, call.durations(), finite=call.finite)
-        return Prediction(call.answer, tenure.model.version)
-    finally:
-        slot.give_back(tenure)
+    call = Call(slot, codec, payload, version)
+    if not call.at_once():
+        await call.finish()
+    return call.prediction
 
 
-class _Call:
-    """One request on its way. Its steps follow each other, perhaps in different threads."""
+class Call:
+    """One request on its way, made with a lease on the model that is to answer.
+
+    :meth:`at_once` must follow, and :meth:`finish` when it says no; both end the lease, count what
+    came of the request, and raise what :func:`predict` does. The steps follow each other, perhaps
+    in different threads.
+    """
 
     __slots__ = (
-        "_arrived", "_begun", "_codec", "_computed", "_decoded", "_done", "_model", "_payload",
-        "_slot", "_started", "answer", "finite", "outputs", "request",
+        "_arrived", "_begun", "_codec", "_computed", "_decoded", "_done", "_encoded", "_finite",
+        "_model", "_outputs", "_payload", "_request", "_slot", "_started", "_tenure",
     )  # fmt: skip
 
-    answer: Encoded
-    finite: bool
-    outputs: dict[str, Tensor]
-    request: PredictRequest
+    _encoded: Encoded
+    _finite: bool
+    _outputs: dict[str, Tensor]
+    _request: PredictRequest
 
-    def __init__(self, slot: str, model: ServingModel, codec: Codec, payload: Payload) -> None:
-        self._slot, self._model, self._codec, self._payload = slot, model, codec, payload
+    def __init__(
+        self, slot: Slot, codec: Codec, payload: Payload, version: str | None = None
+    ) -> None:
+        self._tenure = slot.lease(payload, version)
+        self._slot, self._codec, self._payload = slot, codec, payload
+        self._model = self._tenure.model
         self._arrived = perf_counter_ns()
 
-    def decode(self) -> None:
+    @property
+    def prediction(self) -> Prediction:
+        """What came of it."""
+        return Prediction(self._encoded, self._model.version)
+
+    def at_once(self) -> bool:
+        """Answer here and now when that is quick; whether it was."""
+        try:
+            if len(self._payload.body) >= INLINE_BYTES:
+                return False
+            self._decode()
+            if self._model.estimated_seconds(self._request.feeds) >= INLINE_SECONDS:
+                return False
+            self._run()
+            self._encode()
+        except BaseException as error:
+            self._failed(error)
+            raise
+        self._answered()
+        return True
+
+    async def finish(self) -> None:
+        """Answer in the slot's pool."""
+        try:
+            if len(self._payload.body) >= INLINE_BYTES:
+                await self._slot.in_pool(self._decode_run_encode)
+            else:
+                await self._slot.in_pool(self._run)
+                self._encode()
+        except BaseException as error:
+            self._failed(error)
+            raise
+        self._answered()
+
+    def _decode(self) -> None:
         self._started = perf_counter_ns()
-        self.request = self._codec.decode(self._model, self._payload)
+        self._request = self._codec.decode(self._model, self._payload)
         self._decoded = perf_counter_ns()
 
-    def is_large(self) -> bool:
-        return len(self._payload.body) >= INLINE_BYTES
-
-    def is_quick(self) -> bool:
-        return self._model.estimated_seconds(self.request.feeds) < INLINE_SECONDS
-
-    def run(self) -> None:
+    def _run(self) -> None:
         self._begun = perf_counter_ns()
-        self.outputs = self._model.run(self.request.feeds)
+        self._outputs = self._model.run(self._request.feeds)
         self._computed = perf_counter_ns()
 
-    def encode(self) -> None:
+    def _encode(self) -> None:
         model = self._model
-        self.finite = model.is_finite(self.outputs)
-        if not self.finite and model.description.on_nonfinite == "refuse":
+        self._finite = model.is_finite(self._outputs)
+        if not self._finite and model.description.on_nonfinite == "refuse":
             raise NonfiniteOutputError(
-                f"model {self._slot!r} {model.version} answered NaN or an infinity, "
+                f"model {self._slot.name!r} {model.version} answered NaN or an infinity, "
                 "which its bundle refuses"
             )
-        self.answer = self._codec.encode(self._slot, model, self.request, self.outputs)
+        self._encoded = self._codec.encode(self._slot.name, model, self._request, self._outputs)
         self._done = perf_counter_ns()
 
-    def decode_run_encode(self) -> None:
-        self.decode()
-        self.run()
-        self.encode()
+    def _decode_run_encode(self) -> None:
+        self._decode()
+        self._run()
+        self._encode()
 
-    def elapsed_ns(self) -> int:
-        return perf_counter_ns() - self._arrived
-
-    def durations(self) -> Durations:
-        return Durations(
-            queue=(self._started - self._arrived) + (self._begun - self._decoded),
-            input=self._decoded - self._started,
-            infer=self._computed - self._begun,
-            output=self._done - self._computed,
+    def _answered(self) -> None:
+        slot, tenure = self._slot, self._tenure
+        durations = Durations(
+            (self._started - self._arrived) + (self._begun - self._decoded),
+            self._decoded - self._started,
+            self._computed - self._begun,
+            self._done - self._computed,
         )
+        try:
+            slot.answered(tenure, self._request, self._outputs, durations, finite=self._finite)
+        finally:
+            slot.give_back(tenure)
 
-
-async def _carry_out(slot: Slot, call: _Call) -> None:
-    if call.is_large():
-        await slot.in_pool(call.decode_run_encode)
-        return
-    call.decode()
-    if call.is_quick():
-        call.run()
-    else:
-        await slot.in_pool(call.run)
-    call.encode()
+    def _failed(self, error: BaseException) -> None:
+        slot, tenure = self._slot, self._tenure
+        elapsed_ns = perf_counter_ns() - self._arrived
+        match error:
+            case InputError():
+                slot.refused(tenure, error.kind)
+            case OverloadError():
+                slot.refused(tenure, "overload")
+            case ModelRunError():
+                slot.failed(tenure, "backend", elapsed_ns)
+            case NonfiniteOutputError():
+                slot.failed(tenure, "nonfinite_output", elapsed_ns)
+            case _:
+                pass
+        slot.give_back(tenure)

@@ -25,8 +25,8 @@ class RowBuffer:
             is kept, so that one call never takes longer than one block.
         every: Only every so many requests are looked at.
         copy: Keep copies: the caller may change its arrays, or they hold on to a whole request.
-        first: Rows in the block after a :meth:`flush`, ``capacity`` if not given: buffers that begin
-            unlike are not counted in the same instant.
+        first: Rows in the block after a :meth:`flush`, ``capacity`` if not given: buffers that
+            begin unlike are not counted in the same instant.
         count: Takes the rows of every tensor, flattened to (rows, columns), all of one length.
             Requests that lack a tensor or have other columns than they should are left out.
     """
