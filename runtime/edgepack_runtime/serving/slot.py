@@ -59,6 +59,10 @@ class Slot:
         now_ms: Wall clock, milliseconds since 1970 UTC.
         rng: Chooses what the reverse shadow samples.
         most_waiting: How many requests may wait for or run in the pool.
+
+    Attributes:
+        unloaded: Whether somebody asked that nothing is answered until they ask otherwise; the
+            model stays where it is.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Slot:
     ) -> None:
         self.name = name
         self.totals = SlotTotals()
+        self.unloaded = False
         self.last_prediction_ms: int | None = None
         self._now_ms = now_ms
         self._rng = rng or random.Random()  # noqa: S311 - a sample, not a secret
@@ -83,6 +88,19 @@ class Slot:
         self._open: list[Tenure] = []
         self._doomed: list[ServingModel] = []
         self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix=f"slot-{name}")
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be answered."""
+        return self._active is not None and not self.unloaded
+
+    @property
+    def why_unready(self) -> str:
+        """In words, for whoever asks while it is not."""
+        if self.unloaded:
+            load = f"POST /v2/repository/models/{self.name}/load"
+            return f"model {self.name!r} was unloaded by request; {load} lets it answer again"
+        return f"model {self.name!r} has no bundle that can serve right now"
 
     @property
     def active(self) -> ServingModel | None:
@@ -180,9 +198,9 @@ class Slot:
             NoModelError: There is none.
             UnknownModelError: No model of that version answers here; counted as refused.
         """
-        if self._active is None:
+        if self._active is None or self.unloaded:
             self.totals.unavailable += 1
-            raise NoModelError(f"model {self.name!r} has no bundle that can serve right now")
+            raise NoModelError(self.why_unready)
         serving = self._active.model.version
         if version is not None and version != serving:
             self.refused(self._active, "bad_request")
