@@ -87,6 +87,7 @@ class Session:
 
     def __init__(self, session: ort.InferenceSession) -> None:
         self._session: ort.InferenceSession | None = session
+        self._options = ort.RunOptions()
         self.inputs = tuple(_tensor_info(node) for node in session.get_inputs())
         self.outputs = tuple(_tensor_info(node) for node in session.get_outputs())
         self._output_names = [info.name for info in self.outputs]
@@ -95,20 +96,26 @@ class Session:
         """Compute every output.
 
         Raises:
-            ModelRunError: onnxruntime failed, or the session was released.
+            ModelRunError: onnxruntime failed, the session was released, or the run was interrupted
+                (code ``interrupted``).
         """
         session = self._session
         if session is None:
             raise ModelRunError("the session was released; load the model again", code="released")
         try:
-            values = session.run(self._output_names, feeds)
+            values = session.run(self._output_names, feeds, self._options)
         except MemoryError as error:
             raise ModelRunError(f"out of memory: {error}", code="out-of-memory") from error
         except _ORT_ERRORS as error:
             raise ModelRunError(
-                f"the model failed: {_first_line(error)}", code=_allocation_code(error)
+                f"the model failed: {_first_line(error)}", code=_run_code(error)
             ) from error
         return dict(zip(self._output_names, values, strict=True))
+
+    def interrupt(self) -> None:
+        """End the runs that are under way, with an error at their next node; later ones go on."""
+        options, self._options = self._options, ort.RunOptions()
+        options.terminate = True
 
     def release(self) -> None:
         """Let go of the model. Idempotent; the memory returns with :func:`trim_memory`."""
@@ -209,6 +216,10 @@ def _allocation_code(error: BaseException) -> str | None:
     told = str(error)
     short = "bad_alloc" in told or "Failed to allocate memory" in told
     return "out-of-memory" if short else None
+
+
+def _run_code(error: BaseException) -> str | None:
+    return "interrupted" if "terminate flag" in str(error) else _allocation_code(error)
 
 
 def _first_line(error: BaseException) -> str:

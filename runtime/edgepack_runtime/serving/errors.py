@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgepack_contract.errors import EdgepackError
-from edgepack_runtime.inference.errors import ModelError
+from edgepack_runtime.inference.errors import ModelError, ModelRunError
 
 
 class ServingError(EdgepackError):
@@ -28,6 +28,12 @@ class OverloadError(ServingError):
     """More requests wait for the model than may."""
 
     default_code = "overload"
+
+
+class DeadlineError(ModelRunError):
+    """The model did not answer in time; its run was ended."""
+
+    default_code = "deadline"
 
 
 class NonfiniteOutputError(ModelError):

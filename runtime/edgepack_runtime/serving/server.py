@@ -21,7 +21,14 @@ from edgepack_runtime.serving.app import App
 from edgepack_runtime.serving.asgi import Asgi
 from edgepack_runtime.serving.head import HEAD_SECONDS, BoundedHead
 from edgepack_runtime.serving.ops import OpsOnly
-from edgepack_runtime.serving.sockets import MOST_CONNECTIONS, bind_tcp, bind_unix, unlink
+from edgepack_runtime.serving.sockets import (
+    MOST_CONNECTIONS,
+    PRIVATE_MODE,
+    SOCKET_MODE,
+    bind_tcp,
+    bind_unix,
+    unlink,
+)
 
 IDLE_SECONDS = 75
 GRACE_SECONDS = 10
@@ -123,12 +130,29 @@ async def serve(
     return RunningServer(listeners, tasks, guard)
 
 
+async def serve_privately(app: Asgi, path: Path) -> RunningServer:
+    """Serve an application to this user and root only, on a Unix socket of mode 0600.
+
+    Args:
+        app: What answers.
+        path: Where; a socket that is there is replaced.
+
+    Raises:
+        ConfigError: The path cannot be listened at (code ``cannot-listen``).
+    """
+    listeners = _bind([_Wanted(Kind.PRIVATE, path, app)])
+    tasks = [asyncio.create_task(one.serve(), name=f"http-{one.kind}") for one in listeners]
+    await _until_listening([listener.server for listener in listeners], tasks)
+    return RunningServer(listeners, tasks, Guard(ServeConfig()))
+
+
 class Kind(StrEnum):
     """The listeners of a daemon."""
 
     UNIX = "unix"
     TCP = "tcp"
     OPS = "ops"
+    PRIVATE = "private"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +171,11 @@ class _Listener:
 
     def __init__(self, wanted: _Wanted) -> None:
         where = wanted.where
-        most = OPS_CONNECTIONS if wanted.kind is Kind.OPS else MOST_CONNECTIONS
+        most = MOST_CONNECTIONS if wanted.kind in (Kind.UNIX, Kind.TCP) else OPS_CONNECTIONS
         self.kind = wanted.kind
         self.path = where if isinstance(where, Path) else None
-        self.socket = bind_unix(where) if isinstance(where, Path) else bind_tcp(*where)
+        mode = PRIVATE_MODE if wanted.kind is Kind.PRIVATE else SOCKET_MODE
+        self.socket = bind_unix(where, mode=mode) if isinstance(where, Path) else bind_tcp(*where)
         self.socket.most = most + REFUSED_WITH_WORDS
         self.port = None if self.path is not None else int(self.socket.getsockname()[1])
         self.server = _Server(_config(wanted.app, most), wanted.tls)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from edgepack_contract.window import ErrorKind, WindowBody
+from edgepack_runtime.capture.recorder import Capture
 from edgepack_runtime.inference.session import Tensor, trim_memory
 from edgepack_runtime.serving.codec import Payload, PredictRequest
 from edgepack_runtime.serving.counting import Durations, ModelCounts, SlotCounters, SlotTotals
@@ -77,6 +78,7 @@ class Slot:
         self.totals = SlotTotals()
         self.unloaded = False
         self.last_prediction_ms: int | None = None
+        self.capture: Capture | None = None
         self._now_ms = now_ms
         self._rng = rng or random.Random()  # noqa: S311 - a sample, not a secret
         self._most_waiting = most_waiting
@@ -253,6 +255,8 @@ class Slot:
         )
         if self._shadow is not None and tenure is self._active:
             self._shadow.offer(request.feeds, outputs)
+        if self.capture is not None:
+            self.capture.offer(model, request, outputs)
 
     def refused(self, tenure: Tenure, kind: ErrorKind) -> None:
         """Count a request that never reached the model."""

@@ -7,12 +7,15 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 MOST_CONNECTIONS = 512
 MOST_PORT = 65_535
 SOCKET_MODE = 0o660
+PRIVATE_MODE = 0o600
+SUN_PATH_BYTES = 108
 
 
 class BoundedSocket(socket.socket):
@@ -57,8 +60,12 @@ def bind_tcp(host: str, port: int) -> BoundedSocket:
     return listener
 
 
-def bind_unix(path: Path) -> BoundedSocket:
+def bind_unix(path: Path, *, mode: int = SOCKET_MODE) -> BoundedSocket:
     """Bind beside the path and rename: nobody finds the socket before it has its mode.
+
+    Args:
+        path: Where; a socket that is there is replaced.
+        mode: Who may connect.
 
     Raises:
         OSError: The place is taken by something else, or cannot be written.
@@ -69,14 +76,32 @@ def bind_unix(path: Path) -> BoundedSocket:
     listener = BoundedSocket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         aside.unlink(missing_ok=True)
-        listener.bind(str(aside))
-        aside.chmod(SOCKET_MODE)
+        with short_path(aside) as address:
+            listener.bind(address)
+        aside.chmod(mode)
         aside.rename(path)
     except OSError:
         listener.close()
         aside.unlink(missing_ok=True)
         raise
     return listener
+
+
+@contextlib.contextmanager
+def short_path(path: Path) -> Iterator[str]:
+    """A name of a Unix socket that fits ``sun_path`` (unix(7)), however deep its folder is.
+
+    Raises:
+        OSError: There is no such folder.
+    """
+    if len(os.fsencode(path)) < SUN_PATH_BYTES:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
 
 
 def unlink(path: Path, inode: int | None) -> None:

@@ -1,0 +1,1 @@
+"""Sampled inputs and outputs that stay on this device."""

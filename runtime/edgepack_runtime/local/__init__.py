@@ -1,0 +1,1 @@
+"""The device for whoever is at it: status, history, findings, the control socket."""
