@@ -227,6 +227,7 @@ def _first_line(error: BaseException) -> str:
     return lines[0][:500]
 
 
+@functools.cache
 def numpy_dtype(dtype: str) -> np.dtype[Any]:
     """The numpy type of an element; strings are Python objects, as onnxruntime takes them."""
     return np.dtype(object if dtype == "str" else dtype)
