@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from edgepack_contract.errors import (
@@ -22,10 +21,12 @@ from edgepack_contract.errors import (
 from edgepack_contract.gate import REASON_VARIABLE
 from edgepack_contract.keyring import open_keyring
 from edgepack_contract.limits import LIMITS
-from edgepack_runtime.config import OpsConfig, ServeConfig, load_config
+from edgepack_runtime import logs
+from edgepack_runtime.config import LogConfig, OpsConfig, ServeConfig, load_config, to_toml
 from edgepack_runtime.errors import FleetError, FleetUntrustedError, StillPendingError
 from edgepack_runtime.inference.errors import ModelError
 from edgepack_runtime.membership.command import enrol
+from edgepack_runtime.notify import Notifier, notifier
 from edgepack_runtime.process import run_device
 from edgepack_runtime.standalone import run_bundle
 
@@ -37,36 +38,23 @@ EXIT_TIMED_OUT = 12
 EXIT_CONFIG = 78
 EXIT_INTERRUPTED = 130
 
-_PLAIN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line, with the stable names that a call gives in ``extra``."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The record as JSON."""
-        told = {key: value for key, value in record.__dict__.items() if key not in _PLAIN}
-        line = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
-            "level": record.levelname.lower(),
-            "message": record.getMessage(),
-            **told,
-        }
-        if record.exc_info:
-            line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
-
 
 def main() -> int:
     """Run the daemon, or serve one bundle."""
     if sys.argv[1:2] == ["enrol"]:
         return _enrol(sys.argv[2:])
     arguments = _arguments()
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if not sys.stderr.isatty() else logging.Formatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    manager = notifier(os.environ, os.getpid())
     try:
-        asyncio.run(_serve_bundle(arguments) if arguments.bundle else _serve_device(arguments))
+        if arguments.print_config:
+            print(to_toml(load_config(arguments.config, os.environ)), end="")  # noqa: T201
+            return 0
+        logs.configure(LogConfig(), sys.stderr)
+        asyncio.run(
+            _serve_bundle(arguments, manager)
+            if arguments.bundle
+            else _serve_device(arguments, manager)
+        )
     except EdgepackError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the outermost boundary
         return exit_code(error)
@@ -107,12 +95,13 @@ def exit_code(error: EdgepackError) -> int:
             return EXIT_INTERNAL
 
 
-async def _serve_device(arguments: argparse.Namespace) -> None:
-    config = load_config(arguments.config, os.environ)
-    await run_device(config, os.environ.get(REASON_VARIABLE))
+async def _serve_device(arguments: argparse.Namespace, manager: Notifier) -> None:
+    reread = partial(load_config, arguments.config, os.environ)
+    logs.configure(reread().log, sys.stderr)
+    await run_device(reread, manager, os.environ.get(REASON_VARIABLE))
 
 
-async def _serve_bundle(arguments: argparse.Namespace) -> None:
+async def _serve_bundle(arguments: argparse.Namespace, manager: Notifier) -> None:
     keyring = None
     if arguments.keyring is not None:
         raw = _read(arguments.keyring)
@@ -127,7 +116,7 @@ async def _serve_bundle(arguments: argparse.Namespace) -> None:
     )
     ops = OpsConfig(host=arguments.ops_host, port=arguments.ops_port)
     reason = os.environ.get(REASON_VARIABLE)
-    await run_bundle(arguments.bundle, listen, keyring, ops=ops, reason=reason)
+    await run_bundle(arguments.bundle, listen, keyring, ops=ops, notifier=manager, reason=reason)
 
 
 def _read(path: Path) -> bytes:
@@ -143,6 +132,7 @@ def _arguments() -> argparse.Namespace:
     one = parser.add_mutually_exclusive_group(required=True)
     one.add_argument("--config", type=Path)
     one.add_argument("--bundle", type=Path)
+    parser.add_argument("--print-config", action="store_true")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--unix-socket")

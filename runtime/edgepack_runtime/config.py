@@ -5,9 +5,10 @@ Relative paths are relative to the folder of the file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -214,3 +215,32 @@ def _at(section: S, base: Path, *names: str) -> S:
     paths = {name: getattr(section, name) for name in names}
     found = {name: str(base / path) for name, path in paths.items() if path is not None}
     return msgspec.structs.replace(section, **found)
+
+
+def to_toml(config: RuntimeConfig) -> str:
+    """The configuration as a file that says the same; of secrets it has the paths."""
+    return "\n".join(_toml_lines(msgspec.to_builtins(config), ())) + "\n"
+
+
+def _toml_lines(table: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    values = {key: value for key, value in table.items() if value is not None}
+    inner = {key: value for key, value in values.items() if _is_table(value)}
+    yield from (
+        f"{key} = {_toml_value(value)}" for key, value in values.items() if key not in inner
+    )
+    for key, value in inner.items():
+        name = ".".join((*path, key))
+        for one in value if isinstance(value, list) else [value]:
+            yield f"[[{name}]]" if isinstance(value, list) else f"[{name}]"
+            yield from _toml_lines(one, (*path, key))
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, dict) or (
+        isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+    )
+
+
+def _toml_value(value: object) -> str:
+    # TOML's strings, numbers, booleans and lists are JSON's, but for DEL in a string
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -143,12 +143,15 @@ class Daemon:
         self._slot_changed()
         self._link.start()
 
+    def reconfigure(self, config: RuntimeConfig) -> None:
+        """Take up the settings that a running daemon can change, :data:`.reloading.LIVE`."""
+        self._config = config
+
     async def run_windows(self) -> None:
         """Close windows at their period, for as long as the daemon runs."""
-        period = self._config.telemetry.window_seconds
         due = self._loop.time()
         while True:
-            due = max(due + period, self._loop.time())
+            due = max(due + self._config.telemetry.window_seconds, self._loop.time())
             await asyncio.sleep(due - self._loop.time())
             await self._close_windows()
             self._check_threads()

@@ -9,23 +9,33 @@ import logging
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from edgepack_contract.errors import ConfigError
 from edgepack_contract.gate import Waiver, admit
+from edgepack_runtime import logs
 from edgepack_runtime.admission import device_facts, reminding, warn_of_expiry
 from edgepack_runtime.config import RuntimeConfig
 from edgepack_runtime.daemon import Daemon
 from edgepack_runtime.errors import DeviceError
 from edgepack_runtime.membership.identity import load_identity
+from edgepack_runtime.notify import Notifier
+from edgepack_runtime.readiness import in_words, tell_status
+from edgepack_runtime.reloading import changes, in_force
 from edgepack_runtime.security import Facts, security_gate
 from edgepack_runtime.serving.access import Guard
 from edgepack_runtime.serving.app import App
 from edgepack_runtime.serving.server import RunningServer, serve
+from edgepack_runtime.serving.slot import Slot
 from edgepack_runtime.slot_runtime import now_ms
+from edgepack_runtime.stopping import Stop, until_stopped
 from edgepack_runtime.storage.fsio import DurableFS
 from edgepack_runtime.trust import open_trust
+from edgepack_runtime.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +43,18 @@ SESSION_FILE = "session"
 MAX_SESSION = 2**53 - 1
 """The largest number that every reader of JSON keeps exact."""
 
+END_SECONDS = 10.0
+"""How long a daemon may take to write down its windows and say goodbye."""
 
-async def run_device(config: RuntimeConfig, reason: str | None = None) -> None:
+
+async def run_device(
+    reread: Callable[[], RuntimeConfig], notifier: Notifier, reason: str | None = None
+) -> None:
     """Run a device daemon until SIGTERM or SIGINT.
 
     Args:
-        config: What it was told.
+        reread: Reads what it is told; called at once, and at each SIGHUP.
+        notifier: The service manager.
         reason: Why it shall run although it is insecure, None when nobody says so.
 
     Raises:
@@ -46,10 +62,11 @@ async def run_device(config: RuntimeConfig, reason: str | None = None) -> None:
             or the identity is not usable.
         EdgepackError: A part cannot start.
     """
+    config = reread()
     facts = device_facts(config)
     waiver = admit(security_gate(facts), reason)
     warn_of_expiry(facts)
-    stop = stop_event()
+    stop = Stop()
     home = Path(config.state_dir)
     fs = DurableFS()
     fs.make_dirs(home)
@@ -72,9 +89,10 @@ async def run_device(config: RuntimeConfig, reason: str | None = None) -> None:
             ops=config.ops,
             insecure=waiver is not None,
         )
-        on_hangup(lambda: reload(server, device_facts(config), waiver))
+        running = _Running(daemon, server, notifier, waiver, config)
+        on_hangup(partial(running.reload, reread))
         with reminding(waiver):
-            await _run(daemon, server, stop)
+            await _run(running, stop)
 
 
 def on_hangup(work: Callable[[], None]) -> None:
@@ -84,12 +102,9 @@ def on_hangup(work: Callable[[], None]) -> None:
 
 def reload(server: RunningServer, facts: Facts, waiver: Waiver | None) -> None:
     """Take up a new certificate and token, when nothing is insecure that was not waived."""
-    waived = waiver.violations if waiver is not None else ()
-    refused = [str(one) for one in security_gate(facts) if one not in waived]
     try:
-        if refused:
-            raise ConfigError("; ".join(refused), code="insecure")
-        server.reload()
+        _check_still_safe(facts, waiver)
+        server.reload(facts.serve)
         warn_of_expiry(facts)
     except ConfigError as error:
         words = "certificate and token stay as they are: %s"
@@ -98,13 +113,16 @@ def reload(server: RunningServer, facts: Facts, waiver: Waiver | None) -> None:
         logger.info("certificate and token were read again", extra={"event": "reloaded"})
 
 
-def stop_event() -> asyncio.Event:
-    """An event that SIGTERM and SIGINT set from now on, instead of killing the process."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    return stop
+def watch(
+    notifier: Notifier, slots: Mapping[str, Slot], dead: Callable[[], list[str]]
+) -> list[asyncio.Task[None]]:
+    """Begin to tell the service manager that the daemon works, if it wants to know."""
+    seconds = notifier.watchdog_seconds
+    if seconds is None:
+        return []
+    notifier.alive()
+    watchdog = Watchdog(slots, dead=dead, alive=notifier.alive)
+    return [asyncio.create_task(watchdog.run(seconds), name="watchdog")]
 
 
 def tell_ports(server: RunningServer, words: str) -> None:
@@ -115,17 +133,16 @@ def tell_ports(server: RunningServer, words: str) -> None:
         logger.info("health and metrics on port %d", server.ops_port, extra={"event": "ops"})
 
 
-async def until_stopped(stop: asyncio.Event, *work: asyncio.Task[None]) -> None:
-    """Wait for ``stop``, or for a piece of work to end, which it should not.
-
-    Raises:
-        BaseException: What ended the work.
-    """
-    waiting = asyncio.create_task(stop.wait())
-    done, _ = await asyncio.wait({waiting, *work}, return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
-    for task in done - {waiting}:
-        task.result()
+async def end_server(server: RunningServer, stop: Stop) -> None:
+    """Finish what is in flight, unless asked a second time."""
+    ending = asyncio.create_task(server.stop())
+    hurried = asyncio.create_task(stop.hurried.wait())
+    await asyncio.wait({ending, hurried}, return_when=asyncio.FIRST_COMPLETED)
+    if not ending.done():
+        logger.warning("asked again: requests in flight are cut", extra={"event": "hurried"})
+        server.hurry()
+    hurried.cancel()
+    await ending
 
 
 def next_session(fs: DurableFS, home: Path, *, clock_ms: int) -> int:
@@ -199,17 +216,83 @@ def _lock(handle: int, home: Path) -> None:
         ) from error
 
 
-async def _run(daemon: Daemon, server: RunningServer, stop: asyncio.Event) -> None:
+@dataclass(slots=True)
+class _Running:
+    """A daemon that listens; ``config`` is what is in force."""
+
+    daemon: Daemon
+    server: RunningServer
+    notifier: Notifier
+    waiver: Waiver | None
+    config: RuntimeConfig
+
+    def reload(self, reread: Callable[[], RuntimeConfig]) -> None:
+        """Take up what changed and can; a configuration that is wrong changes nothing."""
+        self.notifier.reloading()
+        try:
+            told = reread()
+            found, after = changes(self.config, told), in_force(self.config, told)
+            facts = device_facts(after)
+            _check_still_safe(facts, self.waiver)
+            self.server.reload(after.serve)
+        except ConfigError as error:
+            logger.warning(
+                "the configuration stays as it is: %s", error, extra={"event": "reload_refused"}
+            )
+        else:
+            self.config = after
+            logs.configure(after.log, sys.stderr)
+            self.daemon.reconfigure(after)
+            warn_of_expiry(facts)
+            _tell_reloaded(found.now, found.later)
+        self.notifier.ready(in_words(self.daemon.slots))
+
+
+def _check_still_safe(facts: Facts, waiver: Waiver | None) -> None:
+    waived = waiver.violations if waiver is not None else ()
+    refused = [str(one) for one in security_gate(facts) if one not in waived]
+    if refused:
+        raise ConfigError("; ".join(refused), code="insecure")
+
+
+def _tell_reloaded(now: tuple[str, ...], later: tuple[str, ...]) -> None:
+    words = f"; changed: {', '.join(now)}" if now else ""
+    logger.info(
+        "certificate, token and configuration were read again%s", words,
+        extra={"event": "reloaded", "changed": list(now)},
+    )  # fmt: skip
+    if later:
+        logger.warning(
+            "%s: this takes a restart, and stays as it was until then", ", ".join(later),
+            extra={"event": "reload_waits", "settings": list(later)},
+        )  # fmt: skip
+
+
+async def _run(running: _Running, stop: Stop) -> None:
+    daemon, server, notifier = running.daemon, running.server, running.notifier
     daemon.start()
     tell_ports(server, f"serving on port {server.port} and {server.unix_socket}")
     work = [asyncio.create_task(daemon.run_windows()), asyncio.create_task(daemon.run_health())]
     if daemon.renewer is not None:
         work.append(asyncio.create_task(daemon.renewer.run()))
+    work.append(asyncio.create_task(tell_status(notifier, lambda: daemon.slots)))
+    work += watch(notifier, daemon.slots.serving, daemon.slots.dead)
     try:
         await until_stopped(stop, *work)
     finally:
+        notifier.stopping("finishes what is in flight")
         logger.info("stopping", extra={"event": "stopping"})
         for task in work:
             task.cancel()
-        await server.stop()
-        await daemon.stop()
+        await end_server(server, stop)
+        await _end(daemon)
+
+
+async def _end(daemon: Daemon) -> None:
+    try:
+        async with asyncio.timeout(END_SECONDS):
+            await daemon.stop()
+    except TimeoutError:
+        # Threads that hang would keep the process. What is on the disk is made for a sudden end.
+        logger.error("not ended in time, so suddenly", extra={"event": "stop_cut_short"})
+        os._exit(0)

@@ -18,13 +18,15 @@ from edgepack_contract.unpacked import extract
 from edgepack_contract.variants import select_variant
 from edgepack_runtime.admission import bundle_facts, reminding, warn_of_expiry
 from edgepack_runtime.config import OpsConfig, ServeConfig
-from edgepack_runtime.process import on_hangup, reload, stop_event, tell_ports, until_stopped
+from edgepack_runtime.notify import Notifier
+from edgepack_runtime.process import end_server, on_hangup, reload, tell_ports, watch
 from edgepack_runtime.security import security_gate
 from edgepack_runtime.serving.access import Guard
 from edgepack_runtime.serving.app import App
 from edgepack_runtime.serving.model import ServingModel
 from edgepack_runtime.serving.server import RunningServer, serve
 from edgepack_runtime.serving.slot import Slot
+from edgepack_runtime.stopping import Stop, until_stopped
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ async def run_bundle(
     keyring: Keyring | None,
     *,
     ops: OpsConfig,
+    notifier: Notifier,
     reason: str | None = None,
 ) -> None:
     """Serve one bundle until SIGTERM or SIGINT.
@@ -47,6 +50,7 @@ async def run_bundle(
         keyring: Who may sign; None serves anything that is whole, which is why only this machine
             is served.
         ops: The operations listener.
+        notifier: The service manager.
         reason: Why it shall run although it is insecure, None when nobody says so.
 
     Raises:
@@ -58,7 +62,7 @@ async def run_bundle(
     facts = bundle_facts(listen, ops, keyring)
     waiver = admit(security_gate(facts), reason)
     warn_of_expiry(facts)
-    stop = stop_event()
+    stop = Stop()
     with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
         bundle = _extract(path, Path(folder), keyring)
         model = ServingModel.load(Path(folder), bundle.digest)
@@ -76,12 +80,16 @@ async def run_bundle(
     on_hangup(lambda: reload(server, bundle_facts(listen, ops, keyring), waiver))
     _tell(bundle, listen, server)
     windows = asyncio.create_task(_roll(slot))
+    notifier.ready(f"serves {bundle.name} {bundle.version}")
+    watched = watch(notifier, {bundle.name: slot}, dead=list)
     try:
         with reminding(waiver):
-            await until_stopped(stop, windows)
+            await until_stopped(stop, windows, *watched)
     finally:
-        windows.cancel()
-        await server.stop()
+        notifier.stopping("finishes what is in flight")
+        for task in (windows, *watched):
+            task.cancel()
+        await end_server(server, stop)
         await slot.close()
 
 

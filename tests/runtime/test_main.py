@@ -18,9 +18,10 @@ from edgepack_contract.errors import (
     UntrustedBundleError,
     UntrustedDocumentError,
 )
-from edgepack_runtime.__main__ import JsonFormatter, exit_code
+from edgepack_runtime.__main__ import exit_code
 from edgepack_runtime.errors import DiskFullError, StorageFaultError
 from edgepack_runtime.inference.errors import ModelLoadError
+from edgepack_runtime.logs import JsonFormatter
 
 
 @pytest.mark.parametrize(

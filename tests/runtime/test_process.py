@@ -19,11 +19,11 @@ from edgepack_runtime.process import (
     SESSION_FILE,
     next_session,
     only_one,
-    stop_event,
-    until_stopped,
 )
+from edgepack_runtime.stopping import Stop, until_stopped
 from edgepack_runtime.storage.fsio import DurableFS
 
+SECONDS = 20.0
 CLOCK = 1_780_000_000_000
 SECOND = CLOCK // 1000
 
@@ -138,10 +138,13 @@ def test_a_folder_that_cannot_be_written_says_so(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_waiting(number):
     async def run():
-        stop = stop_event()
+        stop = Stop()
         forever = asyncio.create_task(asyncio.Event().wait())
         os.kill(os.getpid(), number)
         await until_stopped(stop, forever)
+        assert not stop.hurried.is_set()
+        os.kill(os.getpid(), number)
+        await asyncio.wait_for(stop.hurried.wait(), SECONDS)
         assert not forever.done()
         forever.cancel()
 
@@ -153,7 +156,7 @@ def test_work_that_fails_ends_it_with_its_error():
         raise RuntimeError("a thread ended")
 
     async def run():
-        await until_stopped(stop_event(), asyncio.create_task(fails()))
+        await until_stopped(Stop(), asyncio.create_task(fails()))
 
     with pytest.raises(RuntimeError, match="a thread ended"):
         asyncio.run(run())

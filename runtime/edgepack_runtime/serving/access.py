@@ -49,19 +49,22 @@ class Guard:
         """An application as callers of this listener reach it."""
         return app if self._token is None else TokenRequired(app, self)
 
-    def reload(self) -> None:
+    def reload(self, config: ServeConfig | None = None) -> None:
         """Read the files again; connections that stand keep what they agreed on.
+
+        Args:
+            config: Other files from now on, None for the same.
 
         Raises:
             ConfigError: A file cannot be used; then nothing changes.
         """
-        config = self._config
+        config = config or self._config
         context, token = None, None
         if config.tls_certificate is not None and config.tls_key is not None:
             context = server_context(Path(config.tls_certificate), Path(config.tls_key))
         if config.token_file is not None:
             token = _digest(read_token(Path(config.token_file)).encode())
-        self._context, self._token = context, token
+        self._config, self._context, self._token = config, context, token
         if self.tls is None and context is not None:
             # the listener keeps its first context for good, which sends each caller to the newest
             self.tls = context

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
 from edgepack_contract.limits import LIMITS
+from edgepack_runtime.serving.sending import BoundedSend
 
 HEAD_SECONDS = 10.0
 
 
-class BoundedHead(HttpToolsProtocol):
+class BoundedHead(BoundedSend):
     """Bounds the head of a request: its bytes, and the time until it is complete."""
 
     _head_bytes = 0

@@ -18,7 +18,7 @@ from edgepack_contract.loopback import is_loopback
 from edgepack_runtime.config import OpsConfig, ServeConfig
 from edgepack_runtime.serving.access import Guard
 from edgepack_runtime.serving.app import App
-from edgepack_runtime.serving.asgi import Asgi
+from edgepack_runtime.serving.asgi import CLOSE, Asgi
 from edgepack_runtime.serving.head import HEAD_SECONDS, BoundedHead
 from edgepack_runtime.serving.ops import OpsOnly
 from edgepack_runtime.serving.sockets import (
@@ -32,6 +32,9 @@ from edgepack_runtime.serving.sockets import (
 
 IDLE_SECONDS = 75
 GRACE_SECONDS = 10
+LINGER_SECONDS = 0.5
+LINGER_STEP_SECONDS = 0.01
+ACCEPT_TURNS = 3
 OPS_CONNECTIONS = 64
 REFUSED_WITH_WORDS = 64
 """So many callers more are told 503; those beyond are hung up on."""
@@ -61,25 +64,34 @@ class RunningServer:
         self._guard = guard
         self._inode = self.unix_socket.stat().st_ino if self.unix_socket is not None else None
 
-    def reload(self) -> None:
+    def reload(self, config: ServeConfig | None = None) -> None:
         """Read the certificate and the token again, for new connections and requests.
 
         Raises:
             ConfigError: See :meth:`Guard.reload`; the old ones stay.
         """
-        self._guard.reload()
+        self._guard.reload(config)
 
     async def wait(self) -> None:
         """Return when the listeners have ended; raise what ended one."""
         await asyncio.shield(asyncio.gather(*self._tasks))
 
     async def stop(self) -> None:
-        """Take no more connections, finish what is in flight, end. Idempotent."""
+        """Take no more connections, finish what is in flight, end. Idempotent.
+
+        A connection that stands is answered what it asks for :data:`LINGER_SECONDS` more, and told
+        that it ends with that answer (RFC 9112, 9.6), so that no request crosses its end.
+        """
         for server in self._servers:
             server.should_exit = True
         await asyncio.gather(*self._tasks)
         if self.unix_socket is not None:
             unlink(self.unix_socket, self._inode)
+
+    def hurry(self) -> None:
+        """Have :meth:`stop` cut what is in flight."""
+        for server in self._servers:
+            server.hurry()
 
 
 async def serve(
@@ -207,6 +219,26 @@ class _Server(uvicorn.Server):
         ]
         self.started = True
         self.listening.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # who is in the backlog has been let in by the kernel already, and would be reset
+        for _ in range(ACCEPT_TURNS):
+            await asyncio.sleep(0)
+        for server in self.servers:
+            server.close()
+        state, loop = self.server_state, asyncio.get_running_loop()
+        # uvicorn puts these on every answer, and closes the connection after one that says so
+        state.default_headers = [*state.default_headers, CLOSE]
+        until = loop.time() + LINGER_SECONDS
+        # uvicorn keeps a set, and says nothing when it becomes empty
+        while state.connections and loop.time() < until and not self.force_exit:  # noqa: ASYNC110
+            await asyncio.sleep(LINGER_STEP_SECONDS)
+        await super().shutdown(sockets)
+
+    def hurry(self) -> None:
+        self.force_exit = True
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
