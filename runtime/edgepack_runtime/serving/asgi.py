@@ -12,8 +12,6 @@ from typing import Any
 
 import msgspec
 
-from edgepack_contract.limits import LIMITS
-
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -22,7 +20,7 @@ Header = tuple[bytes, bytes]
 
 BODY_SECONDS = 30.0
 CLOSE: Header = (b"connection", b"close")
-_JSON: Header = (b"content-type", b"application/json")
+JSON: Header = (b"content-type", b"application/json")
 _encoder = msgspec.json.Encoder()
 
 
@@ -41,7 +39,7 @@ class Response:
 
     status: int
     body: bytes
-    headers: tuple[Header, ...] = (_JSON,)
+    headers: tuple[Header, ...] = (JSON,)
 
     async def send(self, send: Send) -> None:
         """Write the answer."""
@@ -58,18 +56,16 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that found its endpoint; ``model`` and ``version`` come from the path."""
+    """The head of a request, and where its body comes from."""
 
     method: str
     headers: dict[bytes, bytes]
     receive: Receive
-    model: str = ""
-    version: str | None = None
 
 
 def json_response(value: object, status: int = 200, *headers: Header) -> Response:
     """An answer in JSON."""
-    return Response(status, _encoder.encode(value), (_JSON, *headers))
+    return Response(status, _encoder.encode(value), (JSON, *headers))
 
 
 def error_response(status: int, message: str, *headers: Header) -> Response:
@@ -77,41 +73,44 @@ def error_response(status: int, message: str, *headers: Header) -> Response:
     return json_response({"error": message}, status, *headers)
 
 
-async def read_body(request: Request, *, length_required: bool = False) -> bytes:
+async def read_body(request: Request, most_bytes: int, *, length_required: bool = False) -> bytes:
     """Read a request's body.
 
     Raises:
-        HttpError: 411 without a length where one is required, 413 over the limit, 415 compressed,
-            408 when it does not arrive in time, 400 when the client hangs up half-way.
+        HttpError: 411 without a length where one is required, 413 over the limit, 408 when it does
+            not arrive in time, 400 when the client hangs up half-way.
     """
     headers = request.headers
-    encoding = headers.get(b"content-encoding", b"identity")
-    if encoding != b"identity":
-        raise HttpError(
-            415, f"content-encoding {encoding.decode('latin-1')[:40]!r} is not supported", CLOSE
-        )
     declared = headers.get(b"content-length")
-    if declared is not None and int(declared) > LIMITS.request_body_bytes:
-        raise _too_large(int(declared))
+    if declared is not None and int(declared) > most_bytes:
+        raise too_large(int(declared), most_bytes)
     if length_required and declared is None and b"transfer-encoding" not in headers:
         raise HttpError(411, "send the body with a Content-Length", CLOSE)
     message = await request.receive()
+    first = _part(message)
+    if len(first) > most_bytes:
+        raise too_large(len(first), most_bytes)
     if not message.get("more_body"):
-        return _part(message)
+        return first
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            return await _read_rest(request.receive, bytearray(_part(message)))
+            return await _read_rest(request.receive, bytearray(first), most_bytes)
     except TimeoutError as error:
         raise HttpError(408, f"the body did not arrive within {BODY_SECONDS:g} s", CLOSE) from error
 
 
-async def _read_rest(receive: Receive, body: bytearray) -> bytes:
+def too_large(size: int, most_bytes: int) -> HttpError:
+    """A body of ``size`` bytes, perhaps more, where ``most_bytes`` are allowed."""
+    return HttpError(413, f"the body has {size} bytes or more, at most {most_bytes}", CLOSE)
+
+
+async def _read_rest(receive: Receive, body: bytearray, most_bytes: int) -> bytes:
     more = True
     while more:
         message = await receive()
         body += _part(message)
-        if len(body) > LIMITS.request_body_bytes:
-            raise _too_large(len(body))
+        if len(body) > most_bytes:
+            raise too_large(len(body), most_bytes)
         more = message.get("more_body", False)
     return bytes(body)
 
@@ -121,9 +120,3 @@ def _part(message: dict[str, Any]) -> bytes:
         raise HttpError(400, "the client went away")
     part: bytes = message.get("body", b"")
     return part
-
-
-def _too_large(size: int) -> HttpError:
-    return HttpError(
-        413, f"the body has {size} bytes or more, at most {LIMITS.request_body_bytes}", CLOSE
-    )

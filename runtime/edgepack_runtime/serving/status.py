@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from edgepack_contract import __version__
+from edgepack_contract.description import TensorSpec
 from edgepack_contract.gate import Waiver
 from edgepack_contract.states import Phase
+from edgepack_runtime.serving.model import ServingModel
 from edgepack_runtime.serving.slot import Slot, Tenure
 
 PhaseOf = Callable[[str], Phase | None]
 
 
 def is_ready(slots: Mapping[str, Slot]) -> bool:
-    """Whether there is a slot, and every slot has a model."""
-    return bool(slots) and all(slot.active is not None for slot in slots.values())
+    """Whether there is a slot, and every slot would answer."""
+    return bool(slots) and all(slot.ready for slot in slots.values())
 
 
 def health(
@@ -70,6 +74,41 @@ def model_stats(name: str, tenure: Tenure, last_ms: int | None) -> dict[str, Any
     }
 
 
+def all_stats(slots: Iterable[Slot]) -> list[dict[str, Any]]:
+    """The statistics of every slot that has a model."""
+    return [
+        model_stats(slot.name, slot.tenure, slot.last_prediction_ms)
+        for slot in slots
+        if slot.tenure is not None
+    ]
+
+
+def model_info(name: str, model: ServingModel) -> dict[str, Any]:
+    """What a model is, takes and gives, in the words of its bundle: ``/model/info``."""
+    described = model.description
+    return {
+        "name": name,
+        "model": described.name,
+        "version": described.version,
+        "digest": model.digest,
+        "task": described.task,
+        "variant": described.variant,
+        "precision": described.precision,
+        "inputs": [_tensor(spec) for spec in described.inputs],
+        "outputs": [_tensor(spec) for spec in described.outputs],
+        "dimensions": msgspec.to_builtins(described.dimensions),
+        "on_nonfinite": described.on_nonfinite,
+        "budgets": msgspec.to_builtins(described.budgets),
+        "metrics": msgspec.to_builtins(described.metrics),
+    }
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    told = {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+    told |= {"role": spec.role, "kind": spec.kind}
+    return told | {"features": spec.features, "labels": spec.labels}
+
+
 def page(told: Mapping[str, Any]) -> str:
     """``/health`` as a page."""
     columns = ("ready", "model", "version", "digest", "phase", "last_prediction", "requests")
@@ -89,7 +128,8 @@ def page(told: Mapping[str, Any]) -> str:
         f"<p>Status: {html.escape(told['status'])}, up {told['uptime_seconds']:.0f} s.</p>"
         f"{_warning(told['insecure'])}"
         f"<table><tr>{head}</tr>{rows}</table>"
-        "<p><a href=/health>health</a> · <a href=/metrics>metrics</a></p></html>"
+        "<p><a href=/health>health</a> · <a href=/metrics>metrics</a> · "
+        "<a href=/docs>docs</a></p></html>"
     )
 
 
@@ -103,7 +143,8 @@ def _warning(insecure: Mapping[str, Any] | None) -> str:
 def _slot(slot: Slot, phase: Phase | None) -> dict[str, Any]:
     tenure, previous = slot.tenure, slot.previous
     told: dict[str, Any] = {
-        "ready": tenure is not None,
+        "ready": slot.ready,
+        "unloaded": slot.unloaded,
         "model": None,
         "version": None,
         "digest": None,

@@ -1,0 +1,73 @@
+"""``/docs``: the OpenAPI document as a page that needs no network and runs no script."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping
+from typing import Any
+
+_STYLE = (
+    "body{font:16px/1.5 system-ui;margin:2rem auto;max-width:60rem;padding:0 1rem;"
+    "color-scheme:light dark}code,pre{font:14px/1.4 ui-monospace,monospace}"
+    "pre{overflow:auto;padding:.6rem;border:1px solid #8886;border-radius:4px}"
+    "summary{cursor:pointer;padding:.3rem 0}summary b{display:inline-block;width:4rem}"
+)
+
+
+def page(document: Mapping[str, Any]) -> str:
+    """An OpenAPI document, readable."""
+    info = document["info"]
+    operations = "".join(
+        _operation(path, method, operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    )
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width'>"
+        f"<title>{_text(info['title'])}</title><style>{_STYLE}</style>"
+        f"<h1>{_text(info['title'])} {_text(info['version'])}</h1>"
+        f"<p>{_text(info['description'])}</p>"
+        "<p><a href=/openapi.json>openapi.json</a> · <a href=/>status</a></p>"
+        f"{operations}</html>"
+    )
+
+
+def _operation(path: str, method: str, operation: Mapping[str, Any]) -> str:
+    return (
+        f"<details><summary><b>{method.upper()}</b> <code>{_text(path)}</code> "
+        f"{_text(operation['summary'])}</summary>"
+        f"<p>{_text(operation.get('description', ''))}</p>"
+        f"{_parameters(operation)}{_body(operation)}{_responses(operation)}</details>"
+    )
+
+
+def _parameters(operation: Mapping[str, Any]) -> str:
+    items = "".join(
+        f"<li><code>{_text(one['name'])}</code> ({_text(one['in'])}): "
+        f"{_text(one.get('description', ''))}</li>"
+        for one in operation.get("parameters", [])
+    )
+    return f"<ul>{items}</ul>" if items else ""
+
+
+def _body(operation: Mapping[str, Any]) -> str:
+    content = operation.get("requestBody", {}).get("content", {})
+    examples = content.get("application/json", {}).get("examples", {})
+    return "".join(
+        f"<p>{_text(name)}</p><pre>{_text(json.dumps(example['value'], ensure_ascii=False))}</pre>"
+        for name, example in examples.items()
+    )
+
+
+def _responses(operation: Mapping[str, Any]) -> str:
+    items = "".join(
+        f"<li><b>{_text(status)}</b> {_text(response['description'])}</li>"
+        for status, response in operation["responses"].items()
+    )
+    return f"<ul>{items}</ul>"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))

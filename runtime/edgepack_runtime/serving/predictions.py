@@ -1,0 +1,161 @@
+"""From a request's head and body to the answer with a prediction, whatever way it came in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from edgepack_contract.limits import KIB, LIMITS
+from edgepack_runtime.inference.errors import BadRequestError, InputError
+from edgepack_runtime.serving.asgi import JSON, Header, HttpError, Response
+from edgepack_runtime.serving.codec import Codec, Encoded, Payload
+from edgepack_runtime.serving.compression import (
+    Encoding,
+    encoding_for,
+    encoding_of,
+    is_worth_packing,
+    pack,
+    unpack,
+)
+from edgepack_runtime.serving.errors import UnknownModelError
+from edgepack_runtime.serving.instances import InstancesCodec
+from edgepack_runtime.serving.oip import OipCodec
+from edgepack_runtime.serving.predict import predict
+from edgepack_runtime.serving.routes import Endpoint, Route
+from edgepack_runtime.serving.rows import RowCodec
+from edgepack_runtime.serving.slot import Slot
+
+VERSION_HEADER = b"x-edgepack-version"
+KEY_HEADER = b"x-edgepack-key"
+JSON_BYTES_HEADER = b"inference-header-content-length"
+
+CODECS: dict[Endpoint, Codec] = {
+    Endpoint.V2_INFER: OipCodec(),
+    Endpoint.V1_PREDICT: InstancesCodec(),
+    Endpoint.PREDICT_ROW: RowCodec(batch=False),
+    Endpoint.PREDICT_ROWS: RowCodec(batch=True),
+}
+"""What predicts, and in which protocol."""
+
+UNPACKED_AT_ONCE = 4
+"""So many packed bodies are in memory unpacked; the others wait as they came."""
+
+_IN_THREAD_BYTES = 64 * KIB
+_BYTES: Header = (b"content-type", b"application/octet-stream")
+
+
+class Predictions:
+    """Answers the endpoints that predict.
+
+    Args:
+        slots: The slots by name; looked at anew for each request.
+        body_bytes: The most that a body may hold, unpacked.
+    """
+
+    def __init__(
+        self, slots: Mapping[str, Slot], body_bytes: int = LIMITS.request_body_bytes
+    ) -> None:
+        self.body_bytes = body_bytes
+        self._slots = slots
+        self._unpacking = asyncio.Semaphore(UNPACKED_AT_ONCE)
+
+    def slot(self, route: Route) -> Slot:
+        """The slot that a path names, or the only one where it names none.
+
+        Raises:
+            UnknownModelError: There is none of that name, or none at all.
+            HttpError: 400, the path names none and there are several.
+        """
+        names = ", ".join(sorted(self._slots)) or "none"
+        if route.model:
+            slot = self._slots.get(route.model)
+            if slot is not None:
+                return slot
+            raise UnknownModelError(
+                f"there is no model {route.model[:80]!r}; this device has: {names}"
+            )
+        if len(self._slots) > 1:
+            raise HttpError(
+                400, f"this device has several models: {names}; name one: /v1/models/NAME:predict"
+            )
+        if not self._slots:
+            raise UnknownModelError("this device has no model")
+        return next(iter(self._slots.values()))
+
+    async def answer(self, route: Route, headers: Mapping[bytes, bytes], body: bytes) -> Response:
+        """Answer a request to an endpoint of :data:`CODECS`.
+
+        Raises:
+            HttpError: It cannot be unpacked, or names no model.
+            EdgepackError: See :func:`.predict`.
+        """
+        slot = self.slot(route)
+        try:
+            encoding = encoding_of(headers)
+            payload = payload_of(route.endpoint, headers, body)
+        except (HttpError, InputError):
+            slot.refused_early("bad_request")
+            raise
+        if encoding is None:
+            return await self._predict(slot, route, headers, payload)
+        async with self._unpacking:
+            plain = await self._unpack(slot, encoding, payload)
+            return await self._predict(slot, route, headers, plain)
+
+    async def _unpack(self, slot: Slot, encoding: Encoding, payload: Payload) -> Payload:
+        try:
+            body = await asyncio.to_thread(unpack, encoding, payload.body, self.body_bytes)
+        except HttpError:
+            slot.refused_early("bad_request")
+            raise
+        return Payload(body, payload.json_bytes, payload.key)
+
+    async def _predict(
+        self, slot: Slot, route: Route, headers: Mapping[bytes, bytes], payload: Payload
+    ) -> Response:
+        codec = CODECS[route.endpoint]
+        prediction = await predict(slot, codec, payload, route.version)
+        return await packed(answer_of(prediction.encoded, prediction.version), headers)
+
+
+def payload_of(endpoint: Endpoint, headers: Mapping[bytes, bytes], body: bytes) -> Payload:
+    """What a caller sent.
+
+    Raises:
+        BadRequestError: The header that says where the JSON ends is not a length, or has no meaning
+            at this endpoint.
+    """
+    given = headers.get(JSON_BYTES_HEADER)
+    key = headers.get(KEY_HEADER)
+    if given is None:
+        return Payload(body, None, key)
+    if endpoint is not Endpoint.V2_INFER:
+        raise BadRequestError("binary tensor data go to /v2/models/M/infer only")
+    if not given.isdigit() or len(given) > len(str(LIMITS.request_body_bytes)):
+        raise BadRequestError(
+            "expected Inference-Header-Content-Length to be the length of the JSON in bytes, "
+            f"given {given.decode('latin-1')[:40]!r}"
+        )
+    return Payload(body, int(given), key)
+
+
+def answer_of(encoded: Encoded, version: str) -> Response:
+    """The answer that carries a prediction of a version."""
+    told = (VERSION_HEADER, version.encode())
+    if encoded.json_bytes is None:
+        return Response(200, encoded.body, (JSON, told))
+    return Response(
+        200, encoded.body, (_BYTES, (JSON_BYTES_HEADER, b"%d" % encoded.json_bytes), told)
+    )
+
+
+async def packed(response: Response, headers: Mapping[bytes, bytes]) -> Response:
+    """An answer, packed when the caller likes that and it is worth it."""
+    if not is_worth_packing(response):
+        return response
+    encoding = encoding_for(headers)
+    if encoding is None:
+        return response
+    if len(response.body) < _IN_THREAD_BYTES:
+        return pack(response, encoding)
+    return await asyncio.to_thread(pack, response, encoding)
