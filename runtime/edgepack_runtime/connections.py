@@ -9,13 +9,12 @@ from pathlib import Path
 
 from edgepack_contract.instructions import Identity
 from edgepack_contract.sealing import derived_secret
-from edgepack_contract.tls import client_context
 from edgepack_runtime.config import RuntimeConfig
 from edgepack_runtime.link import Broker
 from edgepack_runtime.membership.identity import DeviceIdentity
 from edgepack_runtime.membership.renewal import RenewalParts, Renewer
 from edgepack_runtime.orders import Orders
-from edgepack_runtime.sources.opening import FleetHost
+from edgepack_runtime.sources.opening import FleetHost, Sources
 from edgepack_runtime.sources.source import Credentials
 from edgepack_runtime.storage.fsio import DurableFS
 from edgepack_runtime.trust import Trust
@@ -68,12 +67,12 @@ def renewer(
     )
 
 
-def fleet_host(config: RuntimeConfig, identity: DeviceIdentity, trust: Trust) -> FleetHost:
-    """The fleet service as a source of bundles."""
+def bundle_sources(config: RuntimeConfig, identity: DeviceIdentity, trust: Trust) -> Sources:
+    """Where this device gets bundles from, the fleet service among others."""
     secret = derived_secret(identity.mac_key, "pull")
-    return FleetHost(
+    fleet = FleetHost(
         url=config.fleet.url,
         credentials=Credentials(identity.identity.device, secret),
         tls=partial(trust.tls_context, config.fleet.ca),
-        others_tls=partial(client_context, [], clock=trust.clock),
     )
+    return Sources(config.download, fleet=fleet, clock=trust.clock)

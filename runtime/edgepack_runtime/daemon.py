@@ -30,16 +30,21 @@ from edgepack_contract.messages import (
 from edgepack_contract.states import Phase
 from edgepack_contract.topics import Kind, fleet_state_topic, keyring_topic, parse_topic
 from edgepack_runtime import machine_state
+from edgepack_runtime.capture.recorder import FOLDER, Recorder
+from edgepack_runtime.capture.ring import clear
 from edgepack_runtime.config import RuntimeConfig
-from edgepack_runtime.connections import broker, fleet_host, renewer
+from edgepack_runtime.connections import broker, bundle_sources, renewer
 from edgepack_runtime.errors import DeviceError
 from edgepack_runtime.link import DeviceLink, LinkIdentity
+from edgepack_runtime.local.control import Control
+from edgepack_runtime.local.log_ring import LogRing
+from edgepack_runtime.local.looking import Looker
 from edgepack_runtime.membership.identity import DeviceIdentity
 from edgepack_runtime.orders import Orders
 from edgepack_runtime.reporter import Reporter, open_spool
+from edgepack_runtime.serving.asgi import Asgi
 from edgepack_runtime.slot_runtime import SlotRuntime, now_ms
 from edgepack_runtime.slot_table import DeviceParts, SlotTable
-from edgepack_runtime.sources.opening import open_source
 from edgepack_runtime.statements import Statements
 from edgepack_runtime.storage.fsio import DurableFS
 from edgepack_runtime.trust import Trust
@@ -101,8 +106,14 @@ class Daemon:
         self.renewer = renewer(
             config, who, trust, self._orders, reconnect=self._link.reconnect, fs=fs, rng=rng
         )
+        self.logs = LogRing()
+        logging.getLogger().addHandler(self.logs)
+        self._recorder = Recorder(
+            self._home / FOLDER, config.capture, fs=DurableFS(), now_ms=now_ms, rng=rng
+        )
         spool = open_spool(self._home / "spool.db", max_bytes=config.telemetry.spool_bytes)
         self._reporter = Reporter(spool, self._link, session=session, mac_key=identity.mac_key)
+        self._sources = bundle_sources(config, identity, trust)
         parts = DeviceParts(
             config=config,
             identity=identity,
@@ -112,7 +123,8 @@ class Daemon:
             fs=fs,
             rng=rng,
             reporter=self._reporter,
-            open_source=partial(open_source, fleet=fleet_host(config, identity, trust)),
+            open_source=self._sources.open,
+            recorder=self._recorder,
         )
         self.slots = SlotTable(parts, changed=self._slot_changed)
         self._statements = Statements(
@@ -124,6 +136,23 @@ class Daemon:
             trust=trust,
             reporter=self._reporter,
             sequence=self._link.next_sequence,
+        )
+
+    def control(self, app: Asgi) -> Control:
+        """What answers on the control socket; ``app`` has health and metrics."""
+        looker = Looker(
+            self._config,
+            self._session,
+            slots=self.slots,
+            orders=self._orders,
+            trust=self._trust,
+            reporter=self._reporter,
+            link=self._link,
+            recorder=self._recorder,
+        )
+        forget = partial(clear, DurableFS(), self._home / FOLDER)
+        return Control(
+            self.slots, self._trust, view=looker.view, forget=forget, logs=self.logs, app=app
         )
 
     def phase(self, slot: str) -> Phase | None:
@@ -146,6 +175,7 @@ class Daemon:
     def reconfigure(self, config: RuntimeConfig) -> None:
         """Take up the settings that a running daemon can change, :data:`.reloading.LIVE`."""
         self._config = config
+        self._sources.reconfigure(config.download)
 
     async def run_windows(self) -> None:
         """Close windows at their period, for as long as the daemon runs."""
@@ -170,6 +200,8 @@ class Daemon:
         await asyncio.to_thread(self._link.stop)
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._reporter.close)
+        await asyncio.to_thread(self._recorder.close)
+        logging.getLogger().removeHandler(self.logs)
 
     def _from_link(self, topic: str, payload: bytes) -> None:
         self._loop.call_soon_threadsafe(self._take, topic, payload)
