@@ -15,10 +15,12 @@ from edgepack_contract.messages import SlotDesired
 from edgepack_contract.names import is_id
 from edgepack_runtime import machine_state
 from edgepack_runtime.activation.agent import SlotAgent
+from edgepack_runtime.activation.factory import SUFFIX
 from edgepack_runtime.activation.history import History
 from edgepack_runtime.activation.installer import Installer
 from edgepack_runtime.activation.journal import Journal
 from edgepack_runtime.activation.parts import SlotParts
+from edgepack_runtime.capture.recorder import Recorder
 from edgepack_runtime.config import RuntimeConfig
 from edgepack_runtime.errors import DeviceError
 from edgepack_runtime.inference.probe import probe_model
@@ -49,6 +51,7 @@ class DeviceParts:
         rng: Spreads what many devices would do at once.
         reporter: Keeps what is to be told.
         open_source: From an address to a source of bundles.
+        recorder: Captures what is asked and answered.
     """
 
     config: RuntimeConfig
@@ -60,6 +63,7 @@ class DeviceParts:
     rng: random.Random
     reporter: Reporter
     open_source: Callable[[str], Source]
+    recorder: Recorder
 
 
 class SlotTable:
@@ -77,6 +81,7 @@ class SlotTable:
         self._parts, self._changed = parts, changed
         self._loop = asyncio.get_running_loop()
         self._folder = Path(parts.config.state_dir) / "slots"
+        self._factory = Path(parts.config.factory) if parts.config.factory else None
         self._runtimes: dict[str, SlotRuntime] = {}
         self.serving: dict[str, Slot] = {}
 
@@ -88,11 +93,12 @@ class SlotTable:
         return self._runtimes.get(name)
 
     def open_all(self) -> None:
-        """Take up every slot of the disk."""
-        folder = self._folder
-        for name in sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []:
-            if is_id(name):
-                self.open(name)
+        """Take up every slot of the disk, and those that have a factory bundle."""
+        found = {path.name for path in _listed(self._folder)}
+        if self._factory is not None:
+            found |= {path.stem for path in _listed(self._factory) if path.suffix == SUFFIX}
+        for name in sorted(name for name in found if is_id(name))[:MAX_SLOTS]:
+            self.open(name)
 
     def obeyed(self) -> Obeyed:
         """The newest document that any slot has obeyed."""
@@ -108,12 +114,29 @@ class SlotTable:
         Raises:
             DeviceError: There can be no slot of that name (code ``bad-slot``), or no room for it.
         """
+        runtime = self.at(name)
+        runtime.alpha = wish.alpha
+        runtime.agent.wish(wish, obeyed)
+
+    def at(self, name: str) -> SlotRuntime:
+        """The slot of a name, which is made when there is none.
+
+        Raises:
+            DeviceError: There can be no slot of that name (code ``bad-slot``), or no room for it.
+        """
         if name not in self._runtimes and (not is_id(name) or len(self._runtimes) >= MAX_SLOTS):
             words = f"{name[:80]!r} is no name for a slot, or this device has {MAX_SLOTS}"
             raise DeviceError(words, code="bad-slot")
-        runtime = self._runtimes.get(name) or self.open(name)
-        runtime.alpha = wish.alpha
-        runtime.agent.wish(wish, obeyed)
+        return self._runtimes.get(name) or self.open(name)
+
+    def settle_capture(self) -> None:
+        """Let every slot capture, or not, by what is in force now."""
+        for _, runtime in self:
+            self._capture_from(runtime.slot)
+
+    def _capture_from(self, slot: Slot) -> None:
+        recorder = self._parts.recorder
+        slot.capture = recorder.for_slot(slot.name) if recorder.config.share else None
 
     def dead(self) -> list[str]:
         """The slots whose threads have ended."""
@@ -142,12 +165,13 @@ class SlotTable:
             enrolment=parts.identity.identity.enrolment,
         )
         agent.start()
+        self._capture_from(slot)
         self._runtimes[name], self.serving[name] = SlotRuntime(slot, agent), slot
         return self._runtimes[name]
 
     def _slot_parts(self, name: str, slot: Slot, folder: Path) -> SlotParts:
         parts, trust = self._parts, self._parts.trust
-        store = Store(parts.fs, folder)
+        store = Store(parts.fs, folder, device=self._folder)
         host = ServingHost(
             slot,
             loop=self._loop,
@@ -170,9 +194,14 @@ class SlotTable:
             host=host,
             probe=partial(probe_model, timeout_s=PROBE_SECONDS),
             floor_elsewhere=partial(self._floor_elsewhere, name),
+            factory=self._factory / f"{name}{SUFFIX}" if self._factory else None,
         )
 
     def _floor_elsewhere(self, slot: str, bundle: str) -> int:
         epoch = self._parts.trust.keyring.epoch
         others = [runtime.agent.state for name, runtime in self if name != slot]
         return max((one.floor(bundle) for one in others if one.obeyed.epoch == epoch), default=0)
+
+
+def _listed(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []

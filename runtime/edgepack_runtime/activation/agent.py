@@ -224,7 +224,12 @@ class SlotAgent:
         return Asked(self._inbox.put(Wished(ref, probation=probation or Probation())), before)
 
     def reset(self) -> Asked:
-        """Forget the bundles, what was blocked, and the history; floors and orders stay known."""
+        """Forget the bundles, what was blocked, and the history; floors and orders stay known.
+
+        Raises:
+            StorageFaultError: The disk failed.
+        """
+        self._parts.history.clear()
         blocked = self._state.blocked
         return Asked(self._inbox.put(Wished(None, retry_blocked=blocked)))
 
