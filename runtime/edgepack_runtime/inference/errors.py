@@ -48,6 +48,12 @@ class ModelLoadError(ModelError):
     default_code = "load-failed"
 
 
+class UnfitModelError(ModelError):
+    """The graph must not be loaded at all; the code says which rule it breaks."""
+
+    default_code = "malformed-model"
+
+
 class ModelRunError(ModelError):
     """onnxruntime failed while it computed an answer."""
 
