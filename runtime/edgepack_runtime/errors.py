@@ -35,6 +35,12 @@ class TransientSourceError(SourceError):
     default_code = "source-unavailable"
 
 
+class WaitingSourceError(TransientSourceError):
+    """A source may not be asked now, by this device's own rules; waiting is no failed try."""
+
+    default_code = "waits-unmetered"
+
+
 class InterruptedInstallError(DeviceError):
     """A newer wish or the end of the daemon asked a download to stop. Not a failure."""
 

@@ -34,8 +34,8 @@ from edgepack_contract.messages import Ref, SlotDesired
 from edgepack_contract.oci_layout import INDEX_ENTRY
 from edgepack_contract.states import Phase
 from edgepack_runtime.errors import TransientSourceError
-from edgepack_runtime.sources.opening import open_source
-from edgepack_runtime.sources.registry import RegistrySource
+from edgepack_runtime.sources.opening import Sources
+from edgepack_runtime.sources.registry import Manner, RegistrySource
 from edgepack_runtime.sources.source import Patience
 
 GOOD = bundle("1.0.0")
@@ -55,7 +55,7 @@ def device(tmp_path) -> World:
     world = World(tmp_path / "device")
     world.start()
     world.install(GOOD)
-    world.agent._parts.installer._open_source = open_source
+    world.agent._parts.installer._open_source = Sources().open
     return world
 
 
@@ -341,7 +341,8 @@ def test_slow_retrieval(endless):
     clock = [0.0]
     server.pause = lambda: clock.__setitem__(0, clock[0] + 40.0)
     patience = Patience(stall_seconds=30.0, least_seconds=60.0, least_rate=1024.0 * 1024)
-    source = RegistrySource(server.address, patience=patience, clock=lambda: clock[0])
+    manner = Manner(patience=patience, clock=lambda: clock[0])
+    source = RegistrySource(server.address, manner=manner)
     with closing(source), pytest.raises((TransientSourceError, MalformedBundleError)) as caught:
         source.resolve(digest)
     assert isinstance(caught.value, TransientSourceError)

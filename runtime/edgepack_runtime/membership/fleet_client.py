@@ -6,7 +6,6 @@ environment (``HTTPS_PROXY``, ``NO_PROXY``) unless it stays on this machine.
 
 from __future__ import annotations
 
-import base64
 import http.client
 import re
 import socket
@@ -15,8 +14,7 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from urllib.parse import SplitResult, unquote, urlsplit
-from urllib.request import getproxies_environment, proxy_bypass
+from urllib.parse import SplitResult, urlsplit
 
 from edgepack_contract.canonical import parse_json
 from edgepack_contract.errors import ConfigError, MalformedDocumentError
@@ -30,6 +28,7 @@ from edgepack_runtime.errors import (
     FleetUnavailableError,
     FleetUntrustedError,
 )
+from edgepack_runtime.proxy import proxy_for
 
 _BUSY = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 _DATES = frozenset({9, 10})
@@ -104,13 +103,13 @@ class FleetClient:
 
     def _connection(self) -> _Connection:
         host, port = self._url.hostname or "", self._url.port or _port(self._url.scheme)
-        proxy = _proxy(host) if self._tls else None
+        proxy = proxy_for(host) if self._tls else None
         if proxy is None:
             return _Connection(host, port, self._tls, host, self._patience.stall_seconds)
         connection = _Connection(
-            proxy.hostname or "", proxy.port or 80, self._tls, host, self._patience.stall_seconds
+            proxy.host, proxy.port, self._tls, host, self._patience.stall_seconds
         )
-        connection.set_tunnel(host, port, _proxy_headers(proxy))
+        connection.set_tunnel(host, port, proxy.headers)
         return connection
 
     def _failed(self, error: Exception, *, too_slow: bool) -> FleetError:
@@ -249,25 +248,3 @@ def _checked_url(url: str) -> SplitResult:
 
 def _port(scheme: str) -> int:
     return http.client.HTTPS_PORT if scheme == "https" else http.client.HTTP_PORT
-
-
-def _proxy(host: str) -> SplitResult | None:
-    proxies = getproxies_environment()
-    address = proxies.get("https")
-    if address is None or is_loopback(host) or proxy_bypass(host, proxies):
-        return None
-    try:
-        parts = urlsplit(address if "://" in address else f"http://{address}")
-        if parts.scheme == "http" and parts.hostname and parts.port != 0:
-            return parts
-    except ValueError:
-        pass
-    # not repeated: it may hold a password
-    raise ConfigError("HTTPS_PROXY is not of the form http://HOST:PORT", code="bad-proxy")
-
-
-def _proxy_headers(proxy: SplitResult) -> dict[str, str]:
-    if proxy.username is None:
-        return {}
-    pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}".encode()
-    return {"Proxy-Authorization": f"Basic {base64.b64encode(pair).decode()}"}

@@ -1,31 +1,68 @@
 """The pull half of an OCI registry.
 
-Source: OCI distribution specification 1.1, "pull".
+Source: OCI distribution specification 1.1, "pull"; RFC 9110 for ranges, validators and codings.
+Whatever comes is proven by digest or signature by whoever asked.
 """
 
 from __future__ import annotations
 
 import http.client
 import io
+import re
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
-from typing import BinaryIO
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import BinaryIO, cast
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from edgepack_contract.errors import ConfigError, MalformedBundleError, SourceError
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.loopback import is_loopback
 from edgepack_contract.oci import INDEX_TYPE, MANIFEST_TYPE, Descriptor
-from edgepack_contract.tls import tls_trouble
+from edgepack_contract.tls import client_context, tls_trouble
+from edgepack_runtime.config import DownloadConfig
 from edgepack_runtime.errors import TransientSourceError
-from edgepack_runtime.sources.source import CHUNK_BYTES, Credentials, Patience, skip
+from edgepack_runtime.proxy import proxy_for
+from edgepack_runtime.sources.line import Connection, Watch
+from edgepack_runtime.sources.links import Links
+from edgepack_runtime.sources.login import Login
+from edgepack_runtime.sources.source import (
+    CHUNK_BYTES,
+    Credentials,
+    Have,
+    Incoming,
+    Patience,
+    never,
+)
 
 MAX_REDIRECTS = 3
 _RETRYABLE = frozenset({408, 425, 429})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_GZIP = frozenset({"gzip", "x-gzip"})
+_CONTENT_RANGE = re.compile(r"\Abytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)\Z")
+_STRONG = re.compile(r'\A"[\x21\x23-\x7e]{1,256}"\Z')
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How registries are asked.
+
+    Attributes:
+        links: The caps.
+        tls: How the certificate of ``HOST[:PORT]`` is checked.
+        patience: When to give up.
+        clock: Monotonic seconds.
+        sleep: Waits so many seconds.
+    """
+
+    links: Links = field(default_factory=lambda: Links(DownloadConfig()))
+    tls: Callable[[str], ssl.SSLContext] = lambda _netloc: client_context([])
+    patience: Patience = field(default_factory=Patience)
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
 
 
 class RegistrySource:
@@ -33,10 +70,9 @@ class RegistrySource:
 
     Args:
         url: ``http(s)://HOST[:PORT]/REPOSITORY``; plain http on loopback only.
-        credentials: Sent with every request to this host, and to no other.
-        tls: How certificates are checked; None for the system's way.
-        patience: When to give up.
-        clock: Monotonic seconds.
+        credentials: Who asks, when the registry wants to know.
+        eager: Whether it is told before it asks.
+        manner: How it is asked.
 
     Raises:
         ConfigError: The URL is of another form, or plain http to another machine.
@@ -47,16 +83,15 @@ class RegistrySource:
         url: str,
         *,
         credentials: Credentials | None = None,
-        tls: ssl.SSLContext | None = None,
-        patience: Patience | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        eager: bool = False,
+        manner: Manner | None = None,
     ) -> None:
         self._url = checked_url(url)
         self._repository = self._url.path.strip("/")
-        self._credentials = credentials
-        self._tls = tls
-        self._patience = patience or Patience()
-        self._clock = clock
+        self._manner = manner or Manner()
+        self.login = Login(
+            self._url, self._repository, credentials, self._manner.clock, eager=eager
+        )
 
     def resolve(self, reference: str) -> bytes | None:
         """See :class:`~edgepack_contract.bundle.BlobSource`.
@@ -65,97 +100,213 @@ class RegistrySource:
             TransientSourceError: It does not answer now.
             SourceError: It refuses.
         """
-        accept = f"{INDEX_TYPE}, {MANIFEST_TYPE}"
-        target = f"/v2/{self._repository}/manifests/{reference}"
-        deadline = self._clock() + self._patience.deadline(LIMITS.manifest_bytes)
-        response = self._get(target, {"Accept": accept}, missing_ok=True)
-        if response is None:
+        headers = {"Accept": f"{INDEX_TYPE}, {MANIFEST_TYPE}", "Accept-Encoding": "identity"}
+        watch = self._watch(LIMITS.manifest_bytes)
+        answer = self._get(f"manifests/{reference}", headers, watch)
+        if answer.status == HTTPStatus.NOT_FOUND:
+            answer.close()
             return None
-        with _Body(response, deadline, self._clock) as body:
-            return _read_bounded(body, LIMITS.manifest_bytes, what=f"manifest {reference[:80]}")
+        self._check(answer, reference)
+        self._check_plain(answer)
+        what = f"manifest {reference[:80]}"
+        return _read_bounded(answer, LIMITS.manifest_bytes, what=what)
 
     def open_blob(self, descriptor: Descriptor) -> BinaryIO:
         """See :class:`~edgepack_contract.bundle.BlobSource`."""
-        return self.open_blob_at(descriptor, 0)
+        incoming = self._fetch_plain(descriptor, 0, never)
+        return io.BufferedReader(cast("io.RawIOBase", incoming.stream))
 
-    def open_blob_at(self, descriptor: Descriptor, offset: int) -> BinaryIO:
-        """See :class:`Source`.
+    def fetch(
+        self, descriptor: Descriptor, have: Have, interrupted: Callable[[], bool]
+    ) -> Incoming:
+        """See :class:`Source`. A prefix that it knows nothing of is left to be fetched anew.
 
         Raises:
             TransientSourceError: It does not answer now.
             SourceError: It refuses, or has not got the blob.
+            InterruptedInstallError: It was asked to stop.
         """
-        deadline = self._clock() + self._patience.deadline(descriptor.size - offset)
-        headers = {"Range": f"bytes={offset}-"} if offset else {}
-        response = self._get(f"/v2/{self._repository}/blobs/{descriptor.digest}", headers)
-        if response is None:
-            raise _failed(self._url, 404, descriptor.digest)
-        stream = io.BufferedReader(_Body(response, deadline, self._clock))
-        if offset and response.status != http.HTTPStatus.PARTIAL_CONTENT:
-            # a server may ignore Range (RFC 9110, 14.2); then the beginning comes once more
-            skip(stream, offset)
-        elif offset and not _starts_at(response, offset):
-            stream.close()
-            raise SourceError(
-                f"{self._url.netloc} sent another range than {offset}-", code="bad-range"
-            )
-        return stream
+        if have.packable:
+            incoming = self._fetch_packed(descriptor, have, interrupted)
+            if incoming is not None:
+                return incoming
+        return self._fetch_plain(descriptor, have.plain, interrupted)
 
     def close(self) -> None:
         """Nothing is kept open between requests."""
 
-    def _get(
-        self, target: str, headers: dict[str, str], *, missing_ok: bool = False
-    ) -> _Answer | None:
-        for _ in range(MAX_REDIRECTS + 1):
-            response = self._ask(target, headers)
-            if response.status in (http.HTTPStatus.OK, http.HTTPStatus.PARTIAL_CONTENT):
-                _check_plain(response, self._url)
-                return response
-            response.close()
-            if response.status in _REDIRECTS:
-                target = self._redirected(target, response)
-            elif response.status == http.HTTPStatus.NOT_FOUND and missing_ok:
-                return None
-            else:
-                raise _failed(self._url, response.status, target)
+    def _fetch_plain(
+        self, descriptor: Descriptor, offset: int, interrupted: Callable[[], bool]
+    ) -> Incoming:
+        headers = {"Accept-Encoding": "identity"}
+        if offset:
+            headers["Range"] = f"bytes={offset}-"
+        watch = self._watch(descriptor.size - offset, interrupted)
+        answer = self._get(f"blobs/{descriptor.digest}", headers, watch)
+        if offset and answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            answer.close()
+            return self._fetch_plain(descriptor, 0, interrupted)
+        self._check(answer, descriptor.digest)
+        self._check_plain(answer)
+        if answer.status == HTTPStatus.PARTIAL_CONTENT:
+            self._check_range(answer, offset, descriptor.size)
+        else:
+            # a server may ignore Range (RFC 9110, 14.2); then the beginning comes once more
+            offset, watch.deadline = 0, self._watch(descriptor.size).deadline
+        return Incoming(_Body(answer), start=offset, total=descriptor.size)
+
+    def _fetch_packed(
+        self, descriptor: Descriptor, have: Have, interrupted: Callable[[], bool]
+    ) -> Incoming | None:
+        """The compressed copy or its rest; None when this source has none that helps."""
+        headers = {"Accept-Encoding": "gzip, identity;q=0.5"}
+        offset = have.packed if have.etag else 0
+        if offset:
+            headers |= {"Range": f"bytes={offset}-", "If-Range": have.etag}
+        watch = self._watch(descriptor.size, interrupted)
+        answer = self._get(f"blobs/{descriptor.digest}", headers, watch)
+        packed, etag = answer.header("Content-Encoding").lower() in _GZIP, answer.header("ETag")
+        partial = answer.status == HTTPStatus.PARTIAL_CONTENT
+        if answer.status == HTTPStatus.OK and not packed and not have.plain:
+            self._check_plain(answer)
+            return Incoming(_Body(answer), total=descriptor.size)
+        # without a strong validator a copy that was cut could only be begun again
+        usable = packed and _STRONG.match(etag) is not None
+        if partial:
+            usable = usable and etag == have.etag and _range_of(answer)[0] == offset
+        total = _total(answer)
+        if not (answer.status == HTTPStatus.OK or partial) or not usable:
+            answer.close()
+            return None
+        if total is not None and total >= descriptor.size:
+            answer.close()
+            return None
+        start = offset if partial else 0
+        return Incoming(_Body(answer), start=start, total=total, packed=True, etag=etag)
+
+    def _watch(self, size: int, interrupted: Callable[[], bool] = never) -> Watch:
+        manner = self._manner
+        return Watch(
+            deadline=manner.clock() + manner.patience.deadline(size),
+            stall=manner.patience.stall_seconds,
+            interrupted=interrupted,
+            clock=manner.clock,
+            sleep=manner.sleep,
+        )
+
+    def _get(self, what: str, headers: Mapping[str, str], watch: Watch) -> _Answer:
+        """The answer of the registry, or of the store that it sends to; of any status."""
+        here = self._url._replace(path=f"/v2/{self._repository}/{what}")
+        answer = self._ask(here, headers, watch, self.login.header())
+        if answer.status == HTTPStatus.UNAUTHORIZED:
+            challenge = answer.header("WWW-Authenticate")
+            answer.close()
+            if not self.login.answer(challenge, self._small):
+                raise _failed(self._url, answer.status, what)
+            answer = self._ask(here, headers, watch, self.login.header())
+        for _ in range(MAX_REDIRECTS):
+            if answer.status not in _REDIRECTS:
+                return answer
+            answer.close()
+            here = self._redirected(here, answer, elsewhere=what.startswith("blobs/sha256:"))
+            shown = self.login.header() if _same_host(here, self._url) else None
+            answer = self._ask(here, headers, watch, shown)
+        if answer.status not in _REDIRECTS:
+            return answer
+        answer.close()
         raise SourceError(f"{self._url.netloc} redirects without end", code="bad-redirect")
 
-    def _ask(self, target: str, headers: dict[str, str]) -> _Answer:
-        connection = self._connect()
-        sent = {"Accept-Encoding": "identity", "Connection": "close", **headers}
-        if self._credentials:
-            sent["Authorization"] = self._credentials.header
+    def _small(self, url: SplitResult, authorization: str | None) -> bytes:
+        watch = self._watch(LIMITS.message_bytes)
+        answer = self._ask(url, {"Accept-Encoding": "identity"}, watch, authorization)
+        if answer.status != HTTPStatus.OK:
+            answer.close()
+            raise _failed(url, answer.status, "a token")
+        return _read_bounded(answer, LIMITS.message_bytes, what=f"the token of {url.netloc}")
+
+    def _ask(
+        self, url: SplitResult, headers: Mapping[str, str], watch: Watch, shown: str | None
+    ) -> _Answer:
+        target = url.path + (f"?{url.query}" if url.query else "")
+        sent = {"Connection": "close", **headers}
+        if shown is not None:
+            sent["Authorization"] = shown
+        connection = self._connection(url, watch)
         try:
             connection.request("GET", target, headers=sent)
             return _Answer(connection, connection.getresponse())
         except (OSError, http.client.HTTPException, ValueError) as error:
             connection.close()
-            raise _unreachable(self._url, error) from error
+            raise _unreachable(url, error) from error
+        except BaseException:
+            connection.close()
+            raise
 
-    def _connect(self) -> http.client.HTTPConnection:
-        host, stall = self._url.hostname or "", self._patience.stall_seconds
-        if self._url.scheme == "http":
-            return http.client.HTTPConnection(host, self._url.port, timeout=stall)
-        tls = self._tls or ssl.create_default_context()
-        return http.client.HTTPSConnection(host, self._url.port, timeout=stall, context=tls)
+    def _connection(self, url: SplitResult, watch: Watch) -> Connection:
+        host, secure = url.hostname or "", url.scheme == "https"
+        port = url.port or (http.client.HTTPS_PORT if secure else http.client.HTTP_PORT)
+        proxy = proxy_for(host)
+        near, gate = (proxy.host, proxy.port) if proxy else (host, port)
+        watch.pace = self._manner.links.pace(near, gate)
+        tls = self._manner.tls(url.netloc) if secure else None
+        return Connection(host, port, watch, tls=tls, proxy=proxy)
 
-    def _redirected(self, target: str, response: _Answer) -> str:
-        base = f"{self._url.scheme}://{self._url.netloc}"
-        there = urlsplit(urljoin(base + target, response.header("Location")))
-        if (there.scheme, there.netloc) != (self._url.scheme, self._url.netloc):
+    def _redirected(self, here: SplitResult, answer: _Answer, *, elsewhere: bool) -> SplitResult:
+        """Where a redirect leads. Registries send to their object stores, for blobs alone."""
+        try:
+            there = urlsplit(urljoin(here.geturl(), answer.header("Location")))
+            named = there.hostname is not None and (there.port is None or there.port > 0)
+        except ValueError:
+            there, named = here, False
+        if named and _same_host(there, here):
+            return there
+        if not elsewhere:
             raise SourceError(
                 f"{self._url.netloc} redirects to {there.netloc[:80]!r}; only itself is allowed",
                 code="bad-redirect",
             )
-        return there.path + (f"?{there.query}" if there.query else "")
+        near = is_loopback(here.hostname or "") and is_loopback(there.hostname or "")
+        safe = there.scheme == "https" and not is_loopback(there.hostname or "")
+        stays = there.scheme in ("http", "https") and near and here.scheme == "http"
+        if not named or there.username or not (safe or stays or (near and there.scheme == "https")):
+            raise SourceError(
+                f"{self._url.netloc} redirects to {there.scheme[:10]}://{there.netloc[:80]}, and "
+                "only another host by https is allowed",
+                code="bad-redirect",
+            )
+        return there
+
+    def _check(self, answer: _Answer, what: str) -> None:
+        if answer.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
+            answer.close()
+            raise _failed(self._url, answer.status, what)
+
+    def _check_plain(self, answer: _Answer) -> None:
+        encoding = answer.header("Content-Encoding") or "identity"
+        if encoding != "identity":
+            answer.close()
+            raise SourceError(
+                f"{self._url.netloc} sent Content-Encoding {encoding[:40]!r}, which was not asked "
+                "for",
+                code="bad-encoding",
+            )
+
+    def _check_range(self, answer: _Answer, offset: int, size: int) -> None:
+        start, total = _range_of(answer)
+        if start != offset or total not in (size, None):
+            said = answer.header("Content-Range")
+            answer.close()
+            raise SourceError(
+                f"{self._url.netloc} sent another range than {offset}- of {size}: {said[:80]!r}",
+                code="bad-range",
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
     """A response and the connection it came by, which end together."""
 
-    connection: http.client.HTTPConnection
+    connection: Connection
     response: http.client.HTTPResponse
 
     @property
@@ -171,20 +322,17 @@ class _Answer:
 
 
 class _Body(io.RawIOBase):
-    """A response's bytes until its deadline; an early end is an error, not an end."""
+    """A response's bytes as they come; an early end is an error, not an end."""
 
-    def __init__(self, answer: _Answer, deadline: float, clock: Callable[[], float]) -> None:
+    def __init__(self, answer: _Answer) -> None:
         self._answer, self._response = answer, answer.response
-        self._deadline, self._clock = deadline, clock
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        # read1 returns what one receive brought, so that the deadline is looked at in between
-        if self._clock() > self._deadline:
-            raise TransientSourceError("the source is too slow: its total time is over")
         try:
+            # read1 returns what one receive brought
             data = self._response.read1(min(len(buffer), CHUNK_BYTES))
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise TransientSourceError(f"the source stopped half-way: {error!r}") from error
@@ -200,8 +348,8 @@ class _Body(io.RawIOBase):
         super().close()
 
 
-def _read_bounded(stream: _Body, limit: int, *, what: str) -> bytes:
-    with closing(io.BufferedReader(stream)) as reader:
+def _read_bounded(answer: _Answer, limit: int, *, what: str) -> bytes:
+    with closing(io.BufferedReader(_Body(answer))) as reader:
         raw = reader.read(limit + 1)
     if len(raw) > limit:
         raise MalformedBundleError(f"{what} has more than {limit} bytes", code="too-large")
@@ -232,27 +380,34 @@ def checked_url(url: str) -> SplitResult:
     return parts
 
 
-def _check_plain(response: _Answer, url: SplitResult) -> None:
-    encoding = response.header("Content-Encoding") or "identity"
-    if encoding != "identity":
-        response.close()
-        raise SourceError(
-            f"{url.netloc} sent Content-Encoding {encoding[:40]!r}, which was not asked for",
-            code="bad-encoding",
-        )
+def _same_host(one: SplitResult, other: SplitResult) -> bool:
+    return (one.scheme, one.netloc) == (other.scheme, other.netloc)
 
 
-def _starts_at(response: _Answer, offset: int) -> bool:
-    return response.header("Content-Range").startswith(f"bytes {offset}-")
+def _range_of(answer: _Answer) -> tuple[int | None, int | None]:
+    """The first byte that comes and the size of the whole; None for what is not said."""
+    found = _CONTENT_RANGE.match(answer.header("Content-Range"))
+    if found is None:
+        return None, None
+    return int(found[1]), None if found[3] == "*" else int(found[3])
 
 
-def _failed(url: SplitResult, status: int, target: str) -> SourceError:
-    words = f"{url.netloc} answered {status} for {target[:160]}"
-    if status in _RETRYABLE or status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
+def _total(answer: _Answer) -> int | None:
+    if answer.status == HTTPStatus.PARTIAL_CONTENT:
+        return _range_of(answer)[1]
+    return answer.response.length
+
+
+def _failed(url: SplitResult, status: int, what: str) -> SourceError:
+    words = f"{url.netloc} answered {status} for {what[:160]}"
+    if status in _RETRYABLE or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return TransientSourceError(words)
-    return SourceError(
-        words, code="not-found" if status == http.HTTPStatus.NOT_FOUND else "refused"
-    )
+    if status == HTTPStatus.NOT_FOUND:
+        return SourceError(words, code="not-found")
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        hint = "give this device a user and password_file in download.registries, or let it pull"
+        return SourceError(f"{words}; {hint}", code="refused")
+    return SourceError(words, code="refused")
 
 
 def _unreachable(url: SplitResult, error: Exception) -> SourceError:

@@ -47,6 +47,10 @@ class Syscalls:
         """Make a file's content durable."""
         os.fsync(fd)
 
+    def fdatasync(self, fd: int) -> None:
+        """Make what was written to a file durable, and its size."""
+        os.fdatasync(fd)
+
     def close(self, fd: int) -> None:
         """Close a descriptor."""
         os.close(fd)
@@ -81,6 +85,7 @@ class Appending:
 
     def __init__(self, fs: DurableFS, path: Path, fd: int) -> None:
         self._fs, self._path, self._fd = fs, path, fd
+        self._named = False
 
     def write(self, data: bytes) -> None:
         """Append all of ``data``.
@@ -95,6 +100,18 @@ class Appending:
         """Forget what was written so far."""
         with self._fs.blaming(self._path):
             self._fs.calls.truncate(self._fd, 0)
+
+    def flush(self) -> None:
+        """Make what was written so far outlive a power cut, in the midst of a long file.
+
+        Raises:
+            StorageFaultError: The disk failed.
+        """
+        with self._fs.blaming(self._path, final=True):
+            self._fs.calls.fdatasync(self._fd)
+        if not self._named:
+            self._fs.fsync_dir(self._path.parent)
+            self._named = True
 
     def finish(self) -> None:
         """Make the content durable.

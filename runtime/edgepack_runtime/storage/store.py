@@ -24,6 +24,7 @@ from edgepack_contract.limits import LIMITS
 from edgepack_contract.oci import FILEPATH, Descriptor
 from edgepack_runtime.errors import DiskFullError
 from edgepack_runtime.storage.fsio import DurableFS
+from edgepack_runtime.storage.holdings import Holdings, held_files
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +39,19 @@ class Store:
         fs: All file changes go through it.
         folder: ``slots/<slot>``.
         reserve_bytes: Free space that an install must leave.
+        device: The folder of all slots of the device, whose files spare downloads; None for none.
     """
 
-    def __init__(self, fs: DurableFS, folder: Path, *, reserve_bytes: int = RESERVE_BYTES) -> None:
+    def __init__(
+        self,
+        fs: DurableFS,
+        folder: Path,
+        *,
+        reserve_bytes: int = RESERVE_BYTES,
+        device: Path | None = None,
+    ) -> None:
         self.fs = fs
+        self._device = device
         self._reserve = reserve_bytes
         self._store = folder / "store"
         self._staging = folder / "staging"
@@ -67,8 +77,18 @@ class Store:
         """Whether a bundle is complete."""
         return self.entry(digest).is_dir()
 
+    def held(self) -> Holdings:
+        """The files of all complete bundles of the device."""
+        return {} if self._device is None else held_files(self.fs, self._device)
+
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes more leave enough for everybody else."""
+        return self.fs.free_bytes(self._staging) >= size + self._reserve
+
     def stage(self, digest: str, *, needed_bytes: int) -> Path:
         """Make room for a bundle, and the folders to fetch it into.
+
+        What other downloads left half-way is removed, and nothing else.
 
         Args:
             digest: The bundle.
@@ -77,12 +97,12 @@ class Store:
         Raises:
             DiskFullError: It would leave too little space; nothing was written.
         """
-        self._tidy_staging(keep=digest)
+        gone = self._tidy_staging(keep=digest)
         free = self.fs.free_bytes(self._staging)
         if free < needed_bytes + self._reserve:
             raise DiskFullError(
                 f"the bundle needs {needed_bytes} bytes more and {self._reserve} must stay free, "
-                f"but {free} are free on {self._staging}"
+                f"but {free} are free on {self._staging}; {_removed(gone)}"
             )
         folder = self.staging(digest)
         self.fs.make_dirs(folder / "model")
@@ -121,10 +141,18 @@ class Store:
                 self.fs.remove_tree(entry)
         return gone
 
-    def _tidy_staging(self, *, keep: str) -> None:
+    def _tidy_staging(self, *, keep: str) -> list[str]:
+        gone = []
         for entry in sorted(self._staging.iterdir()):
             if entry.name != hex_of(keep):
                 self.fs.remove_tree(entry)
+                gone.append(entry.name)
+        if gone:
+            logger.info(
+                "removed what other downloads left: %s", ", ".join(gone),
+                extra={"event": "leftovers_removed"},
+            )  # fmt: skip
+        return gone
 
 
 class StoredSource:
@@ -166,6 +194,13 @@ class StoredSource:
         path = descriptor.annotations.get(FILEPATH)
         proof = self._entry / "proof" / proof_name(descriptor.digest)
         return proof if path is None or proof.exists() else self._entry / "model" / path
+
+
+def _removed(names: list[str]) -> str:
+    if not names:
+        return "nothing could be removed but what serves, or served before"
+    told = ", ".join(name[:12] for name in names[:8])
+    return f"what other downloads left was removed ({told}), which was not enough"
 
 
 def proof_name(reference: str) -> str:

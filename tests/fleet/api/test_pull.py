@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from contextlib import closing
 from typing import BinaryIO
 
 import pytest
@@ -23,7 +24,7 @@ from edgepack_fleet.api.ranges import (
     requested_span,
 )
 from edgepack_runtime.sources.registry import RegistrySource
-from edgepack_runtime.sources.source import Credentials
+from edgepack_runtime.sources.source import Credentials, Have, never
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +74,14 @@ def test_a_device_proves_everything_that_it_pulls(device):
 def test_the_devices_own_client_pulls_and_resumes(fleet):
     credentials = Credentials("pi-1", derived_secret(MAC_KEY, "pull"))
     with served(fleet) as url:
-        source = RegistrySource(f"{url}/digits", credentials=credentials)
+        source = RegistrySource(f"{url}/digits", credentials=credentials, eager=True)
         bundle = open_bundle(source, "1.0.0", keyring=keyring(), name="digits")
         variant = open_variant(bundle, source, bundle.variants[-1])
         verify_layers(variant, source)
         layer = variant.layers["model.onnx"]
-        with source.open_blob(layer) as whole, source.open_blob_at(layer, 3) as rest:
-            assert whole.read()[3:] == rest.read()
+        rest = source.fetch(layer, Have(plain=3), never)
+        with source.open_blob(layer) as whole, closing(rest):
+            assert (whole.read()[3:], rest.start) == (rest.stream.read(layer.size), 3)
 
 
 def test_the_root_says_that_this_is_a_registry(device):
