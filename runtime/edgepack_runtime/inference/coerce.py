@@ -20,6 +20,10 @@ from edgepack_runtime.inference.session import Tensor, numpy_dtype
 
 _MAX_RANK = 16
 _MOST_IN_EMPTY = 2**20
+_FEW = 1024
+_SQUARES = {"float16": 4.0e9, "float32": 1.0e77}
+"""Values whose squares add up to less are in the type's range."""
+
 _OPEN, _SPACE = ord("["), b" \t\r\n"
 
 Policy = Literal["refuse", "count"]
@@ -123,12 +127,22 @@ def check_finite(name: str, array: Tensor) -> None:
     Raises:
         NonfiniteInputError: It does not.
     """
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    if not all_finite(array):
         count = int(np.count_nonzero(~np.isfinite(array)))
         raise NonfiniteInputError(
             f"input {name!r}: {count} of {array.size} values are null, NaN or infinite; "
             "the bundle says to refuse those"
         )
+
+
+def all_finite(array: Tensor) -> bool:
+    """Whether an array holds no NaN and no infinity; true of what is not of floats."""
+    if array.dtype.kind != "f":
+        return True
+    # one pass in C for few values; a sum of squares that overflows decides nothing
+    if array.size <= _FEW and math.isfinite(np.vdot(array, array)):
+        return True
+    return bool(np.isfinite(array).all())
 
 
 def _check_dimensions(
@@ -225,9 +239,14 @@ def _wrong_values(spec: TensorSpec, error: Exception) -> BadRequestError:
 
 def _to_array(spec: TensorSpec, values: Any) -> Tensor:
     try:
+        if spec.dtype not in _SQUARES:
+            return np.array(values, dtype=numpy_dtype(spec.dtype))
+        wide = np.array(values, dtype=np.float64)
+        if wide.size <= _FEW and np.vdot(wide, wide) < _SQUARES[spec.dtype]:
+            return wide.astype(numpy_dtype(spec.dtype))
         # a float64 over the range of float32 becomes an infinity, which the finite check judges
         with np.errstate(over="ignore"):
-            return np.array(values, dtype=numpy_dtype(spec.dtype))
+            return wide.astype(numpy_dtype(spec.dtype))
     except OverflowError as error:
         raise _wrong_values(spec, error) from error
     except ValueError as error:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-import numpy as np
-
 from edgepack_contract.description import GOLDEN_PATH, REFERENCE_PATH, Description
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.reference import Reference, parse_reference
 from edgepack_contract.statistics import ClassReader
+from edgepack_runtime.inference.coerce import all_finite
 from edgepack_runtime.inference.errors import ModelLoadError, ModelRunError, ShapeError
 from edgepack_runtime.inference.golden import (
     GoldenResult,
@@ -27,6 +27,7 @@ from edgepack_runtime.inference.session import Session, Tensor
 from edgepack_runtime.inference.variant import open_variant, read_description
 from edgepack_runtime.telemetry.aggregate import SlotAggregator
 
+_LOOPS = frozenset({"Loop", "Scan"})
 _TIMED_RUNS = 32
 _TIMED_SECONDS = 0.2
 
@@ -39,6 +40,8 @@ class ServingModel:
         description: What the variant says of itself.
         reference: The drift reference, None when the bundle has none.
         reader: Reads classes out of the outputs.
+        joinable: Whether rows of several requests may be answered by one run; whoever loads the
+            model settles it.
     """
 
     def __init__(
@@ -55,7 +58,10 @@ class ServingModel:
         self.reader = ClassReader(description.outputs)
         self._session = session
         self._golden = golden
-        self._seconds_per_element = self._time_runs()
+        self.joinable = False
+        # how long a loop takes is for its input to say, which may be any stranger's
+        loops = any(one.name in _LOOPS for one in description.operators)
+        self._seconds_per_element = math.inf if loops else self._time_runs()
         self._float_outputs = [
             spec.name for spec in description.outputs if spec.dtype.startswith("float")
         ]
@@ -109,6 +115,29 @@ class ServingModel:
                 raise
             raise ShapeError(f"input {empty!r} is empty, which this model cannot take") from error
 
+    def canary(self) -> None:
+        """Answer the first golden row, to nobody; thread-safe.
+
+        Raises:
+            ModelRunError: The model failed, or was released meanwhile.
+        """
+        self.run(self._first_feeds())
+
+    def interrupt(self) -> None:
+        """End the runs that are under way with an error, code ``interrupted``; thread-safe."""
+        self._session.interrupt()
+
+    def check_joined(self) -> GoldenResult:
+        """Run all golden rows at once, for a model that takes many rows; thread-safe.
+
+        Raises:
+            GoldenError: They do not fit the model.
+            ModelRunError: The model failed.
+        """
+        golden = self._golden
+        answers = self._session.run(golden.inputs)
+        return compare_golden(answers, golden.outputs, self.description.golden)
+
     def check_golden(self) -> GoldenResult:
         """Run the golden rows again, for a model that nobody asks anything; thread-safe.
 
@@ -146,7 +175,7 @@ class ServingModel:
 
     def is_finite(self, outputs: Mapping[str, Tensor]) -> bool:
         """Whether no output holds NaN or an infinity."""
-        return all(np.isfinite(outputs[name]).all() for name in self._float_outputs)
+        return all(all_finite(outputs[name]) for name in self._float_outputs)
 
     def float_bytes(self, outputs: Mapping[str, Tensor]) -> bytes:
         """The bits of every float output; empty for a model that gives only decisions."""
