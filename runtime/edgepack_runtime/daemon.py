@@ -176,6 +176,8 @@ class Daemon:
         """Take up the settings that a running daemon can change, :data:`.reloading.LIVE`."""
         self._config = config
         self._sources.reconfigure(config.download)
+        self._recorder.reconfigure(config.capture)
+        self.slots.settle_capture()
 
     async def run_windows(self) -> None:
         """Close windows at their period, for as long as the daemon runs."""

@@ -22,6 +22,7 @@ from edgepack_runtime.admission import device_facts, reminding, warn_of_expiry
 from edgepack_runtime.config import RuntimeConfig
 from edgepack_runtime.daemon import Daemon
 from edgepack_runtime.errors import DeviceError
+from edgepack_runtime.local.control import listening
 from edgepack_runtime.membership.identity import load_identity
 from edgepack_runtime.notify import Notifier
 from edgepack_runtime.readiness import in_words, tell_status
@@ -78,10 +79,11 @@ async def run_device(
         rng = random.Random(os.urandom(8))  # noqa: S311
         daemon = Daemon(config, identity, trust, session=session, fs=fs, rng=rng)
         socket = config.serve.unix_socket
+        app = App(
+            daemon.slots.serving, phase_of=daemon.phase, waiver=waiver, refusals=daemon.refusals
+        )
         server = await serve(
-            App(
-                daemon.slots.serving, phase_of=daemon.phase, waiver=waiver, refusals=daemon.refusals
-            ),
+            app,
             unix_socket=Path(socket) if socket else None,
             host=config.serve.host,
             port=config.serve.port,
@@ -92,7 +94,8 @@ async def run_device(
         running = _Running(daemon, server, notifier, waiver, config)
         on_hangup(partial(running.reload, reread))
         with reminding(waiver):
-            await _run(running, stop)
+            async with listening(daemon.control(app), home):
+                await _run(running, stop)
 
 
 def on_hangup(work: Callable[[], None]) -> None:

@@ -13,6 +13,7 @@ import msgspec
 from edgepack_runtime.config import RuntimeConfig
 
 LIVE = (
+    "capture",
     "log",
     "serve.tls_certificate",
     "serve.tls_key",
