@@ -27,7 +27,7 @@ from edgepack_runtime.inference.session import Session, Tensor
 from edgepack_runtime.inference.variant import open_variant, read_description
 from edgepack_runtime.telemetry.aggregate import SlotAggregator
 
-_LOOPS = frozenset({"Loop", "Scan"})
+_LOOPS = frozenset({"ai.onnx:Loop", "ai.onnx:Scan"})
 _TIMED_RUNS = 32
 _TIMED_SECONDS = 0.2
 
@@ -60,7 +60,7 @@ class ServingModel:
         self._golden = golden
         self.joinable = False
         # how long a loop takes is for its input to say, which may be any stranger's
-        loops = any(one.name in _LOOPS for one in description.operators)
+        loops = not _LOOPS.isdisjoint(description.operators)
         self._seconds_per_element = math.inf if loops else self._time_runs()
         self._float_outputs = [
             spec.name for spec in description.outputs if spec.dtype.startswith("float")

@@ -13,15 +13,16 @@ from time import perf_counter_ns
 from edgepack_contract.limits import KIB
 from edgepack_runtime.inference.errors import InputError, ModelRunError
 from edgepack_runtime.inference.session import Tensor
+from edgepack_runtime.serving.batching import Batcher
 from edgepack_runtime.serving.codec import Codec, Encoded, Payload, PredictRequest
 from edgepack_runtime.serving.counting import Durations
 from edgepack_runtime.serving.errors import (
+    DeadlineError,
     NonfiniteOutputError,
     OverloadError,
 )
-from edgepack_runtime.serving.slot import Slot
+from edgepack_runtime.serving.slot import INLINE_SECONDS, Slot
 
-INLINE_SECONDS = 0.0003
 INLINE_BYTES = 64 * KIB
 
 
@@ -49,7 +50,7 @@ async def predict(
         UnknownModelError: No model of that version answers.
         InputError: The body does not fit.
         OverloadError: Too many requests wait already.
-        ModelRunError: The model failed.
+        ModelRunError: The model failed, or (DeadlineError) did not answer in time.
         NonfiniteOutputError: It answered with NaN, and its bundle does not allow that.
     """
     call = Call(slot, codec, payload, version)
@@ -95,6 +96,8 @@ class Call:
             if len(self._payload.body) >= INLINE_BYTES:
                 return False
             self._decode()
+            if self._tenure.batcher is not None:
+                return False
             if self._model.estimated_seconds(self._request.feeds) >= INLINE_SECONDS:
                 return False
             self._run()
@@ -106,12 +109,15 @@ class Call:
         return True
 
     async def finish(self) -> None:
-        """Answer in the slot's pool."""
+        """Answer in the slot's pool, or together with others."""
+        large = len(self._payload.body) >= INLINE_BYTES
         try:
-            if len(self._payload.body) >= INLINE_BYTES:
-                await self._slot.in_pool(self._decode_run_encode)
+            if self._tenure.batcher is not None:
+                await self._join(self._tenure.batcher, large=large)
+            elif large:
+                await self._slot.in_pool(self._decode_run_encode, self._model)
             else:
-                await self._slot.in_pool(self._run)
+                await self._slot.in_pool(self._run, self._model)
                 self._encode()
         except BaseException as error:
             self._failed(error)
@@ -127,6 +133,14 @@ class Call:
         self._begun = perf_counter_ns()
         self._outputs = self._model.run(self._request.feeds)
         self._computed = perf_counter_ns()
+
+    async def _join(self, batcher: Batcher, *, large: bool) -> None:
+        if large:
+            await self._slot.in_pool(self._decode)
+        self._begun = perf_counter_ns()
+        self._outputs = await batcher.run(self._request.feeds)
+        self._computed = perf_counter_ns()
+        self._encode()
 
     def _encode(self) -> None:
         model = self._model
@@ -165,6 +179,8 @@ class Call:
                 slot.refused(tenure, error.kind)
             case OverloadError():
                 slot.refused(tenure, "overload")
+            case DeadlineError():
+                slot.failed(tenure, "deadline", elapsed_ns)
             case ModelRunError():
                 slot.failed(tenure, "backend", elapsed_ns)
             case NonfiniteOutputError():

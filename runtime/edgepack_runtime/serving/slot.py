@@ -1,69 +1,74 @@
-"""A slot: the place of one model, and the only thing that a swap changes.
+"""A slot: the place of one model, and only what is in its places changes in a swap.
 
-Every method is called on the event loop's thread. A request takes a *lease* on whatever model is
-active when it arrives and finishes on that one, so replacing the model is one assignment; the old
-one is let go of when its last lease is given back.
+Every method is called on the event loop's thread. A request takes a *lease* on a model when it
+arrives and finishes on that one, so replacing the model is one assignment; the old one is let go of
+when its last lease is given back.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Future
 from typing import TypeVar
 
-from edgepack_contract.window import ErrorKind, WindowBody
+import msgspec
+
+from edgepack_contract.moments import Moments
+from edgepack_contract.window import Differences, ErrorKind, WindowBody
 from edgepack_runtime.capture.recorder import Capture
+from edgepack_runtime.config import BatchingConfig
+from edgepack_runtime.inference.errors import ModelRunError
 from edgepack_runtime.inference.session import Tensor, trim_memory
+from edgepack_runtime.serving.batching import Batcher, Feeds, Outputs
+from edgepack_runtime.serving.candidate import Candidate
 from edgepack_runtime.serving.codec import Payload, PredictRequest
-from edgepack_runtime.serving.counting import Durations, ModelCounts, SlotCounters, SlotTotals
-from edgepack_runtime.serving.errors import NoModelError, OverloadError, UnknownModelError
+from edgepack_runtime.serving.counting import Durations, SlotTotals
+from edgepack_runtime.serving.crew import Crew
+from edgepack_runtime.serving.errors import (
+    DeadlineError,
+    NoModelError,
+    OverloadError,
+    UnknownModelError,
+)
 from edgepack_runtime.serving.model import ServingModel
-from edgepack_runtime.serving.shadow import Pair, ReverseShadow, comparable
-from edgepack_runtime.telemetry.aggregate import SlotAggregator
+from edgepack_runtime.serving.place import Place, Surroundings
+from edgepack_runtime.serving.residents import Residents, Tenure
 
 T = TypeVar("T")
 
 POOL_THREADS = 2
 MOST_WAITING = 64
-SHADOW_STOP_SECONDS = 5.0
+RUN_SECONDS = 30.0
+"""A model that takes longer for one run does not come back, or helps nobody any more."""
+
+GRACE_SECONDS = 2.0
+"""A run that was told to end does so between two of its nodes."""
+
+STOP_SECONDS = 5.0
+INLINE_SECONDS = 0.0003
+"""A hop to another thread costs more than a model that takes less than this."""
 
 
-@dataclass(slots=True)
-class Tenure:
-    """One model's time as the active one of a slot.
-
-    Attributes:
-        model: The model.
-        aggregator: Counts its windows.
-        since_ms: When it became active, milliseconds since 1970 UTC.
-        counts: What probation watches.
-        in_flight: Leases that are out.
-    """
-
-    model: ServingModel
-    aggregator: SlotAggregator
-    since_ms: int
-    counts: ModelCounts = field(default_factory=ModelCounts)
-    in_flight: int = 0
-
-
-class Slot:
-    """The place of one model.
+class Slot(Place):
+    """The place of one model, and of a candidate beside it.
 
     Args:
         name: The slot's name, which is the model's name in URLs.
         now_ms: Wall clock, milliseconds since 1970 UTC.
         rng: Chooses what the reverse shadow samples.
         most_waiting: How many requests may wait for or run in the pool.
+        batching: How requests that come together are joined.
+        run_seconds: How long one run may take.
 
     Attributes:
         unloaded: Whether somebody asked that nothing is answered until they ask otherwise; the
             model stays where it is.
+        capture: Keeps sampled requests on this device, None when nobody asked for that.
+        candidate: The second model.
+        batching: How requests are joined from the next swap on.
     """
 
     def __init__(
@@ -73,23 +78,25 @@ class Slot:
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         rng: random.Random | None = None,
         most_waiting: int = MOST_WAITING,
+        batching: BatchingConfig | None = None,
+        run_seconds: float = RUN_SECONDS,
     ) -> None:
-        self.name = name
+        self._residents = Residents(self._release)
+        sampling = rng or random.Random()  # noqa: S311 - a sample, not a secret
+        around = Surroundings(name, self._residents, now_ms, sampling, self._batcher)
+        super().__init__(around, "active")
         self.totals = SlotTotals()
         self.unloaded = False
-        self.last_prediction_ms: int | None = None
         self.capture: Capture | None = None
+        self.last_prediction_ms: int | None = None
+        self.batching = batching or BatchingConfig()
+        self.candidate = Candidate(around)
         self._now_ms = now_ms
-        self._rng = rng or random.Random()  # noqa: S311 - a sample, not a secret
-        self._most_waiting = most_waiting
+        self._most_waiting, self._run_seconds = most_waiting, run_seconds
         self._waiting = 0
-        self._active: Tenure | None = None
-        self._previous: ServingModel | None = None
-        self._shadow: ReverseShadow | None = None
-        self._ending_comparison = False
-        self._open: list[Tenure] = []
-        self._doomed: list[ServingModel] = []
-        self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix=f"slot-{name}")
+        self._candidate_first = False
+        self._released: Future[None] | None = None
+        self._pool = Crew(POOL_THREADS, f"slot-{name}")
 
     @property
     def ready(self) -> bool:
@@ -105,89 +112,50 @@ class Slot:
         return f"model {self.name!r} has no bundle that can serve right now"
 
     @property
-    def active(self) -> ServingModel | None:
-        """The model that answers."""
-        return self._active.model if self._active else None
-
-    @property
-    def previous(self) -> ServingModel | None:
-        """The model that answered before and is still loaded, for comparison and fallback."""
-        return self._previous
-
-    @property
-    def tenure(self) -> Tenure | None:
-        """The active model with its counts."""
-        return self._active
-
-    @property
-    def shadow(self) -> ReverseShadow | None:
-        """The comparison that is going on, if any."""
-        return self._shadow
-
-    @property
     def in_flight(self) -> int:
         """Requests that are being answered."""
-        return sum(tenure.in_flight for tenure in self._open)
+        return sum(tenure.in_flight for tenure in self._residents)
 
-    def counters(self) -> SlotCounters:
-        """What probation watches; zeros without a model."""
-        return self._active.counts.snapshot() if self._active else SlotCounters()
+    @property
+    def released(self) -> Future[None] | None:
+        """Done when the memory of the models that were let go of last is given back."""
+        return self._released
+
+    def of_version(self, version: str | None) -> Tenure | None:
+        """The model of a version, the active one for None; None when neither is of it."""
+        active, candidate = self._active, self.candidate.tenure
+        if active is None or version is None or version == active.model.version:
+            return active
+        return candidate if candidate and candidate.model.version == version else None
 
     def swap(self, new: ServingModel, *, keep_previous: bool, share: float = 1.0) -> None:
-        """Let ``new`` answer from now on.
-
-        Args:
-            new: A loaded model.
-            keep_previous: Keep the old one loaded: for :meth:`fall_back`, and to see a ``share`` of
-                the inputs in reverse shadow where the two can be compared.
-            share: 0 to 1; all of them during probation.
-        """
-        old = self._active
-        self.end_shadow()
-        self._active = self._begin(new)
+        """Let ``new`` answer from now on; see :meth:`Place.swap`."""
+        super().swap(new, keep_previous=keep_previous, share=share)
         self.totals.swaps += 1
-        if old is None or old.model is new:
-            return
-        if not keep_previous:
-            self._let_go(old.model)
-            return
-        self._previous = old.model
-        if comparable(new, old.model):
-            self._start_shadow(self._active, old.model, share)
 
     def fall_back(self) -> bool:
         """Let the previous model answer again, at once; False when it is no longer loaded."""
-        previous, failed = self._previous, self._active
-        if previous is None or failed is None:
-            return False
-        self._stop_shadow()
-        self._previous = None
-        self._active = self._begin(previous)
-        self.totals.swaps += 1
-        self._let_go(failed.model)
-        return True
+        fell = super().fall_back()
+        self.totals.swaps += fell
+        return fell
 
-    def end_shadow(self) -> None:
-        """End the comparison and let go of the previous model."""
-        self._stop_shadow()
-        previous, self._previous = self._previous, None
-        if previous is not None:
-            self._let_go(previous)
-
-    def clear(self) -> None:
-        """Hold no model: requests get 503 until the next swap."""
-        self.end_shadow()
-        active, self._active = self._active, None
-        if active is not None:
-            self._let_go(active.model)
+    def take_over(self, *, keep_previous: bool) -> None:
+        """Let the candidate's model be the active one, without loading it again."""
+        model = self.candidate.hand_over()
+        if model is not None:
+            self.swap(model, keep_previous=keep_previous)
 
     async def close(self) -> None:
-        """Let go of everything and wait for the threads."""
-        shadow = self._shadow
+        """Let go of everything and wait for the threads, which may hang."""
+        shadows = [one for one in (self._shadow, self.candidate.watching) if one is not None]
+        self.candidate.clear()
         self.clear()
-        if shadow is not None:
-            await asyncio.to_thread(shadow.join, SHADOW_STOP_SECONDS)
-        await asyncio.to_thread(self._pool.shutdown)
+        for shadow in shadows:
+            await asyncio.to_thread(shadow.join, STOP_SECONDS)
+        for tenure in self._residents:
+            if tenure.in_flight:
+                tenure.model.interrupt()
+        await asyncio.to_thread(self._pool.stop, STOP_SECONDS)
 
     def lease(self, payload: Payload, version: str | None = None) -> Tenure:
         """Take the model that is to answer a request; :meth:`give_back` must follow.
@@ -200,34 +168,43 @@ class Slot:
             NoModelError: There is none.
             UnknownModelError: No model of that version answers here; counted as refused.
         """
-        if self._active is None or self.unloaded:
+        tenure = self._active
+        if tenure is None or self.unloaded:
             self.totals.unavailable += 1
             raise NoModelError(self.why_unready)
-        serving = self._active.model.version
-        if version is not None and version != serving:
-            self.refused(self._active, "bad_request")
-            words = f"model {self.name!r} has no version {version[:80]!r}; {serving} is serving"
-            raise UnknownModelError(words)
-        self._active.in_flight += 1
-        return self._active
+        if version is not None:
+            tenure = self._asked_for(tenure, version)
+        elif self.candidate.takes(payload):
+            tenure = self.candidate.tenure or tenure
+        tenure.in_flight += 1
+        return tenure
 
     def give_back(self, tenure: Tenure) -> None:
         """End a lease."""
-        tenure.in_flight -= 1
-        if self._doomed and not tenure.in_flight:
-            self._release_idle()
+        self._residents.give_back(tenure)
 
-    async def in_pool(self, work: Callable[[], T]) -> T:
+    async def in_pool(self, work: Callable[[], T], model: ServingModel | None = None) -> T:
         """Run something slow in one of the slot's threads.
 
+        Args:
+            work: What to run.
+            model: Whose runs are ended when it takes too long. A run of another request that is
+                ended with it begins anew.
+
         Raises:
-            OverloadError: Too many wait already.
+            OverloadError: Too many wait already, or no thread came free in time.
+            DeadlineError: It took too long. Where the model does not heed that, its thread is
+                given up.
         """
         if self._waiting >= self._most_waiting:
             raise OverloadError(f"{self._waiting} requests wait for model {self.name!r} already")
         self._waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+            return await self._in_time(work, model)
+        except ModelRunError as error:
+            if error.code != "interrupted":
+                raise
+            return await self._in_time(work, model)
         finally:
             self._waiting -= 1
 
@@ -240,7 +217,7 @@ class Slot:
         *,
         finite: bool,
     ) -> None:
-        """Count one answer, and let the previous model see the same input."""
+        """Count one answer, and let whoever sees the same inputs have a look."""
         seconds, rows, model = durations.seconds, request.rows, tenure.model
         self.last_prediction_ms = self._now_ms()
         self.totals.count(rows, seconds)
@@ -253,8 +230,10 @@ class Slot:
             over_budget=model.over_budget(seconds, rows),
             finite=finite,
         )
-        if self._shadow is not None and tenure is self._active:
-            self._shadow.offer(request.feeds, outputs)
+        if tenure is self._active and rows:
+            if self._shadow is not None:
+                self._shadow.offer(request.feeds, outputs, model)
+            self.candidate.offer(request.feeds, outputs, model)
         if self.capture is not None:
             self.capture.offer(model, request, outputs)
 
@@ -275,67 +254,79 @@ class Slot:
         tenure.counts.failed(kind, elapsed_ns)
 
     def roll(self, *, probation: bool = False, throttled: bool = False) -> list[WindowBody]:
-        """Close the open windows: that of the active model, and the last one of each before it."""
+        """Close the open windows: those of both models, and the last one of each before them."""
         now_ms, bodies = self._now_ms(), []
-        for tenure in list(self._open):
-            if tenure is self._active:
-                bodies.append(
-                    tenure.aggregator.roll(now_ms, probation=probation, throttled=throttled)
-                )
-            elif not tenure.in_flight:
-                self._open.remove(tenure)
-                bodies.append(tenure.aggregator.roll(now_ms, throttled=throttled))
-        if self._ending_comparison and self._active is not None:
+        here = (self._active, self.candidate.tenure)
+        for tenure in self._residents:
+            if tenure not in here and tenure.in_flight:
+                continue
+            watched = probation and tenure is self._active
+            body = tenure.aggregator.roll(now_ms, probation=watched, throttled=throttled)
+            bodies.append(_complete(tenure, body))
+            if tenure not in here:
+                self._residents.close(tenure)
+        if self.ending_comparison and self._active is not None:
             self._active.aggregator.compare_with(None)
-        self._ending_comparison = False
-        return bodies
+        self.ending_comparison = False
+        # windows of one model that follow each other can be merged when the spool is full
+        self._candidate_first = not self._candidate_first
+        return sorted(bodies, key=lambda body: (body.role == "active") == self._candidate_first)
 
-    def _begin(self, model: ServingModel) -> Tenure:
-        now_ms = self._now_ms()
-        aggregator = SlotAggregator(
-            self.name, model.digest, model.description, model.reference, now_ms
-        )
-        tenure = Tenure(model, aggregator, now_ms)
-        self._open.append(tenure)
-        self._ending_comparison = False
+    def _asked_for(self, active: Tenure, version: str) -> Tenure:
+        tenure = self.of_version(version)
+        if tenure is None:
+            self.refused(active, "bad_request")
+            words = f"model {self.name!r} has no version {version[:80]!r}"
+            raise UnknownModelError(f"{words}; {active.model.version} is serving")
         return tenure
 
-    def _start_shadow(self, tenure: Tenure, old: ServingModel, share: float) -> None:
-        loop = asyncio.get_running_loop()
+    async def _in_time(self, work: Callable[[], T], model: ServingModel | None) -> T:
+        job = self._pool.submit(work)
+        waiting = asyncio.wrap_future(job)
+        try:
+            done, _ = await asyncio.wait((waiting,), timeout=self._run_seconds)
+        except asyncio.CancelledError:
+            waiting.cancel()
+            raise
+        if done:
+            return await waiting
+        if job.cancel():
+            raise OverloadError(f"no thread of model {self.name!r} came free in time")
+        if model is not None:
+            model.interrupt()
+            done, _ = await asyncio.wait((waiting,), timeout=GRACE_SECONDS)
+        if not done:
+            self._pool.replace(job)
+        # whatever came of it now, it is too late
+        waiting.add_done_callback(lambda late: late.cancelled() or late.exception())
+        raise DeadlineError(f"model {self.name!r} did not answer within {self._run_seconds:g} s")
 
-        def record(pairs: list[Pair]) -> None:
-            # a loop that has been closed takes no more: the daemon ends, and the pairs with it
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_record_pairs, tenure, pairs)
+    def _batcher(self, model: ServingModel) -> Batcher | None:
+        wanted = self.batching
+        if not wanted.rows or not model.joinable:
+            return None
 
-        tenure.aggregator.compare_with(old.digest)
-        self._shadow = ReverseShadow(tenure.model, old, share=share, record=record, rng=self._rng)
+        async def run(feeds: Feeds) -> Outputs:
+            if model.estimated_seconds(feeds) < INLINE_SECONDS:
+                return model.run(feeds)
+            return await self.in_pool(lambda: model.run(feeds), model)
 
-    def _stop_shadow(self) -> None:
-        shadow, self._shadow = self._shadow, None
-        if shadow is not None:
-            shadow.stop()
-            # the pairs of the open window are still to be told
-            self._ending_comparison = True
+        delay = wanted.delay_ms / 1e3
+        return Batcher(run, rows=wanted.rows, delay_s=delay, most_waiting=self._most_waiting)
 
-    def _let_go(self, model: ServingModel) -> None:
-        self._doomed.append(model)
-        self._release_idle()
-
-    def _release_idle(self) -> None:
-        busy = {id(tenure.model) for tenure in self._open if tenure.in_flight}
-        idle = [model for model in self._doomed if id(model) not in busy]
-        self._doomed = [model for model in self._doomed if id(model) in busy]
-        if idle:
-            self._pool.submit(_release, idle)
+    def _release(self, models: list[ServingModel]) -> None:
+        self._released = self._pool.submit(lambda: _let_go(models))
 
 
-def _record_pairs(tenure: Tenure, pairs: list[Pair]) -> None:
-    for new, old in pairs:
-        tenure.aggregator.record_pair(new, old)
+def _complete(tenure: Tenure, body: WindowBody) -> WindowBody:
+    """The window with what the aggregator does not know."""
+    moments, against = tenure.differences, tenure.against
+    tenure.differences, tenure.against = Moments(), None
+    differences = Differences.of(against, moments) if against else None
+    return msgspec.structs.replace(body, role=tenure.role, differences=differences)
 
 
-def _release(models: list[ServingModel]) -> None:
+def _let_go(models: list[ServingModel]) -> None:
     for model in models:
         model.release()
     trim_memory()

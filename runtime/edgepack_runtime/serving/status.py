@@ -14,7 +14,8 @@ from edgepack_contract.description import TensorSpec
 from edgepack_contract.gate import Waiver
 from edgepack_contract.states import Phase
 from edgepack_runtime.serving.model import ServingModel
-from edgepack_runtime.serving.slot import Slot, Tenure
+from edgepack_runtime.serving.residents import Tenure
+from edgepack_runtime.serving.slot import Slot
 
 PhaseOf = Callable[[str], Phase | None]
 
