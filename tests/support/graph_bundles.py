@@ -19,7 +19,10 @@ from edgepack_runtime.inference.session import open_session
 
 _KINDS = {
     "float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE, "int64": TensorProto.INT64,
-    "str": TensorProto.STRING, "bool": TensorProto.BOOL,
+    "str": TensorProto.STRING, "bool": TensorProto.BOOL, "float16": TensorProto.FLOAT16,
+    "int8": TensorProto.INT8, "int16": TensorProto.INT16, "int32": TensorProto.INT32,
+    "uint8": TensorProto.UINT8, "uint16": TensorProto.UINT16, "uint32": TensorProto.UINT32,
+    "uint64": TensorProto.UINT64,
 }  # fmt: skip
 
 

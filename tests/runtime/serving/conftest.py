@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from echo_variants import echo_variant
 
 from edgepack_runtime.serving.app import App
 from edgepack_runtime.serving.model import ServingModel
@@ -94,6 +95,20 @@ def world() -> Any:
 
 
 @pytest.fixture(scope="module")
+def make_world() -> Any:
+    """``make_world()`` is an empty one, closed with the module."""
+    made: list[World] = []
+
+    def make() -> World:
+        made.append(World())
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.close()
+
+
+@pytest.fixture(scope="module")
 def shared(load) -> Any:
     """A world with one model, for tests that leave nothing behind but counts."""
     made = World()
@@ -110,5 +125,16 @@ def load(make_variant):
     def loaded(folder: str, **changes: Any) -> ServingModel:
         digest = "sha256:" + format(abs(hash(folder)) % 16**8, "08x") * 8
         return ServingModel.load(make_variant(folder, **changes), digest)
+
+    return loaded
+
+
+@pytest.fixture(scope="session")
+def load_echo(tmp_path_factory) -> Any:
+    """``load_echo("float32", "str")`` gives back what it is given, an input for each type."""
+
+    def loaded(*dtypes: str, **options: Any) -> ServingModel:
+        folder = echo_variant(tmp_path_factory.mktemp("echo"), *dtypes, **options)
+        return ServingModel.load(folder, "sha256:" + "ec" * 32)
 
     return loaded
