@@ -2,7 +2,8 @@
 
 A malformed graph can crash, hang or exhaust the process that loads it. The child bears that; this
 module, which runs in the parent, only starts it and reads its verdict. It imports neither numpy
-nor onnxruntime. ``python -m edgepack_runtime.inference.probe FOLDER`` is the child.
+nor onnxruntime. ``python -m edgepack_runtime.inference.probe FOLDER`` is the child, whose steps are
+in :mod:`.child`. It has a session of its own, no environment to speak of, and ends with its parent.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -32,7 +35,26 @@ ROUNDS = 3
 
 _READ_BYTES = 64 * 1024
 _WORDS = 500
-_KEPT_VARIABLES = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TMPDIR")
+_KEPT_VARIABLES = ("LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "TMPDIR")
+"""What finds the libraries, and room for a folder."""
+
+_SECONDS_MORE = 5
+"""The parent ends the child; should it not, the child ends itself so much later."""
+
+
+class Order(NamedTuple):
+    """What the child is to do, as its command line has it.
+
+    ``memory_bytes`` is 0 for no limit, ``seconds`` after how many it ends itself, ``parent`` the
+    process it ends with, 0 for none.
+    """
+
+    folder: str
+    memory_bytes: int = 0
+    threads: int = 1
+    seconds: int = 65
+    rounds: int = ROUNDS
+    parent: int = 0
 
 
 class ProbeResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -77,23 +99,15 @@ def probe_model(
         threads: Threads of the model where its description leaves them to the device.
         rounds: How often latency is measured; the quietest round counts, and with 0 there is none.
     """
-    numbers = (memory_bytes or 0, threads, timeout_s, rounds)
-    arguments = [str(folder.absolute()), *map(str, numbers)]
+    seconds = math.ceil(timeout_s) + _SECONDS_MORE
+    order = Order(str(folder.absolute()), memory_bytes or 0, threads, seconds, rounds, os.getpid())
     # -P: the current folder is nobody's package
-    command = [sys.executable, "-P", "-m", "edgepack_runtime.inference.probe", *arguments]
+    command = [sys.executable, "-P", "-m", "edgepack_runtime.inference.probe", *map(str, order)]
     # in memory, because the disk may be full; the child bounds what it writes
     out, err = os.memfd_create("probe-out"), os.memfd_create("probe-err")
     try:
-        completed = subprocess.run(  # noqa: S603 - our own interpreter and module
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            env=_environment(),
-            timeout=timeout_s,
-            check=False,
-        )
-        return verdict(completed.returncode, _read(out), _read(err))
+        with _started(command, out, err) as child:
+            return verdict(child.wait(timeout_s), _read(out), _read(err))
     except subprocess.TimeoutExpired:
         return _timed_out(f"not done within {timeout_s:g} s")
     except OSError as error:
@@ -101,6 +115,25 @@ def probe_model(
     finally:
         os.close(out)
         os.close(err)
+
+
+@contextmanager
+def _started(command: list[str], out: int, err: int) -> Iterator[subprocess.Popen[bytes]]:
+    """The child, which is gone at the end with all that it may have started."""
+    child = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=err,
+        env=_environment(),
+        start_new_session=True,
+    )
+    try:
+        yield child
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
 
 
 def verdict(returncode: int, out: bytes, err: bytes) -> ProbeResult:
@@ -156,20 +189,7 @@ def _read(descriptor: int) -> bytes:
 
 
 if __name__ == "__main__":
-    from edgepack_runtime.inference.trial import run_trial
+    from edgepack_runtime.inference.child import run_child
 
-    # FOLDER [MEMORY_BYTES [THREADS [SECONDS [ROUNDS]]]]
-    _given = sys.argv[1:]
-    _default = ["0", "1", "60", str(ROUNDS)]
-    _folder, _memory, _threads, _seconds, _rounds = _given + _default[len(_given) - 1 :]
-    _result = run_trial(
-        Path(_folder),
-        memory_bytes=int(_memory),
-        threads=int(_threads),
-        seconds=math.ceil(float(_seconds)),
-        rounds=int(_rounds),
-    )
-    sys.stdout.buffer.write(msgspec.json.encode(_result) + b"\n")
-    sys.stdout.flush()
-    # without destructors: a model that breaks onnxruntime's shutdown has been judged already
-    os._exit(1 if _result["code"] else 0)
+    # FOLDER [MEMORY_BYTES [THREADS [SECONDS [ROUNDS [PARENT]]]]]
+    run_child(Order(sys.argv[1], *map(int, sys.argv[2:])))

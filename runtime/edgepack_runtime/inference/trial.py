@@ -1,11 +1,8 @@
-"""The child of :mod:`edgepack_runtime.inference.probe`: load, golden rows, latency, memory."""
+"""The judgement of the probe's child: load, golden rows, latency, memory."""
 
 from __future__ import annotations
 
 import math
-import os
-import resource
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,17 +11,15 @@ from typing import Any
 
 from edgepack_contract.description import GOLDEN_PATH, Description
 from edgepack_contract.errors import BundleError
+from edgepack_runtime.inference.confinement import limit_memory, status_bytes
 from edgepack_runtime.inference.errors import GoldenError, ModelError
 from edgepack_runtime.inference.golden import compare_golden, load_golden, run_rows, split_rows
 from edgepack_runtime.inference.probe import ROUNDS
 from edgepack_runtime.inference.session import Session, Tensor
-from edgepack_runtime.inference.variant import open_variant, read_description
+from edgepack_runtime.inference.variant import open_variant
 
 RUNS_PER_ROUND = 200
 ROUND_SECONDS = 0.5
-
-_OUTPUT_BYTES = 1024 * 1024
-_SPARE_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,41 +32,41 @@ class Latency:
 
 
 def run_trial(
-    folder: Path, *, memory_bytes: int, threads: int, seconds: int, rounds: int = ROUNDS
+    folder: Path, description: Description, *, memory_bytes: int, threads: int, rounds: int = ROUNDS
 ) -> dict[str, Any]:
-    """Judge one variant under limits that this process sets upon itself.
+    """Judge one variant, whose graph was looked over, in this process.
+
+    Args:
+        folder: Its files.
+        description: What it says of itself.
+        memory_bytes: The most that this process may hold; 0 for no limit but the bundle's budget.
+        threads: Threads of a session where the description leaves them to the device.
+        rounds: How often latency is measured.
 
     Returns:
         The fields of a ``ProbeResult``.
     """
-    limit_process(memory_bytes=memory_bytes, seconds=seconds)
-    before = _status_bytes("VmRSS")
+    limits = [size for size in (memory_bytes, description.budgets.memory_bytes) if size]
+    before = status_bytes("VmRSS")
+    if limits:
+        # what is imported already is not the model's
+        limit_memory(max(min(limits), status_bytes("RssAnon") or 0))
     try:
-        found = _judge(folder, memory_bytes, threads, rounds)
+        found = _judge(folder, description, memory_bytes, threads, rounds)
     except MemoryError as error:
-        found = _refused("probe-memory", f"out of memory: {error}")
+        found = refused("probe-memory", f"out of memory: {error}")
     except (ModelError, BundleError, OSError) as error:
-        found = _refused(_code_of(error), str(error))
-    peak = _status_bytes("VmHWM")
+        found = refused(_code_of(error), str(error))
+    peak = status_bytes("VmHWM")
     return found | {
         "peak_bytes": peak,
         "model_bytes": max(peak - before, 0) if peak and before else None,
     }
 
 
-def limit_process(*, memory_bytes: int, seconds: int) -> None:
-    """Bound time, output and memory of this process; 0 leaves memory without a limit."""
-    # should the parent die, nobody else is left to end a model that hangs
-    signal.alarm(seconds + 5)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (_OUTPUT_BYTES, _OUTPUT_BYTES))
-    if memory_bytes:
-        # RLIMIT_DATA counts what is reserved; stacks and arenas reserve far more than they touch.
-        # It stops a runaway; the exact limit is held against the peak afterwards.
-        reserved = max((_status_bytes("VmData") or 0) - (_status_bytes("RssAnon") or 0), 0)
-        limit = memory_bytes + reserved + _SPARE_BYTES
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    os.nice(5)
+def refused(code: str, words: str) -> dict[str, Any]:
+    """The fields of a ``ProbeResult`` that says no."""
+    return {"code": code, "words": words[:500]}
 
 
 def measure(
@@ -107,8 +102,9 @@ def measure_round(
     return Latency(p50, p95, p99)
 
 
-def _judge(folder: Path, memory_bytes: int, threads: int, rounds: int) -> dict[str, Any]:
-    description = read_description(folder)
+def _judge(
+    folder: Path, description: Description, memory_bytes: int, threads: int, rounds: int
+) -> dict[str, Any]:
     begun = time.perf_counter()
     session = open_variant(folder, description, default_threads=threads)
     figures: dict[str, Any] = {"load_ms": (time.perf_counter() - begun) * 1e3}
@@ -116,7 +112,7 @@ def _judge(folder: Path, memory_bytes: int, threads: int, rounds: int) -> dict[s
     golden = description.golden
     result = compare_golden(run_rows(session, rows.inputs, golden.rows), rows.outputs, golden)
     if not result.ok:
-        return _refused("golden-mismatch", result.words)
+        return refused("golden-mismatch", result.words)
     figures["rows"] = golden.rows
     if not rounds:
         return {"code": "", "words": ""} | figures
@@ -138,7 +134,7 @@ def _over_budget(description: Description, latency: Latency, memory_bytes: int) 
             f"95 % of single rows take up to {latency.p95_ms:.3g} ms on this machine, "
             f"the budget is {budgets.latency_ms:g} ms"
         )
-    peak = _status_bytes("VmHWM") or 0
+    peak = status_bytes("VmHWM") or 0
     for limit, whose in (
         (memory_bytes, "the device's limit"),
         (budgets.memory_bytes, "its budget"),
@@ -153,17 +149,3 @@ def _code_of(error: Exception) -> str:
         return "golden-mismatch"
     code = getattr(error, "code", "")
     return "probe-memory" if code == "out-of-memory" else "load-failed"
-
-
-def _refused(code: str, words: str) -> dict[str, Any]:
-    return {"code": code, "words": words[:500]}
-
-
-def _status_bytes(field: str) -> int | None:
-    for line in (
-        Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    ):
-        name, _, value = line.partition(":")
-        if name == field:
-            return int(value.split()[0]) * 1024
-    return None

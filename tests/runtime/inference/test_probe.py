@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import subprocess
@@ -42,12 +43,14 @@ def test_golden_rows_that_cannot_be_read(make_variant):
     assert probe_model(folder, timeout_s=60).code == "golden-mismatch"
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "edgepack.json"])
-def test_what_does_not_load(make_variant, name):
+@pytest.mark.parametrize(
+    ("name", "code"), [("model.onnx", "malformed-model"), ("edgepack.json", "load-failed")]
+)
+def test_what_does_not_load(make_variant, name, code):
     folder = make_variant("v")
     (folder / name).write_bytes(b"nothing")
     result = probe_model(folder, timeout_s=60)
-    assert result.code == "load-failed"
+    assert result.code == code
     assert name in result.words
 
 
@@ -120,13 +123,16 @@ def endless_graph() -> bytes:
 def with_graph(folder, graph: bytes):
     """The variant with another graph that has the one output y."""
     (folder / "model.onnx").write_bytes(graph)
+    nodes = onnx.load_from_string(graph).graph.node
+    inside = [one for node in nodes for item in node.attribute for one in item.g.node]
     inputs = load_golden(folder / "golden.safetensors").inputs
     (folder / "golden.safetensors").write_bytes(golden_bytes(GoldenRows(inputs, inputs | {})))
     description = read_description(folder)
     output = msgspec.structs.replace(
         description.outputs[1], name="y", shape=["batch", 4], labels=None, kind="values"
     )
-    changed = msgspec.structs.replace(description, outputs=[output])
+    operators = sorted({f"ai.onnx:{node.op_type}" for node in (*nodes, *inside)})
+    changed = msgspec.structs.replace(description, outputs=[output], operators=operators)
     (folder / "edgepack.json").write_bytes(changed.to_bytes())
     return folder
 
@@ -213,11 +219,14 @@ def test_the_quietest_round_counts():
 
 def test_the_child_cannot_write_without_end(make_variant):
     code = (
-        "import sys; from edgepack_runtime.inference.trial import limit_process\n"
-        "limit_process(memory_bytes=0, seconds=30)\n"
-        "import resource; print(resource.getrlimit(resource.RLIMIT_FSIZE)[0],"
-        " resource.getrlimit(resource.RLIMIT_CORE)[0])"
+        "import os; from edgepack_runtime.inference.confinement import confine\n"
+        "confine(seconds=30, parent=os.getppid())\n"
+        "import resource as r; print(*(r.getrlimit(getattr(r, 'RLIMIT_' + name))[0]"
+        " for name in ('FSIZE', 'CORE', 'NOFILE', 'CPU')))\n"
+        "print(open('/proc/self/oom_score_adj').read(), os.listdir('.'))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
-    assert out.stdout.split() == [str(MIB), "0"]
+    cores = resource.getrlimit(resource.RLIMIT_CPU)[0]
+    assert out.stdout.split() == [str(MIB), "0", "64", str(30 * os.cpu_count()), "1000", "[]"]
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != MIB
+    assert cores == resource.RLIM_INFINITY
