@@ -80,7 +80,11 @@ async def run_device(
         daemon = Daemon(config, identity, trust, session=session, fs=fs, rng=rng)
         socket = config.serve.unix_socket
         app = App(
-            daemon.slots.serving, phase_of=daemon.phase, waiver=waiver, refusals=daemon.refusals
+            daemon.slots.serving,
+            phase_of=daemon.phase,
+            waiver=waiver,
+            refusals=daemon.refusals,
+            body_bytes=config.serve.body_bytes,
         )
         server = await serve(
             app,

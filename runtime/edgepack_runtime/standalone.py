@@ -69,7 +69,7 @@ async def run_bundle(
     slot = Slot(bundle.name)
     slot.swap(model, keep_previous=False)
     server = await serve(
-        App({bundle.name: slot}, waiver=waiver),
+        App({bundle.name: slot}, waiver=waiver, body_bytes=listen.body_bytes),
         unix_socket=Path(listen.unix_socket) if listen.unix_socket else None,
         host=listen.host,
         port=listen.port,
