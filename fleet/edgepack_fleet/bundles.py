@@ -8,6 +8,7 @@ before the row leaves blobs that nothing names: harmless, and reused by the next
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -29,17 +30,21 @@ from edgepack_contract.variants import Variant
 from edgepack_fleet.db.database import Database
 from edgepack_fleet.db.schema import Bundle
 from edgepack_fleet.errors import ConflictError, NotFoundError
+from edgepack_fleet.packing import make_packed
+
+logger = logging.getLogger(__name__)
 
 OCTETS = "application/octet-stream"
 
 
 @dataclass(frozen=True, slots=True)
 class StoredBlob:
-    """A blob in the folder. ``size`` is in bytes."""
+    """A blob in the folder, and its compressed copy if it has one. ``size`` is in bytes."""
 
     digest: str
     size: int
     path: Path
+    packed: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +84,14 @@ class BundleStore:
     """Bundles of one fleet service.
 
     Args:
-        folder: The service's data folder; ``blobs`` and ``incoming`` are made in it.
+        folder: The service's data folder; ``blobs``, ``packed`` and ``incoming`` are made in it.
         database: Where the rows are.
         keyring: Gives the keyring that is in force, verified.
     """
 
     def __init__(self, folder: Path, database: Database, keyring: Callable[[], Keyring]) -> None:
         self._blobs = folder / "blobs" / "sha256"
+        self._packed = folder / "packed"
         self._incoming = folder / "incoming"
         self._database = database
         self._keyring = keyring
@@ -94,6 +100,7 @@ class BundleStore:
     def prepare(self) -> None:
         """Make the folders, and remove what a crash has left half received."""
         self._blobs.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._packed.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
         for leftover in self._incoming.iterdir():
             leftover.unlink()
@@ -121,6 +128,7 @@ class BundleStore:
                 _refuse_other(session, bundle)
             for digest, size in archive.blobs().items():
                 self._keep(archive, Descriptor(media_type=OCTETS, digest=digest, size=size))
+                self._pack(digest)
             _sync_folder(self._blobs)
             row = _row(bundle, archive, now_ms)
         with self._database.write() as session:
@@ -185,8 +193,16 @@ class BundleStore:
         return known
 
     def _stored(self, digest: str) -> StoredBlob:
-        path = self._blobs / hex_of(digest)
-        return StoredBlob(digest, path.stat().st_size, path)
+        path, packed = self._blobs / hex_of(digest), self._packed / hex_of(digest)
+        return StoredBlob(digest, path.stat().st_size, path, packed if packed.exists() else None)
+
+    def _pack(self, digest: str) -> None:
+        blob, target = self._blobs / hex_of(digest), self._packed / hex_of(digest)
+        try:
+            make_packed(blob, target, incoming=self._incoming)
+        except OSError as error:
+            # it saves devices time and is needed by nobody
+            logger.warning("blob %s is served as it is: its copy failed: %s", digest, error)
 
     def _keep(self, archive: BundleFile, descriptor: Descriptor) -> None:
         target = self._blobs / hex_of(descriptor.digest)

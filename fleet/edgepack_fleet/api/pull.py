@@ -8,6 +8,7 @@ Authenticated by Basic, as registries are; every answer is verified by its diges
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from fastapi.responses import Response, StreamingResponse
 from edgepack_contract.canonical import canonical_json
 from edgepack_contract.digest import CHUNK_BYTES
 from edgepack_fleet.api.access import AsDevice
+from edgepack_fleet.api.codings import wants_gzip
 from edgepack_fleet.api.context import Here
 from edgepack_fleet.api.ranges import Span, is_unchanged, requested_span
 from edgepack_fleet.bundles import OCTETS, StoredBlob
@@ -82,24 +84,47 @@ def blob(
     asked: Annotated[str | None, Header(alias="Range")] = None,
     if_range: Annotated[str | None, Header(alias="If-Range")] = None,
     if_none_match: Conditional = None,
+    accepted: Annotated[str | None, Header(alias="Accept-Encoding")] = None,
 ) -> Response:
-    """The bytes of a layer, whole or one range."""
+    """The bytes of a layer or of its compressed copy, whole or one range.
+
+    The two are representations of one resource (RFC 9110, 8.8.3.3), each with its own strong
+    validator, so that a download of either goes on where it was cut.
+    """
     with here.database.read() as session:
         found = here.bundles.blob(session, name, digest)
-    headers = _headers(found) | {"Accept-Ranges": "bytes"}
+    sent = _represented(found, packed=found.packed is not None and wants_gzip(accepted))
+    headers = _headers(found) | sent.headers
     if is_unchanged(if_none_match, headers["ETag"]):
         return _not_modified(headers)
-    span = requested_span(asked, found.size, if_range=if_range, etag=headers["ETag"])
+    span = requested_span(asked, sent.size, if_range=if_range, etag=headers["ETag"])
     if span is not None:
         headers["Content-Range"] = span.content_range
-    sent = span or Span(0, found.size, found.size)
-    headers["Content-Length"] = str(sent.length)
+    part = span or Span(0, sent.size, sent.size)
+    headers["Content-Length"] = str(part.length)
     status = 200 if span is None else 206
     if request.method == "HEAD":
         return Response(b"", status_code=status, headers=headers, media_type=OCTETS)
     return StreamingResponse(
-        _bytes(found.path, sent), status_code=status, headers=headers, media_type=OCTETS
+        _bytes(sent.path, part), status_code=status, headers=headers, media_type=OCTETS
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Represented:
+    """What is sent for a blob."""
+
+    path: Path
+    size: int
+    headers: dict[str, str]
+
+
+def _represented(found: StoredBlob, *, packed: bool) -> _Represented:
+    headers = {"Accept-Ranges": "bytes", "Vary": "Accept-Encoding"}
+    if not packed or found.packed is None:
+        return _Represented(found.path, found.size, headers)
+    headers |= {"Content-Encoding": "gzip", "ETag": f'"{found.digest}+gzip"'}
+    return _Represented(found.packed, found.packed.stat().st_size, headers)
 
 
 def _bytes(path: Path, span: Span) -> Iterator[bytes]:

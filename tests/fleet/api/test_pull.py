@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import io
+import random
+import zlib
 from contextlib import closing
 from typing import BinaryIO
 
+import httpx
 import pytest
-from bundle_samples import PUBLISHER, keyring, three_variants
+from bundle_samples import PUBLISHER, keyring, one_variant, three_variants
 from fleet_http import MAC_KEY, bundle_file, device_header, open_fleet, served
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepack_contract.bundle import open_bundle, open_variant, verify_layers
+from edgepack_contract.bundle import BundleFile, open_bundle, open_variant, verify_layers
 from edgepack_contract.layout import write_bundle
 from edgepack_contract.oci import Descriptor
 from edgepack_contract.sealing import derived_secret
+from edgepack_fleet.api.codings import wants_gzip
 from edgepack_fleet.api.ranges import (
     Span,
     UnsatisfiableRangeError,
     is_unchanged,
     requested_span,
 )
+from edgepack_fleet.packing import make_packed
 from edgepack_runtime.sources.registry import RegistrySource
 from edgepack_runtime.sources.source import Credentials, Have, never
 
@@ -242,3 +247,97 @@ def test_a_validator_matches_itself_only():
     assert not is_unchanged(None, '"a"')
     assert not is_unchanged('"ab"', '"a"')
     assert is_unchanged('"b", W/"a"', '"a"')
+
+
+WORDS = b"".join(f"row {number} of a table that packs well\n".encode() for number in range(9000))
+NOISE = random.Random(1).randbytes(50_000)
+
+
+@pytest.fixture(scope="module")
+def layers(fleet):
+    """The layers of a bundle of which one packs well and one does not."""
+    files = {"golden.safetensors": NOISE, "model.onnx": WORDS, "reference.json": b"{}"}
+    path = fleet.folder / "words.edgepack"
+    write_bundle(path, one_variant(files, name="words", version="1.0.0"), signer=PUBLISHER)
+    assert fleet.push(path).status_code == 201
+    with BundleFile.open(path) as file:
+        bundle = open_bundle(file, file.digest, keyring=None)
+        return open_variant(bundle, file, bundle.variants[0]).layers
+
+
+def test_a_compressed_copy_is_another_representation_of_the_blob(device, layers):
+    path = f"/v2/words/blobs/{layers['model.onnx'].digest}"
+    plain = device.get(path, headers={"Accept-Encoding": "identity"})
+    packed = device.get(path, headers={"Accept-Encoding": "gzip"})
+    head = device.head(path, headers={"Accept-Encoding": "gzip"})
+    assert (plain.content, packed.content) == (WORDS, WORDS)
+    assert "Content-Encoding" not in plain.headers
+    assert int(packed.headers["Content-Length"]) < 0.5 * len(WORDS)
+    assert packed.headers["ETag"] != plain.headers["ETag"]
+    assert not packed.headers["ETag"].startswith("W/")
+    for answer in (packed, head):
+        assert answer.headers["Content-Encoding"] == "gzip"
+        assert answer.headers["Content-Length"] == packed.headers["Content-Length"]
+    for answer in (plain, packed, head):
+        assert answer.headers["Vary"] == "Accept-Encoding"
+        assert answer.headers["Docker-Content-Digest"] == layers["model.onnx"].digest
+    again = {"Accept-Encoding": "gzip", "If-None-Match": packed.headers["ETag"]}
+    assert device.get(path, headers=again).status_code == 304
+
+
+def test_what_saves_nothing_is_sent_as_it_is(device, layers):
+    path = f"/v2/words/blobs/{layers['golden.safetensors'].digest}"
+    answer = device.get(path, headers={"Accept-Encoding": "gzip"})
+    assert answer.content == NOISE
+    assert "Content-Encoding" not in answer.headers
+
+
+def test_a_range_is_of_the_representation_and_of_no_other(fleet, layers):
+    path, shown = f"/v2/words/blobs/{layers['model.onnx'].digest}", device_header("pi-1")
+    with served(fleet) as url, httpx.Client(base_url=url, headers={"Authorization": shown}) as web:
+
+        def raw(**headers):
+            names = {name.replace("_", "-"): value for name, value in headers.items()}
+            with web.stream("GET", path, headers={"Accept-Encoding": "gzip"} | names) as answer:
+                return answer, b"".join(answer.iter_raw())
+
+        first, whole = raw()
+        etag = first.headers["ETag"]
+        rest, end = raw(Range="bytes=100-", If_Range=etag)
+        assert (rest.status_code, rest.headers["ETag"]) == (206, etag)
+        assert rest.headers["Content-Range"] == f"bytes 100-{len(whole) - 1}/{len(whole)}"
+        assert zlib.decompress(whole[:100] + end, 31) == WORDS
+        # a beginning of the plain bytes is never gone on with by packed ones, nor the reverse
+        plain = f'"{layers["model.onnx"].digest}"'
+        other, content = raw(Range="bytes=100-", If_Range=plain)
+        assert (other.status_code, content) == (200, whole)
+        other, content = raw(Range="bytes=100-", If_Range=etag, Accept_Encoding="identity")
+        assert (other.status_code, content) == (200, WORDS)
+
+
+@pytest.mark.parametrize(
+    ("header", "wanted"),
+    [
+        (None, False), ("", False), ("identity", False), ("gzip", True), ("GZIP", True),
+        ("x-gzip", True), ("gzip;q=0", False), ("gzip;q=0.0", False), ("gzip; q=0.5", True),
+        ("deflate, gzip;q=1.0, *;q=0.5", True), ("*", False), ("br", False),
+        ("gzip;q=0.5, identity", False), ("gzip, identity;q=0.5", True), ("gzip;q=9", False),
+    ],
+)  # fmt: skip
+def test_who_wants_a_compressed_copy(header, wanted):
+    assert wants_gzip(header) is wanted
+
+
+def test_a_copy_is_made_once_and_only_where_it_is_worth_it(tmp_path):
+    (tmp_path / "words").write_bytes(WORDS)
+    (tmp_path / "noise").write_bytes(NOISE)
+    (tmp_path / "short").write_bytes(b"a" * 1000)
+    target = tmp_path / "copy"
+    assert make_packed(tmp_path / "words", target, incoming=tmp_path)
+    assert zlib.decompress(target.read_bytes(), 31) == WORDS
+    first = target.stat()
+    assert make_packed(tmp_path / "words", target, incoming=tmp_path)
+    assert target.stat() == first
+    for name in ("noise", "short"):
+        assert not make_packed(tmp_path / name, tmp_path / "none", incoming=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"words", "noise", "short", "copy"}
