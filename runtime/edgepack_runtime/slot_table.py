@@ -23,8 +23,8 @@ from edgepack_runtime.activation.parts import SlotParts
 from edgepack_runtime.capture.recorder import Recorder
 from edgepack_runtime.config import RuntimeConfig
 from edgepack_runtime.errors import DeviceError
-from edgepack_runtime.inference.probe import probe_model
 from edgepack_runtime.membership.identity import DeviceIdentity
+from edgepack_runtime.probing import probe_here
 from edgepack_runtime.reporter import Reporter
 from edgepack_runtime.serving.slot import Slot
 from edgepack_runtime.slot_runtime import ServingHost, SlotRuntime, now_ms
@@ -192,7 +192,9 @@ class SlotTable:
             store=store,
             installer=installer,
             host=host,
-            probe=partial(probe_model, timeout_s=PROBE_SECONDS),
+            probe=partial(
+                probe_here, timeout_s=PROBE_SECONDS, threads=parts.config.slot(name).threads
+            ),
             floor_elsewhere=partial(self._floor_elsewhere, name),
             factory=self._factory / f"{name}{SUFFIX}" if self._factory else None,
         )
