@@ -45,7 +45,7 @@ from edgepack_runtime.activation.state import (
     short_words,
 )
 from edgepack_runtime.activation.unwritten import instead_of
-from edgepack_runtime.errors import DeviceError
+from edgepack_runtime.errors import DeviceError, WaitingSourceError
 
 logger = logging.getLogger(__name__)
 
@@ -259,6 +259,8 @@ class SlotAgent:
         """Code and words of what there is to say of the slot now."""
         if self._trouble:
             return self._trouble.code, short_words(str(self._trouble))
+        if self._runner.waits:
+            return WaitingSourceError.default_code, short_words(self._runner.waits)
         revoked = self._parts.installer.revoked(serving) if serving else None
         if revoked and (state.phase == Phase.SUCCEEDED or not state.code):
             words = "what runs is revoked; it goes on until there is something else to run"

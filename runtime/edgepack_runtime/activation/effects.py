@@ -46,7 +46,12 @@ from edgepack_runtime.activation.installer import Fetched
 from edgepack_runtime.activation.parts import SlotParts, Timing
 from edgepack_runtime.activation.state import SlotState
 from edgepack_runtime.activation.watch import ProbationWatch
-from edgepack_runtime.errors import InterruptedInstallError, TransientSourceError
+from edgepack_runtime.errors import (
+    DiskFullError,
+    InterruptedInstallError,
+    TransientSourceError,
+    WaitingSourceError,
+)
 from edgepack_runtime.inference.probe import REFUSING
 
 logger = logging.getLogger(__name__)
@@ -90,6 +95,7 @@ class EffectRunner:
         self.suspicious = False
         self.serving: str | None = None
         self.progress = 0.0
+        self.waits = ""
         self.watch: ProbationWatch | None = None
         self.shadow_ends: float | None = None
         self.local: dict[str, str] = {}
@@ -144,30 +150,54 @@ class EffectRunner:
                 self._host.report(self._around.status())
 
     def _download(self, effect: Download) -> Outcome:
-        backoff, tried = self._timing.backoff, 0
+        try:
+            return self._downloaded(effect)
+        except InterruptedInstallError:
+            return Interrupted(effect.install)
+        except BundleError as error:
+            return Refused(effect.install, error.code, str(error))
+        except EdgepackError as error:
+            return Failed(effect.install, error.code, str(error))
+
+    def _downloaded(self, effect: Download) -> Outcome:
+        """Fetch the bundle, again when what was in the way may have passed."""
+        backoff, tried, collected = self._timing.backoff, 0, False
         while True:
-            tried += 1
             try:
                 found = self._fetch(effect)
                 self._variant = found.variant
                 floor = self._floor_elsewhere(found.bundle.name)
                 places = (found.alternative, found.alternatives)
                 return Downloaded(effect.install, found.bundle, floor, *places)
-            except InterruptedInstallError:
-                return Interrupted(effect.install)
+            except WaitingSourceError as error:
+                self._wait_allowed(error)
             except TransientSourceError as error:
+                tried += 1
                 if tried >= backoff.tries:
                     return Failed(effect.install, error.code, f"{error}; tried {tried} times")
                 logger.info(
                     "download waits after try %d: %s", tried, error,
                     extra={"event": "download_waits"},
                 )  # fmt: skip
-                if self._around.wait(backoff.delay(tried, self._timing.rng)):
-                    return Interrupted(effect.install)
-            except BundleError as error:
-                return Refused(effect.install, error.code, str(error))
-            except EdgepackError as error:
-                return Failed(effect.install, error.code, str(error))
+                self._pause(backoff.delay(tried, self._timing.rng))
+            except DiskFullError:
+                if collected or not self._collect():
+                    raise
+                collected = True
+
+    def _pause(self, seconds: float) -> None:
+        if self._around.wait(seconds):
+            raise InterruptedInstallError("something newer is wanted")
+
+    def _wait_allowed(self, error: WaitingSourceError) -> None:
+        """Wait until it is time to look whether a source may be asked again."""
+        self.waits = str(error)
+        logger.info("download waits: %s", error, extra={"event": "download_waits"})
+        self.perform(Report())
+        try:
+            self._pause(self._timing.backoff.longest)
+        finally:
+            self.waits = ""
 
     def _fetch(self, effect: Download) -> Fetched:
         ref, path = effect.ref, self.local.get(effect.ref.digest)
@@ -265,10 +295,13 @@ class EffectRunner:
             now=self._timing.clock(),
         )
 
-    def _collect(self) -> None:
-        for digest in self._store.collect(self._around.state().keep):
+    def _collect(self) -> list[str]:
+        """Remove every bundle that is not needed; the digests of what went."""
+        gone = self._store.collect(self._around.state().keep)
+        for digest in gone:
             self._proven.discard(digest)
             self.local.pop(digest, None)
+        return gone
 
     def _announce(self, effect: Announce) -> Outcome:
         self._host.event(
