@@ -62,6 +62,10 @@ class Journal:
         """
         self._fs.make_dirs(self._folder)
         self._fs.clean_temporaries(self._folder)
+        return self.peek()
+
+    def peek(self) -> Found:
+        """Read the state and leave the folder as it is; somebody else may be writing there."""
         raw, copy = self._read(self.path), self._read(self.copy)
         for content in (raw, copy):
             body = _checked(content)

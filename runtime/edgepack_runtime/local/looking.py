@@ -129,7 +129,7 @@ def stored_slots(fs: DurableFS, state_dir: Path) -> list[SlotView]:
         DeviceError: The disk does not give them.
     """
     return [
-        slot_view(folder.name, Journal(fs, folder).load().state)
+        slot_view(folder.name, Journal(fs, folder).peek().state)
         for folder in slot_folders(state_dir)
     ]
 
