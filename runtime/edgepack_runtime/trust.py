@@ -67,6 +67,7 @@ class Trust:
         keyring_path: Where the keyring is.
         owner: The pinned fingerprint of the owners.
         system_ms: The system's clock, milliseconds since 1970 UTC.
+        remember: Write down what there is; not for somebody who only looks.
 
     Raises:
         ConfigError: The keyring cannot be read.
@@ -82,6 +83,7 @@ class Trust:
         keyring_path: Path,
         owner: str,
         system_ms: Callable[[], int],
+        remember: bool = True,
     ) -> None:
         self._fs = fs
         self._record_path, self._keyring_path = home / FILE, keyring_path
@@ -93,7 +95,8 @@ class Trust:
         kept = before.floor_ms if before and before.epoch == self._keyring.epoch else 0
         self.clock = TrustedClock(system_ms, floor_ms=kept, owner_ms=self._keyring.issued)
         self._written = before
-        self.keep()
+        if remember:
+            self.keep()
 
     @property
     def keyring(self) -> Keyring:
@@ -180,12 +183,24 @@ def open_trust(config: RuntimeConfig, fs: DurableFS, *, system_ms: Callable[[], 
         ConfigError: See :class:`Trust`.
         DocumentError: See :class:`Trust`.
     """
+    return _trust(config, fs, system_ms, remember=True)
+
+
+def peek_trust(config: RuntimeConfig, fs: DurableFS, *, system_ms: Callable[[], int]) -> Trust:
+    """The same for somebody who only looks: nothing is written."""
+    return _trust(config, fs, system_ms, remember=False)
+
+
+def _trust(
+    config: RuntimeConfig, fs: DurableFS, system_ms: Callable[[], int], *, remember: bool
+) -> Trust:
     return Trust(
         fs,
         home=Path(config.state_dir),
         keyring_path=Path(config.identity.keyring),
         owner=config.identity.owner,
         system_ms=system_ms,
+        remember=remember,
     )
 
 
