@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgepack_contract.errors import ConfigError, EdgepackError
-from edgepack_contract.gate import REMIND_SECONDS, Waiver, day
+from edgepack_contract.gate import REMIND_SECONDS, FileFacts, Waiver, day
 from edgepack_contract.gate_facts import file_facts, remind, tls_facts
 from edgepack_contract.keyring import Keyring, open_keyring
 from edgepack_contract.limits import LIMITS
-from edgepack_runtime.config import OpsConfig, RuntimeConfig, ServeConfig
+from edgepack_runtime.config import DownloadConfig, OpsConfig, RuntimeConfig, ServeConfig
 from edgepack_runtime.security import Facts, TokenFacts
 from edgepack_runtime.serving.access import read_token
 
@@ -31,10 +31,12 @@ def device_facts(config: RuntimeConfig) -> Facts:
         "state_dir": config.state_dir,
     }
     facts = _listener_facts(config.serve, config.ops, named)
+    passwords = _passwords(config.download)
     return dataclasses.replace(
         facts,
         mqtt=config.mqtt,
         fleet=config.fleet,
+        files={**facts.files, **passwords},
         certificate=identity.certificate,
         demo=_is_demo(Path(identity.keyring), identity.owner),
     )
@@ -91,6 +93,13 @@ def _listener_facts(serve: ServeConfig, ops: OpsConfig, named: dict[str, str]) -
         tls=tls_facts(serve.tls_certificate, serve.tls_key),
         token=_token(Path(serve.token_file)) if serve.token_file is not None else None,
     )
+
+
+def _passwords(download: DownloadConfig) -> dict[str, FileFacts]:
+    """The password file that others can read, or else any, for the one row of the table."""
+    paths = [one.password_file for one in download.registries if one.password_file is not None]
+    found = sorted((file_facts(path) for path in paths), key=FileFacts.is_told)
+    return {"download.registries": found[-1]} if found else {}
 
 
 def _token(path: Path) -> TokenFacts:

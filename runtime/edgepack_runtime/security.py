@@ -205,6 +205,13 @@ RULES: tuple[Rule[Facts], ...] = (
         "run: chmod 600 {path}",
     ),
     Rule(
+        "download.registries",
+        lambda f: f.secret_exposed("download.registries"),
+        "{path} can be read or written by others (mode {mode}), who could pull in this device's "
+        "name",
+        "run: chmod 600 {path}",
+    ),
+    Rule(
         "state_dir",
         lambda f: f.exposed("state_dir", OTHERS_WRITE),
         "{path} can be written by others (mode {mode}), who could put models there that nobody "

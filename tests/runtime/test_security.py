@@ -43,7 +43,13 @@ LOCAL = ServeConfig()
 PRIVATE = MappingProxyType(
     {
         key: FileFacts(f"/{key}", 0o600)
-        for key in ("identity.key", "identity.mac_key", "serve.tls_key", "serve.token_file")
+        for key in (
+            "identity.key",
+            "identity.mac_key",
+            "serve.tls_key",
+            "serve.token_file",
+            "download.registries",
+        )
     }
     | {"state_dir": FileFacts("/state", 0o755)}
 )
@@ -87,6 +93,8 @@ ROWS = [
     (mode("identity.key", 0o644), "identity.key", "pose as", "chmod 600 /identity.key"),
     (mode("identity.mac_key", 0o660),
      "identity.mac_key", "forge its reports", "chmod 600 /identity.mac_key"),
+    (mode("download.registries", 0o644),
+     "download.registries", "pull in this device's name", "chmod 600 /download.registries"),
     (mode("state_dir", 0o775), "state_dir", "put models there", "chmod go-w /state_dir"),
     ({"mqtt": MqttConfig(host="broker.example")},
      "mqtt.tls", "broker.example is another machine", "set mqtt.tls = true"),
@@ -321,6 +329,19 @@ def test_the_facts_of_a_device_that_is_as_enrolment_left_it(home):
         "identity.key": 0o600, "identity.mac_key": 0o600, "state_dir": None,
     }  # fmt: skip
     assert (facts.tls, facts.token, facts.demo, facts.signed) == (None, None, False, True)
+
+
+def test_of_the_password_files_the_one_that_others_can_read_is_named(home):
+    lines = ""
+    for name, bits in (("one", 0o600), ("two", 0o644), ("three", 0o600)):
+        (home / name).write_text("word")
+        (home / name).chmod(bits)
+        lines += f'[[download.registries]]\nhost = "{name}.example"\nuser = "pi"\n'
+        lines += f'password_file = "{name}"\n'
+    with (home / "device.toml").open("a") as config:
+        config.write(lines)
+    (found,) = security_gate(device_facts(configured(home)))
+    assert (found.key, found.fix) == ("download.registries", f"run: chmod 600 {home / 'two'}")
 
 
 def test_the_facts_of_files(home, tmp_path):
