@@ -19,7 +19,7 @@ def page(document: Mapping[str, Any]) -> str:
     """An OpenAPI document, readable."""
     info = document["info"]
     operations = "".join(
-        _operation(path, method, operation)
+        _operation(path, method, operation, document["components"]["responses"])
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     )
@@ -34,12 +34,14 @@ def page(document: Mapping[str, Any]) -> str:
     )
 
 
-def _operation(path: str, method: str, operation: Mapping[str, Any]) -> str:
+def _operation(
+    path: str, method: str, operation: Mapping[str, Any], shared: Mapping[str, Any]
+) -> str:
     return (
         f"<details><summary><b>{method.upper()}</b> <code>{_text(path)}</code> "
         f"{_text(operation['summary'])}</summary>"
         f"<p>{_text(operation.get('description', ''))}</p>"
-        f"{_parameters(operation)}{_body(operation)}{_responses(operation)}</details>"
+        f"{_parameters(operation)}{_body(operation)}{_responses(operation, shared)}</details>"
     )
 
 
@@ -61,12 +63,18 @@ def _body(operation: Mapping[str, Any]) -> str:
     )
 
 
-def _responses(operation: Mapping[str, Any]) -> str:
+def _responses(operation: Mapping[str, Any], shared: Mapping[str, Any]) -> str:
     items = "".join(
-        f"<li><b>{_text(status)}</b> {_text(response['description'])}</li>"
+        f"<li><b>{_text(status)}</b> {_text(_followed(response, shared)['description'])}</li>"
         for status, response in operation["responses"].items()
     )
     return f"<ul>{items}</ul>"
+
+
+def _followed(response: Mapping[str, Any], shared: Mapping[str, Any]) -> Mapping[str, Any]:
+    reference = response.get("$ref")
+    followed: Mapping[str, Any] = shared[reference.rpartition("/")[2]] if reference else response
+    return followed
 
 
 def _text(value: object) -> str:

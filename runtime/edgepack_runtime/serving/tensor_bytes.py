@@ -87,9 +87,9 @@ def _raw_shape(spec: TensorSpec, size: int) -> list[int]:
         )
     row = numpy_dtype(spec.dtype).itemsize
     row *= math.prod(one for one in shape if isinstance(one, int))
-    if places and size % row:
+    if places and (size % row or not size):
         raise ShapeError(
-            f"unexpected size for input {spec.name!r}: expected a multiple of {row} bytes, "
+            f"unexpected size for input {spec.name!r}: expected {row} bytes or a multiple of it, "
             f"given {size}"
         )
     return [size // row if isinstance(one, str) else one for one in shape]
