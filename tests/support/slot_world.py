@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import bundle_samples
+import msgspec
+from msgspec.structs import replace
 
 from edgepack_contract.errors import EdgepackError
 from edgepack_contract.hardware import Hardware
 from edgepack_contract.instructions import Obeyed
 from edgepack_contract.keyring import Keyring
-from edgepack_contract.layout import write_bundle
+from edgepack_contract.layout import BundleContent, VariantContent, write_bundle
 from edgepack_contract.messages import Probation, Ref, SlotDesired
 from edgepack_contract.states import Phase
 from edgepack_runtime.activation.agent import SlotAgent
@@ -80,6 +82,26 @@ def bundle(
     path = folder() / f"{name}-{version}-{security_version}-{size}.edgepack"
     digest = write_bundle(path, content, signer=bundle_samples.PUBLISHER)
     return Sample(path, digest, version, name)
+
+
+@functools.cache
+def ranked(version: str, *, names: tuple[str, ...] = ("fast", "alt1", "fp32")) -> Sample:
+    """A signed bundle of variants for the same machine, the best first; all but the graph is one.
+
+    An older variant for fewer features is in it, too, which is no alternative to those.
+    """
+    files = {"golden.safetensors": b"golden rows", "reference.json": b"{}" * 40_000}
+    plain = bundle_samples.describe(version=version)
+    variants = [
+        VariantContent(
+            replace(plain, variant=name, features=["x86-64-v3"] if name != "generic" else []),
+            {**files, "model.onnx": random.Random(f"{version} {name}").randbytes(30_000)},
+        )
+        for name in (*names, "generic")
+    ]
+    path = folder() / f"digits-{version}-{'-'.join(names)}.edgepack"
+    digest = write_bundle(path, BundleContent(variants), signer=bundle_samples.PUBLISHER)
+    return Sample(path, digest, version, "digits")
 
 
 class TestCalls(Syscalls):
@@ -154,6 +176,7 @@ class RecordingHost:
         self.phases: list[str] = []
         self.reports = []
         self.events = []
+        self.evidence = []
         self.served: list[str] = []
 
     def serve(self, folder, digest, *, keep_previous):
@@ -195,12 +218,13 @@ class RecordingHost:
         if self.temper.events_fail:
             raise OSError("the spool is full")
         self.events.append((str(kind), digest, code))
+        self.evidence.append(evidence)
         self.temper.told.append((str(kind), digest, code))
 
 
 @dataclass
 class Temper:
-    """How models, sources and the machine behave, by digest."""
+    """How models, sources and the machine behave, by digest; probes also by variant."""
 
     load_failures: dict[str, int] = field(default_factory=dict)
     probe_codes: dict[str, list[str]] = field(default_factory=dict)
@@ -225,6 +249,7 @@ class World:
         self.now = 1000.0
         self.generation = 0
         self.reserve_bytes = 0
+        self.probed: list[str] = []
         self.agent: SlotAgent | None = None
         self.host = RecordingHost(self.temper)
 
@@ -242,7 +267,9 @@ class World:
         self.host = RecordingHost(self.temper)
         fs = DurableFS(self.calls)
         folder = self.root / "slots" / "main"
-        self._store = Store(fs, folder, reserve_bytes=self.reserve_bytes)
+        self._store = Store(
+            fs, folder, reserve_bytes=self.reserve_bytes, device=self.root / "slots"
+        )
         installer = Installer(
             self._store,
             open_source=self._open_source,
@@ -330,5 +357,8 @@ class World:
         return ArchiveSource.open(folder() / name)
 
     def _probe(self, folder):
+        variant = msgspec.json.decode((folder / "edgepack.json").read_bytes())["variant"]
         codes = self.temper.probe_codes.get(f"sha256:{folder.parent.name}", [])
-        return ProbeResult(code=codes.pop(0) if codes else "", words="")
+        codes = self.temper.probe_codes.get(variant, codes)
+        self.probed.append(variant)
+        return ProbeResult(code=codes.pop(0) if codes else "", words="", p95_ms=1.5)

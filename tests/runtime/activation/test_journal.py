@@ -154,7 +154,7 @@ def test_what_is_not_understood_at_all_means_safe_mode(journal):
 def test_the_longest_state_fits_one_block_of_the_disk():
     source = "https://" + "h" * (MAX_SOURCE_CHARS - 8)
     longest = SlotState(
-        seq=2**53, phase=Phase.DOWNLOADING, install=2**53,
+        seq=2**53, phase=Phase.DOWNLOADING, install=2**53, alternative=7, alternatives=8,
         active=made("a", long=True), previous=made("b", long=True), trial=made("c", long=True),
         wanted=wish("c", *[source] * MAX_SOURCES), pending=wish("d", *[source] * MAX_SOURCES),
         blocked=tuple(f"sha256:{n:064x}" for n in range(MAX_BLOCKED)),

@@ -272,6 +272,56 @@ def test_a_crash_while_checking_counts_and_the_third_ends_the_install():
     assert (taken.state.phase, taken.state.code) == (Phase.FAILED, "crash-loop")
 
 
+BAD_PROBE = ev.ProbeFailed(5, "latency-budget", "fast: 9 ms")
+
+
+def test_the_next_alternative_follows_a_probe_that_went_badly():
+    now = state(Phase.PROBING, alternatives=3, attempts=2)
+    taken = step(now, BAD_PROBE)
+    assert taken.effects[1] == ev.Download(5, ref("c"), 1)
+    assert (taken.state.phase, taken.state.alternative) == (Phase.DOWNLOADING, 1)
+    assert (taken.state.attempts, taken.state.trial, taken.state.blocked) == (0, None, ())
+    assert taken.state.words == "fast: 9 ms"
+    again = step(taken.state, ev.Started(HERE))
+    assert ev.Download(5, ref("c"), 1) in again.effects
+    stopped = step(taken.state, ev.Interrupted(5))
+    assert stopped.effects == (ev.Download(5, ref("c"), 1),)
+    last = step(replace(now, alternative=2, words="before"), BAD_PROBE).state
+    assert (last.phase, last.words) == (Phase.FAILED, "before; fast: 9 ms")
+    assert last.blocked == (NEW.digest,)
+
+
+def test_the_words_of_all_alternatives_fit():
+    now = state(Phase.PROBING, alternatives=8)
+    for number in range(8):
+        failed = ev.ProbeFailed(5, "latency-budget", f"variant-{number}: " + "slow " * 99)
+        now = replace(step(now, failed).state, phase=Phase.PROBING, trial=NEW)
+    assert all(f"variant-{number}: " in now.words for number in range(8))
+    assert len(now.words) <= 200
+
+
+def test_a_transient_failure_is_of_the_same_alternative():
+    taken = step(
+        state(Phase.PROBING, alternatives=2), dataclasses.replace(BAD_PROBE, transient=True)
+    )
+    assert taken.effects == (ev.Probe(5, NEW.digest),)
+
+
+def test_the_recorded_previous_is_taken_as_the_store_has_it():
+    back = state(Phase.SUCCEEDED)
+    taken = step(back, wished("b"))
+    assert taken.effects[1] == ev.Download(6, ref("b"), None)
+    probing = replace(taken.state, phase=Phase.PROBING, trial=OLD, alternatives=3)
+    assert step(probing, dataclasses.replace(BAD_PROBE, install=6)).state.phase == Phase.FAILED
+
+
+def test_a_new_wish_begins_with_the_best_alternative():
+    busy = state(Phase.PROBING, alternative=2, alternatives=3, words="fast: 9 ms")
+    taken = step(busy, wished("d"))
+    assert taken.effects[1] == ev.Download(6, ref("d"), 0)
+    assert (taken.state.alternatives, taken.state.words) == (1, "")
+
+
 def test_only_a_newer_generation_is_acted_upon():
     rest = state(Phase.FAILED)
     repeated = step(rest, wished("c", generation=5))

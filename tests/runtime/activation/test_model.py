@@ -6,10 +6,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from slot_world import World, bundle
+from slot_world import World, bundle, ranked
 
 from edgepack_contract.states import Phase
 from edgepack_runtime.activation.guard import Counters
@@ -17,8 +18,10 @@ from edgepack_runtime.activation.guard import Counters
 SIZE = 2000
 FINE = (bundle("1.0.0", size=SIZE), bundle("1.1.0", size=SIZE), bundle("1.2.0", size=SIZE))
 ERRS, UNLOADABLE, WRONG = (bundle(f"2.{n}.0", size=SIZE) for n in range(3))
-BUNDLES = (*FINE, ERRS, UNLOADABLE, WRONG)
-GOOD = {sample.digest for sample in FINE}
+CHOOSY = ranked("2.9.0")
+"""Its best variant does badly here, the next one well."""
+BUNDLES = (*FINE, ERRS, UNLOADABLE, WRONG, CHOOSY)
+GOOD = {sample.digest for sample in (*FINE, CHOOSY)}
 
 
 class SlotLife(RuleBasedStateMachine):
@@ -32,6 +35,7 @@ class SlotLife(RuleBasedStateMachine):
         self.world.temper.counters[ERRS.digest] = Counters(requests=100, errors=50)
         self.world.temper.load_failures[UNLOADABLE.digest] = 10**9
         self.world.temper.probe_codes[WRONG.digest] = ["golden-mismatch"] * 10**4
+        self.world.temper.probe_codes["fast"] = ["latency-budget"] * 10**4
         self.world.start()
         self.asked = None
         self.proven = False
@@ -106,6 +110,12 @@ class SlotLife(RuleBasedStateMachine):
         state = self.world.state
         for one in (state.active, state.previous):
             assert one is None or one.digest in GOOD
+
+    @invariant()
+    def the_variant_that_did_well_is_the_one_that_serves(self):
+        if self.world.host.serving == CHOOSY.digest:
+            found = (self.world.store.model(CHOOSY.digest) / "edgepack.json").read_bytes()
+            assert msgspec.json.decode(found)["variant"] == "alt1"
 
     @invariant()
     def what_is_blocked_does_not_answer(self):
