@@ -30,6 +30,9 @@ UNKNOWN_CLASS = -1
 """The class of an answer that is no class of the model, or not finite."""
 
 
+_FEW_VALUES = 256
+
+
 class ClassReader:
     """Reads the class and its probability out of the outputs of a classifier.
 
@@ -64,6 +67,24 @@ class ClassReader:
             ValueError: The model does not classify.
         """
         return self.classes(outputs, self.shares(outputs))
+
+    def places(self, outputs: Mapping[str, Array]) -> list[int]:
+        """Like :meth:`top1`, as a list; of few values without the cost of an array.
+
+        Raises:
+            KeyError: The output is missing.
+            ValueError: The model does not classify.
+        """
+        read = self._shares
+        if read is not None and read.kind == "probabilities":
+            values = outputs[read.name]
+            if values.ndim == 2 and values.shape[1] > 1 and values.size <= _FEW_VALUES:
+                return [
+                    row.index(max(row)) if all(map(math.isfinite, row)) else UNKNOWN_CLASS
+                    for row in values.tolist()
+                ]
+        places: list[int] = self.top1(outputs).tolist()
+        return places
 
     def classes(self, outputs: Mapping[str, Array], shares: Floats | None) -> Integers:
         """Like :meth:`top1`, with the ``shares`` that were already read."""

@@ -85,6 +85,17 @@ def rows_from_json(spec: TensorSpec, raw: msgspec.Raw) -> Tensor:
     return array
 
 
+def tensor_from_rows(spec: TensorSpec, rows: list[list[float]]) -> Tensor:
+    """Make a tensor of an input that takes floats in two dimensions.
+
+    Raises:
+        ShapeError: Rows of different lengths, or not the input's shape.
+    """
+    array = _to_array(spec, rows)
+    check_shape(spec, array.shape)
+    return array
+
+
 def check_shape(spec: TensorSpec, shape: Sequence[int]) -> None:
     """Check a shape against the sizes that an input fixes; those that it leaves open may be 0.
 
@@ -111,11 +122,12 @@ def check_feeds(description: Description, feeds: Mapping[str, Tensor]) -> None:
         ShapeError: Dimensions of one name differ in size, or a size is out of its range.
         NonfiniteInputError: NaN or an infinity where the bundle refuses them.
     """
-    specs = {spec.name: spec for spec in description.inputs}
-    if feeds.keys() != specs.keys():
-        raise BadRequestError(_names_text(specs.keys() - feeds.keys(), feeds.keys() - specs.keys()))
+    inputs = description.inputs
+    if len(feeds) != len(inputs) or any(spec.name not in feeds for spec in inputs):
+        names = {spec.name for spec in inputs}
+        raise BadRequestError(_names_text(names - feeds.keys(), feeds.keys() - names))
     sizes: dict[str, int] = {}
-    for spec in description.inputs:
+    for spec in inputs:
         _check_dimensions(spec, feeds[spec.name].shape, sizes, description.dimensions)
         if description.on_nonfinite == "refuse":
             check_finite(spec.name, feeds[spec.name])

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from edgepack_runtime.inference.session import Tensor
 from edgepack_runtime.serving.model import ServingModel
 
 
-@dataclass(frozen=True, slots=True)
-class Payload:
+class Payload(msgspec.Struct, frozen=True, gc=False):
     """What a caller sent, unpacked.
 
     Attributes:
@@ -26,16 +26,14 @@ class Payload:
     key: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
+class Encoded(msgspec.Struct, frozen=True, gc=False):
     """An answer; ``json_bytes`` as in :class:`Payload`."""
 
     body: bytes
     json_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PredictRequest:
+class PredictRequest(msgspec.Struct, frozen=True):
     """One decoded request.
 
     Attributes:

@@ -6,9 +6,9 @@ last byte has come; when the model is quick, the answer is written there and the
 comes, and whatever turns out not to be quick, is handed to uvicorn as if it had come this moment:
 pipelines, backpressure, limits and the end of the server stay uvicorn's.
 
-Of uvicorn this takes the callbacks of httptools' parser, ``on_response_complete`` and
-``shutdown``, and that ``cycle``, ``flow``, ``tasks``, ``connections`` and ``server_state`` are what
-they are in 0.54; ``tests/runtime/serving/test_fast.py`` fails where a release changes them.
+Of uvicorn this takes the callbacks of httptools' parser and ``shutdown``, and that ``cycle``,
+``flow``, ``tasks``, ``connections``, ``server_state`` and ``timeout_keep_alive_task`` are what they
+are in 0.54; ``tests/runtime/serving/test_fast.py`` fails where a release changes them.
 """
 
 from __future__ import annotations
@@ -120,6 +120,8 @@ class FastProtocol(HttpToolsProtocol):
     _parts: list[bytes]
     _burst = 0
     _too_late: asyncio.TimerHandle | None = None
+    _idle: asyncio.TimerHandle | None = None
+    _answered_at = 0.0
 
     def data_received(self, data: bytes) -> None:
         """Wait for the rest of a body, but not for ever."""
@@ -133,6 +135,9 @@ class FastProtocol(HttpToolsProtocol):
         if self.front is not None and self._route is not None:
             self.front.refused(self._route, "bad_request")
             self._end()
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
@@ -183,17 +188,19 @@ class FastProtocol(HttpToolsProtocol):
             or self.flow.write_paused
             or self.expect_100_continue
             # a server that is ending tells its callers so
-            or self.server_state.default_headers
+            or CLOSE in self.server_state.default_headers
             or parser.get_method() != b"POST"
             or not parser.should_keep_alive()
-            or parser.get_http_version() != "1.1"
         ):
             return None
         route = front.route(self.url)
         if route is None:
             return None
-        self._known = dict(self.headers)
-        return route if front.admits(self.headers, self._known) else None
+        self._known = known = dict(self.headers)
+        # HTTP/1.0 is kept alive by this header only, and not by uvicorn
+        if b"connection" in known and parser.get_http_version() != "1.1":
+            return None
+        return route if front.admits(self.headers, known) else None
 
     def _crowded(self) -> bool:
         most = self.limit_concurrency
@@ -225,12 +232,37 @@ class FastProtocol(HttpToolsProtocol):
 
     def _write(self, response: Response) -> None:
         body = response.body
-        head = _head(response.status, response.headers)
+        head = _head(response.status, (*self.server_state.default_headers, *response.headers))
         self.transport.write(b"%b%d\r\n\r\n%b" % (head, len(body), body))
         self._burst += 1
+        self.server_state.total_requests += 1
         if CLOSE in response.headers:
             self.transport.close()
-        self.on_response_complete()
+            return
+        self._answered_at = self.loop.time()
+        # one timer that looks again is cheaper than one for each answer
+        if self._idle is None:
+            self._idle = self.loop.call_later(self.timeout_keep_alive, self._look_whether_idle)
+
+    def _look_whether_idle(self) -> None:
+        self._idle = None
+        if self.transport.is_closing():
+            return
+        left = self._answered_at + self.timeout_keep_alive - self.loop.time()
+        if left <= 0 and self._resting():
+            self.transport.close()
+            return
+        wait = left if left > 0 else self.timeout_keep_alive
+        self._idle = self.loop.call_later(wait, self._look_whether_idle)
+
+    def _resting(self) -> bool:
+        """Whether nothing is asked, and uvicorn does not wait for the next request itself."""
+        last: RequestResponseCycle | None = self.cycle
+        return (
+            self._route is None
+            and self.timeout_keep_alive_task is None
+            and (last is None or last.response_complete)
+        )
 
     def _give_up(self) -> None:
         route = self._route

@@ -16,7 +16,7 @@ HEAD_SECONDS = 10.0
 class BoundedHead(BoundedSend):
     """Bounds the head of a request: its bytes, and the time until it is complete."""
 
-    _head_bytes = 0
+    _head_bytes = _received = 0
     _in_head = True
     _head_timer: asyncio.TimerHandle | None = None
 
@@ -34,6 +34,7 @@ class BoundedHead(BoundedSend):
         """Count what belongs to a head."""
         # a head that begins in the middle of these bytes is counted from the next ones on
         counted = len(data) if self._in_head else 0
+        self._received = self._head_bytes + len(data)
         super().data_received(data)
         if not self._in_head or self.transport.is_closing():
             return
@@ -50,13 +51,15 @@ class BoundedHead(BoundedSend):
 
     def on_headers_complete(self) -> None:
         """A head is over; refuse one that is too large."""
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if size > LIMITS.request_header_bytes:
+        if self._received > LIMITS.request_header_bytes < self._head_size():
             # httptools turns this into a parser error, to which uvicorn answers 400 and hangs up
             raise ValueError("the head of the request is too large")
         self._in_head, self._head_bytes = False, 0
         self._cancel_timer()
         super().on_headers_complete()
+
+    def _head_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
     def _head_too_slow(self) -> None:
         self._head_timer = None

@@ -14,7 +14,13 @@ from typing import Any
 import msgspec
 
 from edgepack_contract.description import Description, TensorSpec
-from edgepack_runtime.inference.coerce import check_feeds, rows_from_json, tensor_from_values
+from edgepack_contract.statistics import UNKNOWN_CLASS
+from edgepack_runtime.inference.coerce import (
+    check_feeds,
+    rows_from_json,
+    tensor_from_rows,
+    tensor_from_values,
+)
 from edgepack_runtime.inference.errors import BadRequestError, ShapeError
 from edgepack_runtime.inference.session import Tensor
 from edgepack_runtime.serving.codec import Encoded, Payload, PredictRequest
@@ -33,6 +39,13 @@ _lists = msgspec.json.Decoder(list[list[Any]])
 _encoder = msgspec.json.Encoder()
 
 
+class _Numbers(msgspec.Struct, frozen=True):
+    instances: list[list[float]]
+
+
+_numbers = msgspec.json.Decoder(_Numbers)
+
+
 class InstancesCodec:
     """The v1 protocol of KServe, with rows by feature name and answers by label."""
 
@@ -43,8 +56,10 @@ class InstancesCodec:
             InputError: It does not fit the protocol or the model.
         """
         try:
-            raw = _decoder.decode(payload.body).instances
-            feeds = decode_instances(model.description, raw)
+            feeds = _plain_rows(model.description, payload.body)
+            if feeds is None:
+                raw = _decoder.decode(payload.body).instances
+                feeds = decode_instances(model.description, raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadRequestError(
                 f'expected {{"instances": [row, ...]}}, each row a list or an object: {error}'
@@ -104,11 +119,26 @@ def predictions(model: ServingModel, rows: int, outputs: Mapping[str, Tensor]) -
                 f"{rows} instances; use /v2/models/M/infer"
             )
     if model.reader.classifies:
-        return _classes(model, rows, outputs)
+        return _classes(model, outputs)
     if len(outputs) == 1:
         return _plain(next(iter(outputs.values())))
     columns = {name: _plain(array) for name, array in outputs.items()}
     return [{name: column[row] for name, column in columns.items()} for row in range(rows)]
+
+
+def _plain_rows(description: Description, body: bytes) -> dict[str, Tensor] | None:
+    """The usual request, lists of numbers for one input, read in one go; None for any other."""
+    spec = description.inputs[0]
+    if len(description.inputs) > 1 or len(spec.shape) != 2 or spec.role == "state":
+        return None
+    if not spec.dtype.startswith("float"):
+        return None
+    try:
+        rows = _numbers.decode(body).instances
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # objects, nulls, or an error, whose words are for the long way to find
+        return None
+    return {spec.name: tensor_from_rows(spec, rows)}
 
 
 def _row_inputs(description: Description) -> list[TensorSpec]:
@@ -180,35 +210,31 @@ def _names_text(number: int, expected: set[str], row: Mapping[str, Any]) -> str:
     return f"instance {number}: {'; '.join(parts)}"
 
 
-def _classes(model: ServingModel, rows: int, outputs: Mapping[str, Tensor]) -> list[Any]:
+def _classes(model: ServingModel, outputs: Mapping[str, Tensor]) -> list[Any]:
     labels = model.reader.labels
-    top1 = model.reader.top1(outputs).tolist()
-    columns: dict[str, list[Any]] = {"label": _labels(model, labels, top1, outputs)}
+    columns: dict[str, list[Any]] = {"label": _labels(model, labels, outputs)}
     for spec in model.description.outputs:
         if spec.kind == "label":
             continue
         name = spec.kind if spec.kind in ("probabilities", "scores") else spec.name
-        values = _plain(outputs[spec.name])
-        named = (
-            name == "probabilities" and labels and outputs[spec.name].shape[1:] == (len(labels),)
-        )
-        columns[name] = (
-            [dict(zip(labels or (), row, strict=True)) for row in values] if named else values
-        )
-    return [{name: column[row] for name, column in columns.items()} for row in range(rows)]
+        array = outputs[spec.name]
+        columns[name] = values = _plain(array)
+        if name == "probabilities" and labels and array.shape[1:] == (len(labels),):
+            columns[name] = [dict(zip(labels, row, strict=True)) for row in values]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _labels(
-    model: ServingModel,
-    labels: list[str] | None,
-    top1: list[int],
-    outputs: Mapping[str, Tensor],
+    model: ServingModel, labels: list[str] | None, outputs: Mapping[str, Tensor]
 ) -> list[Any]:
+    places = model.reader.places(outputs)
+    if labels is not None and UNKNOWN_CLASS not in places:
+        return [labels[place] for place in places]
     own = next((spec for spec in model.description.outputs if spec.kind == "label"), None)
-    raw = _plain(outputs[own.name]) if own is not None else top1
+    raw = _plain(outputs[own.name]) if own is not None else places
     if labels is None:
         return raw
-    return [labels[place] if place >= 0 else raw[row] for row, place in enumerate(top1)]
+    return [labels[place] if place >= 0 else raw[row] for row, place in enumerate(places)]
 
 
 def _plain(array: Tensor) -> list[Any]:

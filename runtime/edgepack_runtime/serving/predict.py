@@ -7,8 +7,9 @@ pool.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from time import perf_counter_ns
+
+import msgspec
 
 from edgepack_contract.limits import KIB
 from edgepack_runtime.inference.errors import InputError, ModelRunError
@@ -26,8 +27,7 @@ from edgepack_runtime.serving.slot import INLINE_SECONDS, Slot
 INLINE_BYTES = 64 * KIB
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(msgspec.Struct, frozen=True, gc=False):
     """An encoded answer, and the version that gave it."""
 
     encoded: Encoded

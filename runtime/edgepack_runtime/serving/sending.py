@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
 from edgepack_runtime.serving.asgi import BODY_SECONDS
+from edgepack_runtime.serving.fast import FastProtocol
 
 SEND_SECONDS = 10.0
 """A client that takes nothing of its answer for so long is cut."""
@@ -22,7 +21,7 @@ REST_SECONDS = BODY_SECONDS + 5.0
 """A body has :data:`.asgi.BODY_SECONDS`, to which the application answers; this is for the rest."""
 
 
-class BoundedSend(HttpToolsProtocol):
+class BoundedSend(FastProtocol):
     """Bounds the time of a body, and of sending an answer."""
 
     _in_body = False

@@ -19,6 +19,7 @@ from edgepack_runtime.config import OpsConfig, ServeConfig
 from edgepack_runtime.serving.access import Guard
 from edgepack_runtime.serving.app import App
 from edgepack_runtime.serving.asgi import CLOSE, Asgi
+from edgepack_runtime.serving.fast import Front
 from edgepack_runtime.serving.head import HEAD_SECONDS, BoundedHead
 from edgepack_runtime.serving.ops import OpsOnly
 from edgepack_runtime.serving.sockets import (
@@ -131,9 +132,11 @@ async def serve(
         )
     wanted = []
     if unix_socket is not None:
-        wanted.append(_Wanted(Kind.UNIX, unix_socket, app))
+        front = Front(app.predictions, Guard(ServeConfig()))
+        wanted.append(_Wanted(Kind.UNIX, unix_socket, app, front=front))
     if host is not None:
-        wanted.append(_Wanted(Kind.TCP, (host, port), guard.before(app), guard.tls))
+        front = Front(app.predictions, guard)
+        wanted.append(_Wanted(Kind.TCP, (host, port), guard.before(app), guard.tls, front))
     if ops.host is not None:
         wanted.append(_Wanted(Kind.OPS, (ops.host, ops.port), OpsOnly(app)))
     listeners = _bind(wanted)
@@ -173,6 +176,7 @@ class _Wanted:
     where: Path | tuple[str, int]
     app: Asgi
     tls: ssl.SSLContext | None = None
+    front: Front | None = None
 
 
 class _Listener:
@@ -190,17 +194,20 @@ class _Listener:
         self.socket = bind_unix(where, mode=mode) if isinstance(where, Path) else bind_tcp(*where)
         self.socket.most = most + REFUSED_WITH_WORDS
         self.port = None if self.path is not None else int(self.socket.getsockname()[1])
-        self.server = _Server(_config(wanted.app, most), wanted.tls)
+        self.server = _Server(_config(wanted.app, most), wanted.tls, wanted.front)
 
     async def serve(self) -> None:
         await self.server.serve(sockets=[self.socket])
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, config: uvicorn.Config, tls: ssl.SSLContext | None, front: Front | None
+    ) -> None:
         super().__init__(config)
         self.listening = asyncio.Event()
         self._tls = tls
+        self._front = front
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         # uvicorn's own has no bound for how long a TLS handshake and its end may take
@@ -246,7 +253,9 @@ class _Server(uvicorn.Server):
         yield
 
     def _protocol(self) -> asyncio.Protocol:
-        return BoundedHead(self.config, self.server_state, {})
+        protocol = BoundedHead(self.config, self.server_state, {})
+        protocol.front = self._front
+        return protocol
 
 
 def _config(app: Asgi, most_connections: int) -> uvicorn.Config:
