@@ -265,9 +265,6 @@ class Daemon:
         self._statements.reported()
 
     def _wish(self, name: str, wish: SlotDesired) -> None:
-        if wish.candidate is not None:
-            words = f"slot {name} asks for a candidate, which this version runs none of; the rest"
-            self._orders.refuse("desired", "unsupported-candidate", f"{words} is obeyed")
         try:
             self.slots.wish(name, wish, self._orders.obeyed)
         except DeviceError as error:

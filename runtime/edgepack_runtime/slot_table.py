@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from edgepack_contract.hardware import Hardware
 from edgepack_contract.instructions import Obeyed
@@ -20,6 +22,7 @@ from edgepack_runtime.activation.history import History
 from edgepack_runtime.activation.installer import Installer
 from edgepack_runtime.activation.journal import Journal
 from edgepack_runtime.activation.parts import SlotParts
+from edgepack_runtime.candidate_runtime import FOLDER, CandidateRuntime
 from edgepack_runtime.capture.recorder import Recorder
 from edgepack_runtime.config import RuntimeConfig
 from edgepack_runtime.errors import DeviceError
@@ -27,11 +30,14 @@ from edgepack_runtime.membership.identity import DeviceIdentity
 from edgepack_runtime.probing import probe_here
 from edgepack_runtime.reporter import Reporter
 from edgepack_runtime.serving.slot import Slot
-from edgepack_runtime.slot_runtime import ServingHost, SlotRuntime, now_ms
+from edgepack_runtime.serving_host import ActiveHost, CandidateHost, ServingHost
+from edgepack_runtime.slot_runtime import SlotRuntime, now_ms
 from edgepack_runtime.sources.source import Source
 from edgepack_runtime.storage.fsio import DurableFS
 from edgepack_runtime.storage.store import Store
 from edgepack_runtime.trust import Trust
+
+logger = logging.getLogger(__name__)
 
 PROBE_SECONDS = 120.0
 MAX_SLOTS = 64
@@ -116,6 +122,8 @@ class SlotTable:
         """
         runtime = self.at(name)
         runtime.alpha = wish.alpha
+        # first, because what the active model takes over must not be let go of before
+        runtime.candidate.wish(wish, obeyed)
         runtime.agent.wish(wish, obeyed)
 
     def at(self, name: str) -> SlotRuntime:
@@ -140,11 +148,12 @@ class SlotTable:
 
     def dead(self) -> list[str]:
         """The slots whose threads have ended."""
-        return [name for name, runtime in self if not runtime.agent.alive]
+        return [name for name, runtime in self if not runtime.alive]
 
     async def close(self) -> None:
         """End installs cleanly, and let go of the models."""
         for _, runtime in self:
+            await asyncio.to_thread(runtime.candidate.stop)
             await asyncio.to_thread(runtime.agent.stop)
             await runtime.slot.close()
 
@@ -154,32 +163,78 @@ class SlotTable:
         Raises:
             DeviceError: No room for its folders, or the disk failed.
         """
-        parts, folder = self._parts, self._folder / name
-        parts.fs.make_dirs(folder)
-        slot = Slot(name, now_ms=now_ms, rng=parts.rng)
-        agent = SlotAgent(
+        folder = self._folder / name
+        self._parts.fs.make_dirs(folder)
+        runtime = self._made(name, folder)
+        self._capture_from(runtime.slot)
+        runtime.agent.start()
+        self._runtimes[name], self.serving[name] = runtime, runtime.slot
+        runtime.candidate.open()
+        return runtime
+
+    def _made(self, name: str, folder: Path) -> SlotRuntime:
+        parts, settled = self._parts, self._parts.config.slot(name)
+        slot = Slot(
             name,
-            self._slot_parts(name, slot, folder),
+            now_ms=now_ms,
+            rng=parts.rng,
+            most_waiting=parts.config.serve.waiting,
+            batching=settled.batching,
+        )
+        around: dict[str, Any] = {
+            "loop": self._loop,
+            "session": parts.session,
+            "keep_event": parts.reporter.keep_event,
+            "changed": partial(self._slot_changed, name),
+            "now_ms": now_ms,
+            "threads": settled.threads,
+        }
+
+        def give_way(code: str, words: str) -> None:
+            candidate.drop(code, words)
+
+        host = ActiveHost(slot, give_way, **around)
+        beside = CandidateHost(slot.candidate, lambda: candidate.wanted, **around)
+        agent = self._agent(name, host, folder)
+        candidate = CandidateRuntime(
+            slot,
+            agent,
+            partial(self._agent, name, beside, folder / FOLDER, candidate=True),
+            fs=parts.fs,
+            folder=folder / FOLDER,
+        )
+        return SlotRuntime(slot, agent, host, candidate)
+
+    def _slot_changed(self, name: str) -> None:
+        runtime = self._runtimes.get(name)
+        if runtime is not None:
+            try:
+                runtime.candidate.active_changed()
+            except DeviceError as error:
+                logger.warning(
+                    "the candidate of slot %s stays as it is: %s", name, error,
+                    extra={"event": "candidate_stays", "slot": name, "code": error.code},
+                )  # fmt: skip
+        self._changed()
+
+    def _agent(
+        self, name: str, host: ServingHost, folder: Path, *, candidate: bool = False
+    ) -> SlotAgent:
+        parts = self._parts
+        parts.fs.make_dirs(folder)
+        return SlotAgent(
+            name,
+            self._slot_parts(name, host, folder, candidate=candidate),
             boot_id=machine_state.boot_id(),
             owner=parts.config.identity.owner,
             enrolment=parts.identity.identity.enrolment,
         )
-        agent.start()
-        self._capture_from(slot)
-        self._runtimes[name], self.serving[name] = SlotRuntime(slot, agent), slot
-        return self._runtimes[name]
 
-    def _slot_parts(self, name: str, slot: Slot, folder: Path) -> SlotParts:
+    def _slot_parts(
+        self, name: str, host: ServingHost, folder: Path, *, candidate: bool
+    ) -> SlotParts:
         parts, trust = self._parts, self._parts.trust
         store = Store(parts.fs, folder, device=self._folder)
-        host = ServingHost(
-            slot,
-            loop=self._loop,
-            session=parts.session,
-            keep_event=parts.reporter.keep_event,
-            changed=self._changed,
-            now_ms=now_ms,
-        )
         installer = Installer(
             store,
             open_source=parts.open_source,
@@ -192,14 +247,13 @@ class SlotTable:
             store=store,
             installer=installer,
             host=host,
-            probe=partial(
-                probe_here, timeout_s=PROBE_SECONDS, threads=parts.config.slot(name).threads
-            ),
-            floor_elsewhere=partial(self._floor_elsewhere, name),
-            factory=self._factory / f"{name}{SUFFIX}" if self._factory else None,
+            probe=partial(probe_here, timeout_s=PROBE_SECONDS, threads=host.threads),
+            # what the active model of the slot owes, its candidate owes too
+            floor_elsewhere=partial(self._floor_elsewhere, None if candidate else name),
+            factory=None if candidate or not self._factory else self._factory / f"{name}{SUFFIX}",
         )
 
-    def _floor_elsewhere(self, slot: str, bundle: str) -> int:
+    def _floor_elsewhere(self, slot: str | None, bundle: str) -> int:
         epoch = self._parts.trust.keyring.epoch
         others = [runtime.agent.state for name, runtime in self if name != slot]
         return max((one.floor(bundle) for one in others if one.obeyed.epoch == epoch), default=0)

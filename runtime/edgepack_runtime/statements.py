@@ -18,7 +18,7 @@ from edgepack_runtime.slot_table import SlotTable
 from edgepack_runtime.trust import Trust
 
 SAY_REFUSED_SECONDS = 0.2
-CAPABILITIES = ["reverse-shadow"]
+CAPABILITIES = ["reverse-shadow", "shadow", "split"]
 
 
 class Statements:
@@ -75,7 +75,7 @@ class Statements:
             at=now_ms(),
             epoch=self._orders.obeyed.epoch,
             generation=self._orders.obeyed.generation,
-            slots={name: runtime.agent.status() for name, runtime in self._table},
+            slots={name: runtime.status() for name, runtime in self._table},
             refused=self._orders.refused,
             keyring=self._trust.keyring.version,
         )

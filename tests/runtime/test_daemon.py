@@ -117,7 +117,10 @@ def test_it_introduces_itself(pi):
     pi.process.end(signal.SIGTERM)
     pi.start()
     birth = pi.hear(pi.topic(Kind.BIRTH), Birth, lambda said: MODEL in said.slots)
-    assert (birth.slots[MODEL].version, birth.capabilities) == ("1.0.0", ["reverse-shadow"])
+    assert (birth.slots[MODEL].version, birth.capabilities) == (
+        "1.0.0",
+        ["reverse-shadow", "shadow", "split"],
+    )
     assert birth.hardware.onnxruntime == birth.onnxruntime
     health = pi.hear(pi.topic(Kind.HEALTH), Health, lambda said: said.session == birth.session)
     assert health.disk_free_bytes > 0

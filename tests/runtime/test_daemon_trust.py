@@ -14,7 +14,7 @@ from world_process import ask
 from world_registry import Registry
 from world_waiting import eventually
 
-from edgepack_contract.messages import Candidate, CandidateMode, Event, Ref, SlotDesired
+from edgepack_contract.messages import Event
 from edgepack_contract.states import Phase
 from edgepack_contract.topics import Kind, keyring_topic
 
@@ -172,24 +172,3 @@ def test_a_lost_record_is_begun_anew_and_said(running):
     running.process.wait_said("trust.json cannot be used")
     eventually(running.serves, "a prediction")
     assert running.version() == "1.0.0"
-
-
-def test_a_candidate_is_named_as_not_run_and_the_active_part_obeyed(device, bundles):
-    (one, source), (two, other) = bundles["1.0.0"], bundles["1.1.0"]
-    device.generation = 1
-    slot = SlotDesired(
-        active=Ref(name=MODEL, digest=one, sources=[source]),
-        candidate=Candidate(
-            ref=Ref(name=MODEL, digest=two, sources=[other]), mode=CandidateMode.SHADOW, share=0.1
-        ),
-    )
-    device.send(
-        device.topic(Kind.DESIRED), device.signed(device.document({MODEL: slot})), retain=True
-    )
-    said = device.hear_reported(lambda said: said.refused is not None)
-    assert said.refused == (
-        f"unsupported-candidate: slot {MODEL} asks for a candidate, which this version runs none "
-        "of; the rest is obeyed"
-    )
-    eventually(device.serves, "a prediction")
-    assert device.version() == "1.0.0"

@@ -29,6 +29,7 @@ class Surroundings:
         residents: The models of all its places.
         now_ms: Wall clock, milliseconds since 1970 UTC.
         rng: Chooses samples.
+        joins: Says whether requests that come together shall be answered by one run.
         batcher: Gives what joins the requests to a model, None where each has a run of its own.
     """
 
@@ -36,6 +37,7 @@ class Surroundings:
     residents: Residents
     now_ms: Callable[[], int]
     rng: random.Random
+    joins: Callable[[], bool]
     batcher: Callable[[ServingModel], Batcher | None]
 
 
@@ -62,6 +64,11 @@ class Place:
     def name(self) -> str:
         """The slot's name, which is the model's name in URLs."""
         return self._around.slot
+
+    @property
+    def joins(self) -> bool:
+        """Whether requests that come together shall be answered by one run."""
+        return self._around.joins()
 
     @property
     def active(self) -> ServingModel | None:

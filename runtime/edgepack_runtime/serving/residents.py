@@ -6,7 +6,9 @@ Used on the event loop's thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 
 from edgepack_contract.moments import Moments
 from edgepack_contract.window import WindowRole
@@ -50,8 +52,10 @@ class Residents:
         release: Lets go of models; slow, so it does that in another thread.
     """
 
-    def __init__(self, release: Callable[[list[ServingModel]], None]) -> None:
+    def __init__(self, release: Callable[[list[ServingModel]], Future[None]]) -> None:
         self._release = release
+        self._released: Future[None] | None = None
+        self._waiting: list[Future[None]] = []
         self._open: list[Tenure] = []
         self._doomed: list[ServingModel] = []
 
@@ -77,9 +81,31 @@ class Residents:
         self._doomed.append(model)
         self._release_idle()
 
+    def gone(self) -> Future[None]:
+        """Done when everything that was let go of until now is released."""
+        waiting: Future[None] = Future()
+        self._waiting.append(waiting)
+        self._tell_waiting()
+        return waiting
+
     def _release_idle(self) -> None:
         busy = {id(tenure.model) for tenure in self._open if tenure.in_flight}
         idle = [model for model in self._doomed if id(model) not in busy]
         self._doomed = [model for model in self._doomed if id(model) in busy]
         if idle:
-            self._release(idle)
+            self._released = self._release(idle)
+            self._tell_waiting()
+
+    def _tell_waiting(self) -> None:
+        if self._doomed:
+            return
+        waiting, self._waiting = self._waiting, []
+        for one in waiting:
+            if self._released is None:
+                one.set_result(None)
+            else:
+                self._released.add_done_callback(partial(_done, one))
+
+
+def _done(waiting: Future[None], _released: Future[None]) -> None:
+    waiting.set_result(None)

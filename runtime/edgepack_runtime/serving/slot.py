@@ -83,7 +83,14 @@ class Slot(Place):
     ) -> None:
         self._residents = Residents(self._release)
         sampling = rng or random.Random()  # noqa: S311 - a sample, not a secret
-        around = Surroundings(name, self._residents, now_ms, sampling, self._batcher)
+        around = Surroundings(
+            slot=name,
+            residents=self._residents,
+            now_ms=now_ms,
+            rng=sampling,
+            joins=lambda: self.batching.rows > 0,
+            batcher=self._batcher,
+        )
         super().__init__(around, "active")
         self.totals = SlotTotals()
         self.unloaded = False
@@ -95,7 +102,6 @@ class Slot(Place):
         self._most_waiting, self._run_seconds = most_waiting, run_seconds
         self._waiting = 0
         self._candidate_first = False
-        self._released: Future[None] | None = None
         self._pool = Crew(POOL_THREADS, f"slot-{name}")
 
     @property
@@ -117,9 +123,9 @@ class Slot(Place):
         return sum(tenure.in_flight for tenure in self._residents)
 
     @property
-    def released(self) -> Future[None] | None:
-        """Done when the memory of the models that were let go of last is given back."""
-        return self._released
+    def gone(self) -> Future[None]:
+        """Done when the memory of all models that were let go of is given back."""
+        return self._residents.gone()
 
     def of_version(self, version: str | None) -> Tenure | None:
         """The model of a version, the active one for None; None when neither is of it."""
@@ -314,8 +320,8 @@ class Slot(Place):
         delay = wanted.delay_ms / 1e3
         return Batcher(run, rows=wanted.rows, delay_s=delay, most_waiting=self._most_waiting)
 
-    def _release(self, models: list[ServingModel]) -> None:
-        self._released = self._pool.submit(lambda: _let_go(models))
+    def _release(self, models: list[ServingModel]) -> Future[None]:
+        return self._pool.submit(lambda: _let_go(models))
 
 
 def _complete(tenure: Tenure, body: WindowBody) -> WindowBody:

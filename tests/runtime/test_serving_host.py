@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import threading
 from concurrent.futures import Future
@@ -12,7 +13,7 @@ import pytest
 
 from edgepack_contract.messages import EventKind, SlotReported
 from edgepack_contract.states import Phase
-from edgepack_runtime import machine_state, slot_runtime
+from edgepack_runtime import machine_state, memory
 from edgepack_runtime.errors import DiskFullError
 from edgepack_runtime.inference.errors import ModelLoadError
 from edgepack_runtime.inference.golden import GoldenRows, golden_bytes, load_golden
@@ -21,7 +22,7 @@ from edgepack_runtime.serving.instances import InstancesCodec
 from edgepack_runtime.serving.model import ServingModel
 from edgepack_runtime.serving.predict import predict
 from edgepack_runtime.serving.slot import Slot
-from edgepack_runtime.slot_runtime import ServingHost
+from edgepack_runtime.serving_host import STOPPED_FIRST, ActiveHost, CandidateHost, yielding
 
 ONE, TWO = "sha256:" + "1" * 64, "sha256:" + "2" * 64
 ROW = b'{"instances": [[1.0, 2.0, 3.0, 4.0]]}'
@@ -38,11 +39,14 @@ class Here:
         self.events = []
         self.keep_fails: Exception | None = None
         self.slot = self.call(lambda: Slot("pump"))
-        self.host = ServingHost(
-            self.slot, loop=self.loop, session=7, keep_event=self._keep,
-            changed=lambda: self.changes.append(threading.current_thread().name),
-            now_ms=lambda: 5,
-        )  # fmt: skip
+        self.dropped: list[str] = []
+        self.wanted = TWO
+        around = {
+            "loop": self.loop, "session": 7, "keep_event": self._keep, "now_ms": lambda: 5,
+            "changed": lambda: self.changes.append(threading.current_thread().name),
+        }  # fmt: skip
+        self.host = ActiveHost(self.slot, lambda code, _: self.dropped.append(code), **around)
+        self.beside = CandidateHost(self.slot.candidate, lambda: self.wanted, **around)
 
     def _keep(self, event):
         kept: Future[int] = Future()
@@ -140,21 +144,98 @@ def test_without_the_previous_model_it_is_loaded_again(here, one, two, loads):
 
 def test_when_memory_is_short_the_old_model_stops_first(here, one, two, monkeypatch, caplog):
     here.host.serve(one, ONE, keep_previous=True)
-    monkeypatch.setattr(slot_runtime, "RESERVE_BYTES", 2**62)
+    monkeypatch.setattr(memory, "RESERVE_BYTES", 2**62)
     held = []
     load = ServingModel.load
     monkeypatch.setattr(
-        ServingModel, "load", lambda *of: (held.append(here.slot.active), load(*of))[1]
+        ServingModel,
+        "load",
+        lambda *of, **more: (held.append((here.slot.active, here.host.words)), load(*of, **more))[
+            1
+        ],
     )
     here.host.serve(two, TWO, keep_previous=True)
-    assert held == [None]
+    assert held == [(None, STOPPED_FIRST)]
+    assert here.host.words == ""
+    tell(here)
+    assert here.events[-1].evidence == {"n": 3, "stopped_first": True}
     assert here.ask() == "2.0.0"
     assert here.slot.previous is None
     assert [record.event for record in caplog.records] == ["stop_first"]
 
 
+def test_a_model_that_fails_after_the_old_one_stopped_leaves_it_to_be_loaded_again(
+    here, one, tmp_path, monkeypatch
+):
+    here.host.serve(one, ONE, keep_previous=True)
+    broken = shutil.copytree(one, tmp_path / "broken")
+    (broken / "model.onnx").write_bytes(b"no graph")
+    monkeypatch.setattr(memory, "RESERVE_BYTES", 2**62)
+    with pytest.raises(ModelLoadError):
+        here.host.serve(broken, TWO, keep_previous=True)
+    assert here.slot.active is None
+    assert here.host.words == STOPPED_FIRST
+    here.host.serve(one, ONE, keep_previous=False)
+    assert (here.ask(), here.host.words) == ("1.0.0", "")
+
+
+def test_a_candidate_gives_way_to_the_active_model(here, one, two, monkeypatch, caplog):
+    here.host.serve(one, ONE, keep_previous=False)
+    here.beside.serve(two, TWO, keep_previous=True)
+    assert here.slot.candidate.active.digest == TWO
+    monkeypatch.setattr(memory, "fits", lambda _: here.slot.candidate.active is None)
+    here.host.serve(two, "sha256:" + "3" * 64, keep_previous=True)
+    assert here.dropped == ["no-memory"]
+    assert here.slot.candidate.active is None
+    assert here.slot.previous.digest == ONE
+    assert caplog.records == [], "the old model did not have to stop"
+
+
+def test_a_candidate_never_stops_the_active_model(here, one, two, monkeypatch):
+    here.host.serve(one, ONE, keep_previous=False)
+    monkeypatch.setattr(memory, "RESERVE_BYTES", 2**62)
+    with pytest.raises(ModelLoadError, match="beside the active model") as raised:
+        here.beside.serve(two, TWO, keep_previous=True)
+    assert raised.value.code == "no-memory"
+    assert here.ask() == "1.0.0"
+
+
+def test_a_candidate_that_is_no_longer_wanted_stays_away(here, one, two):
+    here.beside.serve(two, TWO, keep_previous=False)
+    here.wanted = "sha256:" + "3" * 64
+    here.beside.serve(one, ONE, keep_previous=False)
+    assert here.slot.candidate.active is None
+
+
+def test_the_candidate_becomes_the_active_model_without_another_load(here, one, two, loads):
+    here.host.serve(one, ONE, keep_previous=False)
+    here.beside.serve(two, TWO, keep_previous=False)
+    model = here.slot.candidate.active
+    here.host.serve(two, TWO, keep_previous=True)
+    assert here.slot.active is model
+    assert here.slot.previous.digest == ONE
+    assert here.slot.candidate.active is None
+    assert loads == [ONE, TWO]
+    assert here.ask() == "2.0.0"
+
+
+def test_another_variant_of_the_candidate_is_loaded(here, one, make_variant, loads):
+    other = make_variant("other", version="2.0.0", seed=2, variant="other")
+    here.beside.serve(one, TWO, keep_previous=False)
+    here.host.serve(other, TWO, keep_previous=True)
+    assert loads == [TWO, TWO]
+
+
+def test_what_yields_runs_at_a_lower_priority():
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert yielding(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())) == own + 10
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
+    with pytest.raises(ZeroDivisionError):
+        yielding(lambda: 1 // 0)
+
+
 def test_the_first_model_stops_nothing_however_short_memory_is(here, one, monkeypatch, caplog):
-    monkeypatch.setattr(slot_runtime, "RESERVE_BYTES", 2**62)
+    monkeypatch.setattr(memory, "RESERVE_BYTES", 2**62)
     here.host.serve(one, ONE, keep_previous=True)
     assert here.ask() == "1.0.0"
     assert caplog.records == []
