@@ -136,7 +136,14 @@ def payload_of(endpoint: Endpoint, headers: Mapping[bytes, bytes], body: bytes) 
             "expected Inference-Header-Content-Length to be the length of the JSON in bytes, "
             f"given {given.decode('latin-1')[:40]!r}"
         )
-    return Payload(body, int(given), key)
+    size = int(given)
+    if not size and headers.get(b"content-type", b"").startswith(JSON[1]):
+        # JSON read as numbers would get an answer
+        raise BadRequestError(
+            "Inference-Header-Content-Length is 0, so the body is one raw input, but its "
+            "Content-Type says that it is JSON; leave one of them out"
+        )
+    return Payload(body, size, key)
 
 
 def answer_of(encoded: Encoded, version: str) -> Response:

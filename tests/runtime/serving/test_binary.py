@@ -17,6 +17,7 @@ from edgepack_runtime.serving.datatypes import DATATYPES
 from edgepack_runtime.serving.tensor_bytes import raw_tensor, tensor_from_bytes, tensor_to_bytes
 
 ROW = np.array([[0.5, -1.0, 2.0, 0.0]], np.float32)
+SIXTEEN = ROW.tobytes()
 NUMBERS = [dtype for dtype in DATATYPES if dtype not in ("str", "bool")]
 
 
@@ -111,7 +112,7 @@ def test_a_raw_text_is_one_element():
         raw_tensor(spec("str", "n", 2), memoryview(b"a"))
 
 
-def message(tensors=ROW.tobytes(), header_bytes=None, **changes):
+def message(tensors=SIXTEEN, header_bytes=None, **changes):
     """A request with a binary tensor, and its headers; ``changes`` are those of its input."""
     one = {"name": "x", "shape": [1, 4], "datatype": "FP32", "parameters": {"binary_data_size": 16}}
     header = json.dumps({"inputs": [one | changes]}).encode()
@@ -144,38 +145,40 @@ def test_a_raw_body_gets_a_raw_answer(shared):
     sizes = {one["name"]: one["parameters"]["binary_data_size"] for one in outputs}
     assert sizes == {"label": 16, "probabilities": 24}
     assert len(answer.raw) == size + 40
-    assert np.frombuffer(answer.raw[size + 16 :], np.float32).reshape(2, 3).sum() == pytest.approx(2)
+    assert np.frombuffer(answer.raw[size + 16 :], np.float32).reshape(2, 3).sum() == pytest.approx(
+        2
+    )
 
 
-@pytest.mark.parametrize(
-    ("body", "headers", "words"),
-    [
-        (*message(tensors=b""), "expected 16 additional bytes"),
-        (*message(tensors=bytes(17)), "unexpected additional input data: 1 bytes"),
-        (*message(parameters={"binary_data_size": 12}), "takes 16 bytes, given 12"),
-        (*message(parameters={"binary_data_size": -16}), "to be a number of bytes, given '-16'"),
-        (*message(parameters={"binary_data_size": 2**64 + 16}), "additional bytes"),
-        (*message(parameters={"binary_data_size": True}), "given 'True'"),
-        (*message(parameters={"binary_data_size": "16"}), "given '16'"),
-        (*message(shape=[2**62, 4]), "takes 73786976294838206464 bytes"),
-        (*message(shape=[-1, 4]), "given [-1, 4]"),
-        (*message(data=[1, 2, 3, 4]), "both 'data' and 'binary_data_size'"),
-        (*message(parameters={"shared_memory_region": "a"}), "is not supported"),
-        (*message(datatype="FP16"), "expected datatype FP32, given 'FP16'"),
-        (*message(header_bytes=-1), "Inference-Header-Content-Length"),
-        (*message(header_bytes=10**6), "Inference-Header-Content-Length is 1000000"),
-        (*message(header_bytes=2**63), "expected Inference-Header-Content-Length"),
-        (*message(header_bytes="x"), "given 'x'"),
-        (*message(header_bytes="1_0"), "given '1_0'"),
-        (*message(header_bytes=20), "not an inference request"),
-        (bytes(15), {"Inference_Header_Content_Length": "0"}, "16 bytes or a multiple of it"),
-        (
-            struct.pack("<4f", 1, 2, float("nan"), 0),
-            {"Inference_Header_Content_Length": "0"},
-            "1 of 4 values are null",
-        ),
-    ],
-)
+LIES = [
+    (*message(tensors=b""), "expected 16 additional bytes"),
+    (*message(tensors=bytes(17)), "unexpected additional input data: 1 bytes"),
+    (*message(parameters={"binary_data_size": 12}), "takes 16 bytes, given 12"),
+    (*message(parameters={"binary_data_size": -16}), "to be a number of bytes, given '-16'"),
+    (*message(parameters={"binary_data_size": 2**64 + 16}), "additional bytes"),
+    (*message(parameters={"binary_data_size": True}), "given 'True'"),
+    (*message(parameters={"binary_data_size": "16"}), "given '16'"),
+    (*message(shape=[2**62, 4]), "takes 73786976294838206464 bytes"),
+    (*message(shape=[-1, 4]), "given [-1, 4]"),
+    (*message(data=[1, 2, 3, 4]), "both 'data' and 'binary_data_size'"),
+    (*message(parameters={"shared_memory_region": "a"}), "is not supported"),
+    (*message(datatype="FP16"), "expected datatype FP32, given 'FP16'"),
+    (*message(header_bytes=-1), "Inference-Header-Content-Length"),
+    (*message(header_bytes=10**6), "Inference-Header-Content-Length is 1000000"),
+    (*message(header_bytes=2**63), "expected Inference-Header-Content-Length"),
+    (*message(header_bytes="x"), "given 'x'"),
+    (*message(header_bytes="1_0"), "given '1_0'"),
+    (*message(header_bytes=20), "not an inference request"),
+    (bytes(15), {"Inference_Header_Content_Length": "0"}, "16 bytes or a multiple of it"),
+    (
+        struct.pack("<4f", 1, 2, float("nan"), 0),
+        {"Inference_Header_Content_Length": "0"},
+        "1 of 4 values are null",
+    ),
+]
+
+
+@pytest.mark.parametrize(("body", "headers", "words"), LIES, ids=[lie[2] for lie in LIES])
 def test_lengths_that_lie_are_400(shared, body, headers, words):
     answer = ask(shared, body, headers)
     assert answer.status == 400
@@ -201,3 +204,10 @@ def test_bytes_are_for_inference_only(shared):
     answer = ask(shared, *message(), path="/v1/models/pump:predict")
     assert answer.status == 400
     assert "/v2/models/M/infer only" in answer.json["error"]
+
+
+def test_json_is_not_read_as_numbers(shared):
+    headers = {"Inference_Header_Content_Length": "0", "Content_Type": "application/json"}
+    answer = ask(shared, b" " * 16, headers)
+    assert answer.status == 400
+    assert "says that it is JSON" in answer.json["error"]
