@@ -73,7 +73,10 @@ def keep_output_apart() -> int:
 
 def status_bytes(name: str) -> int | None:
     """A size that the kernel keeps of this process, by its name in ``/proc/self/status``."""
-    text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    try:
+        text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
     for line in text.splitlines():
         field, _, value = line.partition(":")
         if field == name:
