@@ -1,0 +1,152 @@
+"""Whether the broker and the fleet service can be reached, by the device's own means."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
+
+from edgepack_contract.errors import EdgepackError
+from edgepack_contract.keyring import advance_keyring
+from edgepack_contract.limits import LIMITS
+from edgepack_contract.tls import FreshHandshake, tls_trouble
+from edgepack_runtime.config import RuntimeConfig
+from edgepack_runtime.connections import broker
+from edgepack_runtime.link import Broker
+from edgepack_runtime.local.findings import Finding, fail, ok, warn
+from edgepack_runtime.local.view import DeviceView
+from edgepack_runtime.membership.enrolment import KEYRING_PATH
+from edgepack_runtime.membership.fleet_client import FleetClient, Patience
+from edgepack_runtime.storage.fsio import DurableFS
+from edgepack_runtime.trust import Trust, peek_trust
+
+CONNECT_SECONDS = 4.0
+LOGIN_SECONDS = 6.0
+_NETWORK = "check the cable, the route, the firewall, and the name in [mqtt] of the configuration"
+
+
+def check_broker(
+    config: RuntimeConfig, view: DeviceView | None, now_ms: Callable[[], int]
+) -> list[Finding]:
+    """TCP, TLS and login, each only when the one before works.
+
+    A running daemon is asked instead of logging in: the broker would end its connection for ours.
+    """
+    where = f"{config.mqtt.host}:{config.mqtt.port}"
+    if view is not None and view.broker is not None and view.broker.connected:
+        return [ok("broker", f"the daemon is connected to {where}")]
+    try:
+        socket.create_connection((config.mqtt.host, config.mqtt.port), CONNECT_SECONDS).close()
+    except OSError as error:
+        return [fail("broker", f"{where}: {error}", _NETWORK)]
+    trust = _trust(config, now_ms)
+    if trust is None:
+        return [warn("broker", f"{where} takes connections; no login was tried", "see keyring")]
+    place = broker(config, trust)
+    found = _shake_hands(place) if place.tls is not None else None
+    if found is not None:
+        return [found]
+    if view is not None and view.daemon is not None:
+        words = f"{where} takes connections, and the daemon has none yet"
+        return [warn("broker", words, "wait a minute; then look at the daemon's log")]
+    return [_log_in(place, config.device)]
+
+
+def check_fleet(config: RuntimeConfig, now_ms: Callable[[], int]) -> list[Finding]:
+    """Whether the fleet service answers, and has no other keyring than this device."""
+    url = config.fleet.url
+    if url is None:
+        words = "no [fleet] url: nothing renews the device's certificate"
+        no_need = config.identity.certificate is None
+        return [ok("fleet", words) if no_need else warn("fleet", words, "set url in [fleet]")]
+    trust = _trust(config, now_ms)
+    if trust is None:
+        return [warn("fleet", "not asked, because the keyring cannot be used", "see keyring")]
+    try:
+        patience = Patience(stall_seconds=CONNECT_SECONDS, total_seconds=LOGIN_SECONDS)
+        client = FleetClient(url, tls=trust.tls_context(config.fleet.ca), patience=patience)
+        raw = client.get(KEYRING_PATH, max_bytes=LIMITS.keyring_bytes)
+        newest = advance_keyring(trust.keyring, raw)
+    except EdgepackError as error:
+        return [fail("fleet", f"{url}: {error}", "check the address in [fleet], and the network")]
+    if newest.version > trust.keyring.version:
+        words = f"it has keyring {newest.version}, and this device {trust.keyring.version}"
+        return [warn("fleet", words, "a running daemon takes it by itself; start it")]
+    return [ok("fleet", f"{url} answers, with the same keyring")]
+
+
+def check_connection(view: DeviceView | None, lines: list[str]) -> list[Finding]:
+    """Since when there is no connection, and how much waits for it.
+
+    Args:
+        view: The device.
+        lines: The daemon's last log lines.
+    """
+    if view is None or view.daemon is None or view.broker is None:
+        return [warn("connection", "no daemon runs", "systemctl start edgepack")]
+    spool = view.daemon.spool
+    waits = f"{spool.items} items wait for the fleet"
+    if view.broker.connected:
+        return [ok("connection", f"connected; {waits}")]
+    lost = [line for line in lines if '"mqtt_disconnected"' in line or '"mqtt_connected"' in line]
+    since = lost[-1][:60] if lost else "this daemon was never connected"
+    return [warn("connection", f"none now ({since}); {waits}", "see broker")]
+
+
+def _trust(config: RuntimeConfig, now_ms: Callable[[], int]) -> Trust | None:
+    try:
+        return peek_trust(config, DurableFS(), system_ms=now_ms)
+    except (EdgepackError, PermissionError):
+        # what is wrong with it is a finding of its own
+        return None
+
+
+def _shake_hands(place: Broker) -> Finding | None:
+    if place.tls is None:
+        return None
+    try:
+        plain = socket.create_connection((place.host, place.port), CONNECT_SECONDS)
+        with plain, FreshHandshake(place.tls).wrap_socket(plain, server_hostname=place.host):
+            return None
+    except EdgepackError as error:
+        return fail("broker", str(error), "mend what it names")
+    except OSError as error:
+        words = f"TLS with {place.host}:{place.port}: {tls_trouble(error)}"
+        return fail("broker", words, "check [mqtt] ca, the clock, and the broker's certificate")
+
+
+def _log_in(place: Broker, device: str) -> Finding:
+    answered, reasons = threading.Event(), []
+
+    def on_connect(_c: Any, _u: Any, _f: Any, reason: Any, _p: Any) -> None:
+        reasons.append(reason)
+        answered.set()
+
+    client = mqtt.Client(
+        CallbackAPIVersion.VERSION2,
+        client_id=device,
+        protocol=mqtt.MQTTv5 if place.version_5 else mqtt.MQTTv311,
+    )
+    client.connect_timeout = CONNECT_SECONDS
+    client.on_connect = on_connect
+    if place.tls is not None:
+        client.tls_set_context(FreshHandshake(place.tls))  # type: ignore[arg-type]
+    try:
+        client.connect(place.host, place.port)
+        client.loop_start()
+        came = answered.wait(LOGIN_SECONDS)
+    except OSError as error:
+        return fail("broker", f"{place.host}:{place.port}: {tls_trouble(error)}", _NETWORK)
+    finally:
+        client.disconnect()
+        client.loop_stop()
+    if not came:
+        return fail("broker", "it does not answer the login", "look at the broker's log")
+    if reasons[0].is_failure:
+        remedy = "check that this device is enrolled and not revoked: edgepack device list"
+        return fail("broker", f"it refuses this device: {reasons[0]}", remedy)
+    return ok("broker", f"{place.host}:{place.port} lets this device in")
