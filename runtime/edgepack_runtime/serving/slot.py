@@ -123,6 +123,11 @@ class Slot(Place):
         return sum(tenure.in_flight for tenure in self._residents)
 
     @property
+    def waiting(self) -> int:
+        """Requests and other work that the slot's threads have, or are to take."""
+        return self._waiting
+
+    @property
     def gone(self) -> Future[None]:
         """Done when the memory of all models that were let go of is given back."""
         return self._residents.gone()
