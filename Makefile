@@ -30,7 +30,13 @@ test-foreign: $(VENV)/.dev   ## Tests against Debian's tools, which it installs
 	if [ -n "$$missing" ]; then \
 	  echo "installing$$missing"; $(SUDO) apt-get update -qq && \
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null; fi
-	EDGEPACK_FOREIGN=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m foreign $(ARGS)
+	command -v promtool >/dev/null || $(MAKE) --no-print-directory $(BIN)/promtool
+	PATH="$(abspath $(BIN)):$$PATH" EDGEPACK_FOREIGN=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m foreign $(ARGS)
+
+$(BIN)/promtool:   # alone: its package would start a server
+	$(SUDO) apt-get update -qq
+	cd $(VENV) && apt-get download -qq prometheus && dpkg-deb --fsys-tarfile prometheus_*.deb \
+	  | tar -xf - --transform 's|.*/||' -C bin ./usr/bin/promtool && rm prometheus_*.deb
 
 reproduce:       ## Build one bundle in two clean environments and compare (about 3 minutes)
 	PYTHON=$(PYTHON) tests/support/two-environments

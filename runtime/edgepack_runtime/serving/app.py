@@ -26,10 +26,11 @@ from edgepack_runtime.serving.compression import encoding_of, unpack
 from edgepack_runtime.serving.errors import NoModelError, UnknownModelError
 from edgepack_runtime.serving.failure import response_of
 from edgepack_runtime.serving.metrics import CONTENT_TYPE, render_metrics
-from edgepack_runtime.serving.model import ServingModel
 from edgepack_runtime.serving.predictions import CODECS, Predictions, packed
+from edgepack_runtime.serving.residents import Tenure
 from edgepack_runtime.serving.routes import Endpoint, Route, find_route
 from edgepack_runtime.serving.slot import Slot
+from edgepack_runtime.telemetry.spool import Backlog
 
 Answering = Callable[[Route, Request], Awaitable[Response]]
 
@@ -52,6 +53,7 @@ class App:
         waiver: Why the daemon runs although it is insecure, None when it is not.
         refusals: How many documents were refused, by code; looked at anew for each request.
         body_bytes: The most that the body of a prediction may hold, unpacked.
+        backlog: What waits to be sent to the fleet, None where nothing is.
 
     Attributes:
         predictions: Answers what predicts.
@@ -66,6 +68,7 @@ class App:
         waiver: Waiver | None = None,
         refusals: Mapping[str, int] | None = None,
         body_bytes: int = LIMITS.request_body_bytes,
+        backlog: Callable[[], Backlog | None] = lambda: None,
     ) -> None:
         self.predictions = Predictions(slots, body_bytes)
         self._slots = slots
@@ -73,6 +76,7 @@ class App:
         self._monotonic = monotonic
         self._started = monotonic()
         self._waiver = waiver
+        self._backlog = backlog
         self._refusals = {} if refusals is None else refusals
         self._answers: dict[Endpoint, Answering] = {
             Endpoint.PAGE: self._page,
@@ -147,27 +151,31 @@ class App:
         return json_response({"models": sorted(self._slots)})
 
     async def _metadata(self, route: Route, _request: Request) -> Response:
-        slot, model = self._model(route)
-        return json_response(oip_documents.model_metadata(slot.name, model.description))
+        slot, asked = self._model(route)
+        versions = [one.model.version for one in status.tenures(slot)]
+        told = oip_documents.model_metadata(slot.name, asked.model.description, versions)
+        return json_response(told)
 
     async def _model_ready(self, route: Route, _request: Request) -> Response:
         slot, _ = self._model(route)
         return json_response({"name": slot.name, "ready": True})
 
     async def _model_info(self, route: Route, _request: Request) -> Response:
-        slot, model = self._model(route)
-        return json_response(status.model_info(slot.name, model))
+        slot, asked = self._model(route)
+        return json_response(status.model_info(slot.name, asked.model))
 
     async def _config(self, route: Route, _request: Request) -> Response:
-        slot, model = self._model(route)
-        return json_response(oip_documents.model_config(slot.name, model.description))
+        slot, asked = self._model(route)
+        return json_response(oip_documents.model_config(slot.name, asked.model.description))
 
     async def _stats(self, route: Route, _request: Request) -> Response:
-        slot, _ = self._model(route)
-        return json_response({"model_stats": status.all_stats([slot])})
+        slot, asked = self._model(route)
+        told = status.tenures(slot) if route.version is None else [asked]
+        return json_response({"model_stats": [status.model_stats(slot, one) for one in told]})
 
     async def _all_stats(self, _route: Route, _request: Request) -> Response:
-        return json_response({"model_stats": status.all_stats(self._slots.values())})
+        each = [(slot, one) for slot in self._slots.values() for one in status.tenures(slot)]
+        return json_response({"model_stats": [status.model_stats(*one) for one in each]})
 
     async def _index(self, _route: Route, request: Request) -> Response:
         return json_response(repository.index(self._slots, await _order(request)))
@@ -186,7 +194,12 @@ class App:
     async def _metrics(self, _route: Route, _request: Request) -> Response:
         uptime = self._monotonic() - self._started
         body = render_metrics(
-            self._slots, uptime, insecure=self._waiver is not None, refusals=self._refusals
+            self._slots,
+            uptime,
+            insecure=self._waiver is not None,
+            refusals=self._refusals,
+            phase_of=self._phase_of,
+            backlog=self._backlog(),
         )
         return Response(200, body, ((b"content-type", CONTENT_TYPE),))
 
@@ -203,17 +216,17 @@ class App:
         uptime = self._monotonic() - self._started
         return status.health(self._slots, self._phase_of, uptime, self._waiver)
 
-    def _model(self, route: Route) -> tuple[Slot, ServingModel]:
+    def _model(self, route: Route) -> tuple[Slot, Tenure]:
         slot = self.predictions.slot(route)
-        model = slot.active
-        if model is None or not slot.ready:
+        active, asked = slot.tenure, slot.of_version(route.version)
+        if active is None or not slot.ready:
             raise NoModelError(slot.why_unready)
-        if route.version is not None and route.version != model.version:
+        if asked is None:
             raise UnknownModelError(
-                f"model {slot.name!r} has no version {route.version[:80]!r}; "
-                f"{model.version} is serving"
+                f"model {slot.name!r} has no version {(route.version or '')[:80]!r}; "
+                f"{active.model.version} is serving"
             )
-        return slot, model
+        return slot, asked
 
 
 def _route(scope: Scope) -> Route:

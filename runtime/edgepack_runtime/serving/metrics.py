@@ -1,23 +1,30 @@
 """``/metrics`` in the text format of Prometheus: base units, one prefix, totals that only grow.
 
-Source: prometheus.io/docs/instrumenting/exposition_formats, text format 0.0.4.
+Sources: prometheus.io/docs/instrumenting/exposition_formats, text format 0.0.4, and
+prometheus.io/docs/instrumenting/writing_clientlibs for what every process tells of itself.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
+import os
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 
 from edgepack_contract import __version__
 from edgepack_runtime.serving.counting import SECONDS_BUCKETS
+from edgepack_runtime.serving.residents import Tenure
 from edgepack_runtime.serving.slot import Slot
+from edgepack_runtime.serving.status import PhaseOf, tenures
+from edgepack_runtime.telemetry.spool import Backlog
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
-PAGE_BYTES = 4096
 
 Labels = dict[str, str]
 Sample = tuple[str, Labels, float]
+Family = tuple[str, str, str, list[Sample]]
 
 
 def render_metrics(
@@ -26,46 +33,62 @@ def render_metrics(
     *,
     insecure: bool = False,
     refusals: Mapping[str, int] | None = None,
+    phase_of: PhaseOf = lambda _slot: None,
+    backlog: Backlog | None = None,
 ) -> bytes:
     """The metrics of a daemon.
 
     ``insecure`` is whether it runs in spite of its security gate, ``refusals`` how many documents
-    it refused, by code.
+    it refused, by code, ``backlog`` what waits for the fleet.
     """
-    families = [
-        _family("info", "gauge", "The daemon.", [("", {"version": __version__}, 1)]),
-        _family(
-            "insecure", "gauge", "Running in spite of the security gate.", [("", {}, int(insecure))]
-        ),
-        _family("uptime_seconds", "gauge", "Since the start.", [("", {}, uptime_seconds)]),
-        _family(
-            "resident_memory_bytes", "gauge", "Of the daemon's process.", [("", {}, _resident())]
-        ),
-        _family(
-            "refused_documents_total",
-            "counter",
-            "Desired documents and keyrings that were not obeyed, by code.",
-            [("", {"code": code}, count) for code, count in sorted((refusals or {}).items())],
-        ),
-    ]
-    for name, kind, text, samples in _slot_families(slots):
-        families.append(_family(name, kind, text, samples))
-    return "".join(families).encode()
-
-
-def _slot_families(slots: Mapping[str, Slot]) -> Iterator[tuple[str, str, str, list[Sample]]]:
     each = sorted(slots.items())
-    yield "model_info", "gauge", "The model that answers.", [_info(slot) for _, slot in each]
+    families = [
+        *_daemon_families(uptime_seconds, int(insecure), refusals or {}),
+        *_slot_families(each, phase_of),
+        *_model_families(each),
+        *(_backlog_families(backlog) if backlog is not None else ()),
+        *_process_families(),
+    ]
+    return "".join(_text(*family) for family in families).encode()
+
+
+def _daemon_families(
+    uptime_seconds: float, insecure: int, refusals: Mapping[str, int]
+) -> Iterator[Family]:
+    versions = {"version": __version__, "onnxruntime": _onnxruntime()}
+    yield "edgepack_info", "gauge", "The daemon.", [("", versions, 1)]
     yield (
-        "requests_total", "counter", "Requests answered with a prediction.",
-        [("", {"slot": name}, slot.totals.answered) for name, slot in each],
+        "edgepack_insecure", "gauge", "Running in spite of the security gate.",
+        [("", {}, insecure)],
     )  # fmt: skip
+    yield "edgepack_uptime_seconds", "gauge", "Since the start.", [("", {}, uptime_seconds)]
     yield (
-        "rows_total", "counter", "Rows in those requests.",
-        [("", {"slot": name}, slot.totals.rows) for name, slot in each],
-    )  # fmt: skip
+        "edgepack_refused_documents_total",
+        "counter",
+        "Desired documents and keyrings that were not obeyed, by code.",
+        [("", {"code": code}, count) for code, count in sorted(refusals.items())],
+    )
+
+
+def _slot_families(each: list[tuple[str, Slot]], phase_of: PhaseOf) -> Iterator[Family]:
+    for name, kind, text, value in (
+        ("ready", "gauge", "Whether a request would be answered.", lambda one: int(one.ready)),
+        ("requests_total", "counter", "Requests answered with a prediction.",
+         lambda one: one.totals.answered),
+        ("rows_total", "counter", "Rows in those requests.", lambda one: one.totals.rows),
+        ("unavailable_total", "counter", "Requests that found no model.",
+         lambda one: one.totals.unavailable),
+        ("swaps_total", "counter", "Changes of the model.", lambda one: one.totals.swaps),
+        ("in_flight_requests", "gauge", "Requests being answered.", lambda one: one.in_flight),
+        ("waiting_requests", "gauge", "Requests that a thread has, or is to take.",
+         lambda one: one.waiting),
+    ):  # fmt: skip
+        yield (
+            f"edgepack_{name}", kind, text,
+            [("", {"slot": name}, value(slot)) for name, slot in each],
+        )  # fmt: skip
     yield (
-        "errors_total", "counter", "Requests refused or failed, by kind.",
+        "edgepack_errors_total", "counter", "Requests refused or failed, by kind.",
         [
             ("", {"slot": name, "kind": kind}, count)
             for name, slot in each
@@ -73,35 +96,73 @@ def _slot_families(slots: Mapping[str, Slot]) -> Iterator[tuple[str, str, str, l
         ],
     )  # fmt: skip
     yield (
-        "unavailable_total", "counter", "Requests that found no model.",
-        [("", {"slot": name}, slot.totals.unavailable) for name, slot in each],
-    )  # fmt: skip
-    yield (
-        "swaps_total", "counter", "Changes of the model.",
-        [("", {"slot": name}, slot.totals.swaps) for name, slot in each],
-    )  # fmt: skip
-    yield (
-        "in_flight_requests", "gauge", "Requests being answered.",
-        [("", {"slot": name}, slot.in_flight) for name, slot in each],
-    )  # fmt: skip
-    yield (
-        "request_seconds", "histogram", "From the body's last byte to the encoded answer.",
+        "edgepack_request_seconds", "histogram", "From the body's last byte to the encoded answer.",
         [sample for _, slot in each for sample in _histogram(slot)],
     )  # fmt: skip
+    phases = [(name, phase_of(name)) for name, _ in each]
+    yield (
+        "edgepack_slot_phase", "gauge", "Where the installation of the slot stands.",
+        [("", {"slot": name, "phase": phase}, 1) for name, phase in phases if phase is not None],
+    )  # fmt: skip
 
 
-def _info(slot: Slot) -> Sample:
-    model = slot.active
-    return (
-        "",
-        {
-            "slot": slot.name,
-            "model": model.description.name if model else "",
-            "version": model.version if model else "",
-            "digest": model.digest if model else "",
-        },
-        0 if model is None else 1,
-    )
+def _model_families(each: list[tuple[str, Slot]]) -> Iterator[Family]:
+    models = [(slot, tenure) for _, slot in each for tenure in tenures(slot)]
+    yield (
+        "edgepack_model_info", "gauge", "The models that are loaded, and what each is for.",
+        [("", _model(slot, tenure), 1) for slot, tenure in models],
+    )  # fmt: skip
+    yield (
+        "edgepack_model_runs_total", "counter", "Runs of a model that is loaded.",
+        [("", _role(slot, tenure), tenure.counts.executions) for slot, tenure in models],
+    )  # fmt: skip
+    yield (
+        "edgepack_model_step_seconds_total", "counter", "Spent on its requests, by step.",
+        [
+            ("", _role(slot, tenure) | {"step": step}, getattr(tenure.counts.spent, step) / 1e9)
+            for slot, tenure in models
+            for step in ("queue", "input", "infer", "output")
+        ],
+    )  # fmt: skip
+    yield (
+        "edgepack_model_since_seconds", "gauge", "When the model took its place, Unix time.",
+        [("", _role(slot, tenure), tenure.since_ms / 1e3) for slot, tenure in models],
+    )  # fmt: skip
+
+
+def _backlog_families(backlog: Backlog) -> Iterator[Family]:
+    for name, kind, text, value in (
+        ("items", "gauge", "Windows and events that wait for the fleet.", backlog.items),
+        ("bytes", "gauge", "What they take on the disk.", backlog.bytes),
+        ("dropped_items_total", "counter", "Lost for want of room.", backlog.dropped),
+    ):
+        yield f"edgepack_spool_{name}", kind, text, [("", {}, value)]
+
+
+def _process_families() -> Iterator[Family]:
+    for name, kind, text, value in (
+        ("cpu_seconds_total", "counter", "User and system time.", sum(os.times()[:2])),
+        ("resident_memory_bytes", "gauge", "Resident memory.", _resident()),
+        (
+            "open_fds",
+            "gauge",
+            "Open file descriptors.",
+            sum(1 for _ in Path("/proc/self/fd").iterdir()),
+        ),
+        ("start_time_seconds", "gauge", "When the process began, Unix time.", _started()),
+    ):
+        yield f"process_{name}", kind, text, [("", {}, value)]
+
+
+def _role(slot: Slot, tenure: Tenure) -> Labels:
+    mode = "active" if tenure is slot.tenure else str(slot.candidate.mode)
+    return {"slot": slot.name, "role": mode}
+
+
+def _model(slot: Slot, tenure: Tenure) -> Labels:
+    model = tenure.model
+    told = {"model": model.description.name, "version": model.version, "digest": model.digest}
+    return _role(slot, tenure) | told
 
 
 def _histogram(slot: Slot) -> list[Sample]:
@@ -118,11 +179,9 @@ def _histogram(slot: Slot) -> list[Sample]:
     ]
 
 
-def _family(name: str, kind: str, text: str, samples: list[Sample]) -> str:
-    lines = [f"# HELP edgepack_{name} {text}", f"# TYPE edgepack_{name} {kind}"]
-    lines += [
-        f"edgepack_{name}{suffix}{_labels(labels)} {value}" for suffix, labels, value in samples
-    ]
+def _text(name: str, kind: str, text: str, samples: list[Sample]) -> str:
+    lines = [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+    lines += [f"{name}{suffix}{_labels(labels)} {value}" for suffix, labels, value in samples]
     return "\n".join(lines) + "\n"
 
 
@@ -137,4 +196,22 @@ def _escaped(value: str) -> str:
 
 
 def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * PAGE_BYTES
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@functools.cache
+def _onnxruntime() -> str:
+    return importlib.metadata.version("onnxruntime")
+
+
+@functools.cache
+def _started() -> float:
+    # the name of the program, in parentheses, may hold anything; field 22 is counted from its end
+    fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    booted = next(
+        int(line.split()[1])
+        for line in Path("/proc/stat").read_text(encoding="ascii").splitlines()
+        if line.startswith("btime ")
+    )
+    return booted + int(fields[19]) / os.sysconf("SC_CLK_TCK")

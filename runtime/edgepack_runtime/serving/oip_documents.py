@@ -6,6 +6,7 @@ github.com/triton-inference-server/server, ``docs/protocol/extension_model_confi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from edgepack_contract.description import Description, TensorSpec
@@ -15,11 +16,11 @@ PLATFORM = "onnx_onnxv1"
 EXTENSIONS = ["binary_tensor_data", "model_configuration", "model_repository", "statistics"]
 
 
-def model_metadata(slot: str, description: Description) -> dict[str, Any]:
-    """The model metadata response."""
+def model_metadata(slot: str, description: Description, versions: Sequence[str]) -> dict[str, Any]:
+    """The model metadata response; ``versions`` are all that can be asked for."""
     return {
         "name": slot,
-        "versions": [description.version],
+        "versions": list(versions),
         "platform": PLATFORM,
         "inputs": [_tensor_metadata(spec) for spec in description.inputs],
         "outputs": [_tensor_metadata(spec) for spec in description.outputs],

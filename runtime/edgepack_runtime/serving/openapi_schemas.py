@@ -139,6 +139,7 @@ SCHEMAS: dict[str, Schema] = {
                         "model": _NULLABLE_TEXT,
                         "version": _NULLABLE_TEXT,
                         "digest": _NULLABLE_TEXT,
+                        "candidate": {"type": ["object", "null"]},
                         "last_prediction": _NULLABLE_TEXT,
                         "requests": COUNT,
                     }

@@ -15,6 +15,7 @@ import msgspec
 from edgepack_runtime.inference.errors import BadRequestError
 from edgepack_runtime.serving.errors import NoModelError
 from edgepack_runtime.serving.slot import Slot
+from edgepack_runtime.serving.status import tenures
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -34,7 +35,9 @@ def index(slots: Mapping[str, Slot], body: bytes) -> list[dict[str, str]]:
         BadRequestError: The body is not a request for it.
     """
     only_ready = _parsed(body, _IndexRequest, '{"ready": true or false}').ready
-    return [_entry(slot) for slot in slots.values() if slot.ready or not only_ready]
+    return [
+        entry for slot in slots.values() if slot.ready or not only_ready for entry in _entries(slot)
+    ]
 
 
 def load(slot: Slot, body: bytes) -> None:
@@ -65,12 +68,14 @@ def unload(slot: Slot, body: bytes) -> None:
     slot.unloaded = True
 
 
-def _entry(slot: Slot) -> dict[str, str]:
-    model = slot.active
-    version = {} if model is None else {"version": model.version}
-    state = "READY" if slot.ready else "UNAVAILABLE"
-    reason = "" if slot.ready else "unloaded" if slot.unloaded else "no bundle can serve"
-    return {"name": slot.name, **version, "state": state, "reason": reason}
+def _entries(slot: Slot) -> list[dict[str, str]]:
+    """One for each version that can be asked for; one without a version where there is none."""
+    told = {
+        "name": slot.name,
+        "state": "READY" if slot.ready else "UNAVAILABLE",
+        "reason": "" if slot.ready else "unloaded" if slot.unloaded else "no bundle can serve",
+    }
+    return [told | {"version": one.model.version} for one in tenures(slot)] or [told]
 
 
 def _parsed(body: bytes, kind: type[S], expected: str) -> S:

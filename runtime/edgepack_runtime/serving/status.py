@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -44,7 +44,7 @@ def waived(waiver: Waiver) -> dict[str, object]:
     return {"reason": waiver.reason, "settings": waiver.settings}
 
 
-def model_stats(name: str, tenure: Tenure, last_ms: int | None) -> dict[str, Any]:
+def model_stats(slot: Slot, tenure: Tenure) -> dict[str, Any]:
     """One entry of ``model_stats`` of the statistics extension.
 
     Source: github.com/triton-inference-server/server, ``docs/protocol/extension_statistics.md``.
@@ -54,9 +54,9 @@ def model_stats(name: str, tenure: Tenure, last_ms: int | None) -> dict[str, Any
     done, spent = counts.executions, counts.spent
     total = spent.queue + spent.input + spent.infer + spent.output
     return {
-        "name": name,
+        "name": slot.name,
         "version": tenure.model.version,
-        "last_inference": last_ms or 0,
+        "last_inference": slot.last_prediction_ms or 0,
         "inference_count": counts.rows,
         "execution_count": done,
         "inference_stats": {
@@ -69,19 +69,15 @@ def model_stats(name: str, tenure: Tenure, last_ms: int | None) -> dict[str, Any
             "cache_hit": _stat(0, 0),
             "cache_miss": _stat(0, 0),
         },
-        "batch_stats": [],
+        "batch_stats": tenure.batcher.stats() if tenure.batcher is not None else [],
         "memory_usage": [],
         "response_stats": {},
     }
 
 
-def all_stats(slots: Iterable[Slot]) -> list[dict[str, Any]]:
-    """The statistics of every slot that has a model."""
-    return [
-        model_stats(slot.name, slot.tenure, slot.last_prediction_ms)
-        for slot in slots
-        if slot.tenure is not None
-    ]
+def tenures(slot: Slot) -> list[Tenure]:
+    """The models that can be asked: the active one, and a candidate beside it."""
+    return [one for one in (slot.tenure, slot.candidate.tenure) if one is not None]
 
 
 def model_info(name: str, model: ServingModel) -> dict[str, Any]:
@@ -151,6 +147,7 @@ def _slot(slot: Slot, phase: Phase | None) -> dict[str, Any]:
         "digest": None,
         "since": None,
         "phase": phase,
+        "candidate": _candidate(slot),
         "previous": previous.digest if previous is not None else None,
         "last_prediction": _time(slot.last_prediction_ms),
         "requests": slot.totals.answered,
@@ -163,6 +160,14 @@ def _slot(slot: Slot, phase: Phase | None) -> dict[str, Any]:
             "since": _time(tenure.since_ms),
         }
     return told
+
+
+def _candidate(slot: Slot) -> dict[str, Any] | None:
+    model = slot.candidate.active
+    if model is None:
+        return None
+    told = {"version": model.version, "digest": model.digest}
+    return told | {"mode": slot.candidate.mode, "share": slot.candidate.share}
 
 
 def _time(at_ms: int | None) -> str | None:

@@ -226,7 +226,7 @@ def test_half_floats_have_no_json_by_v2_but_rows_by_v1():
 def test_metadata_of_every_datatype():
     inputs = [tensor(dtype, dtype, "n", 2) for dtype in DATATYPES]
     described = SimpleNamespace(version="1.0.0", inputs=inputs, outputs=[])
-    told = model_metadata("slot", described)
+    told = model_metadata("slot", described, ["1.0.0"])
     assert {item["name"]: item["datatype"] for item in told["inputs"]} == DATATYPES
     config = model_config("slot", described)
     types = {item["name"]: item["data_type"] for item in config["input"]}
