@@ -16,7 +16,7 @@ HEAD_SECONDS = 10.0
 class BoundedHead(BoundedSend):
     """Bounds the head of a request: its bytes, and the time until it is complete."""
 
-    _head_bytes = _received = 0
+    _head_bytes = _fed = _begun_with = _heads_over = 0
     _in_head = True
     _head_timer: asyncio.TimerHandle | None = None
 
@@ -33,12 +33,15 @@ class BoundedHead(BoundedSend):
     def data_received(self, data: bytes) -> None:
         """Count what belongs to a head."""
         # a head that begins in the middle of these bytes is counted from the next ones on
-        counted = len(data) if self._in_head else 0
-        self._received = self._head_bytes + len(data)
+        whole = self._in_head
+        self._begun_with = 0
+        self._heads_over = 0
+        self._fed = len(data)
         super().data_received(data)
         if not self._in_head or self.transport.is_closing():
             return
-        self._head_bytes += counted
+        if whole and not self._heads_over:
+            self._head_bytes += len(data)
         if self._head_bytes > LIMITS.request_header_bytes:
             self.send_400_response("The head of the request is too large.")
         elif self._head_timer is None:
@@ -47,14 +50,17 @@ class BoundedHead(BoundedSend):
     def on_message_begin(self) -> None:
         """A head begins."""
         super().on_message_begin()
-        self._in_head = True
+        self._in_head, self._begun_with = True, self._fed
 
     def on_headers_complete(self) -> None:
         """A head is over; refuse one that is too large."""
-        if self._received > LIMITS.request_header_bytes < self._head_size():
+        # what began and ended in the same bytes is no larger than they are
+        quick = 0 < self._begun_with <= LIMITS.request_header_bytes
+        if not quick and self._head_size() > LIMITS.request_header_bytes:
             # httptools turns this into a parser error, to which uvicorn answers 400 and hangs up
             raise ValueError("the head of the request is too large")
         self._in_head, self._head_bytes = False, 0
+        self._heads_over += 1
         self._cancel_timer()
         super().on_headers_complete()
 
