@@ -7,7 +7,12 @@ import logging
 from edgepack_contract.errors import EdgepackError
 from edgepack_runtime.inference.errors import InputError
 from edgepack_runtime.serving.asgi import Header, HttpError, Response, error_response
-from edgepack_runtime.serving.errors import NoModelError, OverloadError, UnknownModelError
+from edgepack_runtime.serving.errors import (
+    DeadlineError,
+    NoModelError,
+    OverloadError,
+    UnknownModelError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +23,7 @@ _ANSWERS: tuple[tuple[type[EdgepackError], int, tuple[Header, ...]], ...] = (
     (UnknownModelError, 404, ()),
     (OverloadError, 429, (_RETRY,)),
     (NoModelError, 503, (_RETRY,)),
+    (DeadlineError, 504, ()),
     (EdgepackError, 500, ()),
 )
 """The first that fits; what is not in it is a defect."""
