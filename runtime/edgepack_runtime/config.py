@@ -41,11 +41,13 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     Off loopback it takes TLS, and a file with the token that every request must bear.
     ``body_bytes`` bounds the body of a request, unpacked; ``waiting`` how many requests may wait
-    for a model.
+    for a model. With ``grpc_port`` the protocol is answered by gRPC too, on the same host and
+    behind the same certificate and token; it takes the extra ``edgepack[grpc]``.
     """
 
     host: str = "127.0.0.1"
     port: Port = 8000
+    grpc_port: Port | None = None
     unix_socket: str | None = None
     tls_certificate: str | None = None
     tls_key: str | None = None
@@ -128,13 +130,17 @@ class OpsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class MqttConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The broker. ``ca`` signed its certificate; without one the authorities of the keyring did."""
+    """The broker. ``ca`` signed its certificate; without one the authorities of the keyring did.
+
+    ``version`` 5 is needed only for requests that name their response topic in its way.
+    """
 
     host: str
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1883
     keepalive_seconds: Annotated[int, msgspec.Meta(ge=5, le=65535)] = 60
     tls: bool = False
     ca: str | None = None
+    version: Literal["3.1.1", "5"] = "3.1.1"
 
 
 class FleetConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -30,6 +30,7 @@ from edgepack_runtime.reloading import changes, in_force
 from edgepack_runtime.security import Facts, security_gate
 from edgepack_runtime.serving.access import Guard
 from edgepack_runtime.serving.app import App
+from edgepack_runtime.serving.calls import answering_calls
 from edgepack_runtime.serving.server import RunningServer, serve
 from edgepack_runtime.serving.slot import Slot
 from edgepack_runtime.slot_runtime import now_ms
@@ -86,19 +87,23 @@ async def run_device(
             refusals=daemon.refusals,
             body_bytes=config.serve.body_bytes,
         )
+        guard = Guard(config.serve)
         server = await serve(
             app,
             unix_socket=Path(socket) if socket else None,
             host=config.serve.host,
             port=config.serve.port,
-            guard=Guard(config.serve),
+            guard=guard,
             ops=config.ops,
             insecure=waiver is not None,
         )
         running = _Running(daemon, server, notifier, waiver, config)
         on_hangup(partial(running.reload, reread))
         with reminding(waiver):
-            async with listening(daemon.control(app), home):
+            async with (
+                listening(daemon.control(app), home),
+                answering_calls(app, daemon.slots.serving, config.serve, guard),
+            ):
                 await _run(running, stop)
 
 
