@@ -11,7 +11,17 @@ from world_device import FLEET, PROBATION, Device, make_home
 from world_registry import Registry
 from world_waiting import eventually
 
-from edgepack_contract.messages import Candidate, CandidateMode, Event, EventKind, Ref, SlotDesired
+from edgepack_contract.canonical import canonical_json
+from edgepack_contract.messages import (
+    Acked,
+    Candidate,
+    CandidateMode,
+    Event,
+    EventKind,
+    Ref,
+    SlotDesired,
+)
+from edgepack_contract.sealing import seal
 from edgepack_contract.states import Phase
 from edgepack_contract.topics import Kind
 from edgepack_contract.window import Window
@@ -103,8 +113,22 @@ def infer(device, version):
     return device.predict({"inputs": [tensor]}, path)
 
 
+def hear_window(device, role):
+    """Wait for a window with requests in it, and acknowledge it as a fleet would."""
+    window = device.hear(
+        device.topic(Kind.TELEMETRY, MODEL), Window, lambda said: said.role == role and said.n
+    )
+    acknowledge(device, window.session, window.last)
+    return window
+
+
+def acknowledge(device, session, through):
+    topic = device.topic(Kind.ACKED, MODEL)
+    acked = canonical_json(Acked(session=session, through=through))
+    device.send(topic, seal(acked, topic=topic, key=device.mac_key))
+
+
 def test_the_end_of_a_candidates_install_is_an_event_of_a_candidate(device, bundles):
-    # the first test: what no fleet acknowledges keeps later events waiting
     tell(device, bundles["1.0.0"], bundles["1.1.0"])
     event = device.hear(
         device.topic(Kind.EVENT, EventKind.INSTALLED.value),
@@ -112,14 +136,13 @@ def test_the_end_of_a_candidates_install_is_an_event_of_a_candidate(device, bund
         lambda said: said.digest == bundles["1.1.0"][0],
     )
     assert event.evidence["candidate"] is True
+    acknowledge(device, event.session, event.sequence)
 
 
 def test_a_shadow_sees_what_the_active_model_answers(device, bundles):
     with_candidate(device, bundles)
     assert set(versions_by_key(device).values()) == {"1.0.0"}
-    window = device.hear(
-        device.topic(Kind.TELEMETRY, MODEL), Window, lambda said: said.role == "shadow" and said.n
-    )
+    window = hear_window(device, "shadow")
     assert window.bundle == bundles["1.1.0"][0]
     assert window.pairs.against == bundles["1.0.0"][0]
     assert 0 < window.pairs.n == window.n
@@ -136,9 +159,7 @@ def test_a_split_answers_the_same_share_before_and_after_a_kill(device, bundles)
     device.start()
     device.hear_reported(lambda said: settled(said, bundles["1.0.0"], bundles["1.1.0"]))
     assert versions_by_key(device) == before
-    device.hear(
-        device.topic(Kind.TELEMETRY, MODEL), Window, lambda said: said.role == "split" and said.n
-    )
+    hear_window(device, "split")
     tell(device, bundles["1.0.0"], bundles["1.1.0"], mode=SPLIT, share=0.0)
     device.hear_reported(lambda said: said.slots[MODEL].candidate.share == 0.0)
     assert set(versions_by_key(device).values()) == {"1.0.0"}
