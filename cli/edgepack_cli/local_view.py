@@ -50,7 +50,7 @@ def history_table(records: Sequence[tuple[str, Record]]) -> str:
 def why_lines(slot: SlotView, told: Explanation) -> Iterator[str]:
     """The sentences of ``edgepack local why``."""
     yield f"{slot.name}: {slot.phase}"
-    yield from (f"  {words[0].upper()}{words[1:]}" for words in told.is_so)
+    yield from (f"  {words}" for words in told.is_so)
     for title, sentences in (("What changes it", told.changes), ("What to do", told.remedies)):
         if sentences:
             yield f"{title}:"

@@ -22,6 +22,7 @@ SECONDS = 3.0
 CONFIG_BYTES = 256 * 1024
 DEFAULT = "http://127.0.0.1:8000"
 SERVE_PORT, OPS_PORT = 8000, 9464
+CONTROL_SOCKET = "control.sock"
 UNHEALTHY = 1
 
 
@@ -48,7 +49,7 @@ class Place:
 @click.option("--url", help=f"Where the daemon answers; {DEFAULT} when nothing is said.")
 @click.option("--unix-socket", help="The daemon's Unix socket.")
 @click.option("--config", type=click.Path(path_type=Path), help="The daemon's configuration.")
-@click.option("--ready", is_flag=True, help="Ask whether every slot has a model.")
+@click.option("--ready/--live", help="Whether every slot has a model, or only whether it lives.")
 def command(*, url: str | None, unix_socket: str | None, config: Path | None, ready: bool) -> int:
     """Ask a daemon whether it is well: exit code 0 when it is, 1 when it is not.
 
@@ -93,6 +94,8 @@ def of_url(url: str) -> Place:
 def of_config(table: Mapping[str, Any], environ: Mapping[str, str], base: Path) -> Place:
     """The easiest way in that a daemon's configuration tells: operations, Unix socket, TCP.
 
+    With a free port that is the control socket, which is for the daemon's user and root.
+
     Args:
         table: The decoded TOML.
         environ: The ``EDGEPACK_*`` variables in it win, as they do for the daemon.
@@ -112,6 +115,10 @@ def of_config(table: Mapping[str, Any], environ: Mapping[str, str], base: Path) 
         return Place(_here(ops_host), _port(setting("ops", "port"), OPS_PORT))
     if unix_socket:
         return Place(unix_socket=str(base / str(unix_socket)))
+    state_dir = environ.get("EDGEPACK_STATE_DIR", table.get("state_dir"))
+    if state_dir and str(setting("serve", "port")) == "0":
+        # nobody knows the port beforehand, but the daemon's own user can ask here
+        return Place(unix_socket=str(base / str(state_dir) / CONTROL_SOCKET))
     # It asks its own machine, sends no secret and learns one bit: any certificate will do.
     return Place(
         _here(setting("serve", "host") or "127.0.0.1"),

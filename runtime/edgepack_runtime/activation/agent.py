@@ -104,7 +104,7 @@ class SlotAgent:
         self._outcomes: deque[Outcome] = deque()
         self._trouble: DeviceError | None = None
         self._state = SlotState()
-        self._factory_trouble = ""
+        self.factory_trouble = ""
         self.attended = 0
         self._thread: threading.Thread | None = None
 
@@ -322,8 +322,8 @@ class SlotAgent:
 
     def _say_factory(self, words: str) -> None:
         # it is looked at again and again for as long as nothing works
-        if words != self._factory_trouble:
-            self._factory_trouble = words
+        if words != self.factory_trouble:
+            self.factory_trouble = words
             told = {"event": "factory_refused", "slot": self.slot}
             logger.warning("slot %s: %s", self.slot, words, extra=told)
 
@@ -389,7 +389,7 @@ class SlotAgent:
 
     def _remember(self, end: Announce, before: SlotState) -> None:
         """Add to the history. That it cannot be kept changes nothing."""
-        at, figures = self._timing.now_ms(), figures_of(self._runner.evidence)
+        at, figures = self._timing.now_ms(), figures_of(self._runner.evidence(end.digest))
         record = record_of(end, before, self._state, at=at, figures=figures)
         try:
             self._parts.history.remember(record)

@@ -100,10 +100,10 @@ class EffectRunner:
         self.shadow_ends: float | None = None
         self.local: dict[str, str] = {}
 
-    @property
-    def evidence(self) -> dict[str, Any]:
-        """What was measured of the model that was watched last."""
-        return self._evidence
+    def evidence(self, digest: str | None) -> dict[str, Any]:
+        """What was measured: of the model that was watched last, and of what a bundle has."""
+        tried = read_tried(self._store.model(digest)) if digest else []
+        return self._evidence | ({"alternatives": as_evidence(tried)} if tried else {})
 
     def perform(self, effect: Effect) -> Outcome | None:
         """Do what an effect asks; what came of it, if anything can come of it."""
@@ -309,13 +309,9 @@ class EffectRunner:
             digest=effect.digest,
             code=effect.code,
             words=effect.words,
-            evidence=self._evidence | self._tried(effect.digest),
+            evidence=self.evidence(effect.digest),
         )
         return Announced(effect.install)
-
-    def _tried(self, digest: str | None) -> dict[str, Any]:
-        tried = read_tried(self._store.model(digest)) if digest else []
-        return {"alternatives": as_evidence(tried)} if tried else {}
 
 
 def _mishap(effect: Effect, error: Exception) -> Outcome | None:

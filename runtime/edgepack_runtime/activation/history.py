@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -99,11 +101,13 @@ def read_history(fs: DurableFS, path: Path) -> list[Record]:
         return []
 
 
-def figures_of(evidence: dict[str, object]) -> dict[str, float]:
-    """The plain numbers of an event's evidence."""
+def figures_of(evidence: Mapping[str, Any]) -> dict[str, float]:
+    """The plain numbers of an event's evidence, those of the variant in use as ``probe_...``."""
+    last = (evidence.get("alternatives") or [{}])[-1]
+    found = dict(evidence) | {f"probe_{name}": value for name, value in last.items()}
     numbers = {
         name: float(value)
-        for name, value in evidence.items()
+        for name, value in found.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
     return dict(sorted(numbers.items())[:MOST_FIGURES])

@@ -173,5 +173,6 @@ def _live_slot(name: str, runtime: SlotRuntime) -> SlotView:
         errors=sum(slot.totals.errors.values()),
         in_flight=slot.in_flight,
         attended=agent.attended,
+        factory_trouble=agent.factory_trouble,
     )
     return slot_view(name, agent.state, agent.status(), live)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgepack_runtime.activation.events import Wished
+from edgepack_runtime.activation.events import Stopped, Wished
 from edgepack_runtime.activation.history import History
 from edgepack_runtime.activation.journal import Journal
 from edgepack_runtime.activation.machine import step
@@ -64,7 +64,8 @@ def _reset(fs: DurableFS, folder: Path) -> None:
     journal, store = Journal(fs, folder), Store(fs, folder)
     state = journal.load().state
     emptied = step(state, Wished(None, retry_blocked=state.blocked)).state
-    journal.save(emptied)
+    # or the next start would tell of a crash, and of a slot that is no more
+    journal.save(step(emptied, Stopped()).state)
     History(fs, folder).clear()
     store.prepare()
     store.collect(())

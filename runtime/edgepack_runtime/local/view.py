@@ -24,7 +24,8 @@ class LiveView(msgspec.Struct, frozen=True, kw_only=True):
     """What only the running daemon knows of a slot.
 
     ``since`` is when the model that answers began to. ``attended`` is how many wishes the slot has
-    taken notice of, see :class:`~edgepack_runtime.activation.agent.Asked`.
+    taken notice of, see :class:`~edgepack_runtime.activation.agent.Asked`; ``factory_trouble`` is
+    why its factory bundle is not taken.
     """
 
     since: int | None = None
@@ -33,6 +34,7 @@ class LiveView(msgspec.Struct, frozen=True, kw_only=True):
     errors: int = 0
     in_flight: int = 0
     attended: int = 0
+    factory_trouble: str = ""
 
 
 class SlotView(msgspec.Struct, frozen=True, kw_only=True):

@@ -95,7 +95,7 @@ def _phase(slot: SlotView) -> tuple[list[str], list[str], list[str]]:
             return _idle(slot)
         case Phase.SUCCEEDED:
             so = [f"{named(slot.active)} is what is wanted, and it passed its probation."]
-            return so + ([f"Of note: {reason}."] if reason else []), [], remedies
+            return so + ([f"of note: {reason}."] if reason else []), [], remedies
         case Phase.FAILED | Phase.REJECTED:
             verb = "refused" if slot.phase == Phase.REJECTED else "not installed"
             so = [f"{named(slot.wanted)} was {verb}: {reason}."]
@@ -113,19 +113,19 @@ def _phase(slot: SlotView) -> tuple[list[str], list[str], list[str]]:
             return _under_way(slot, reason)
 
 
-_NOTHING = "The slot has nothing that answers."
+_NOTHING = "the slot has nothing that answers."
 
 
 def _idle(slot: SlotView) -> tuple[list[str], list[str], list[str]]:
     if slot.code == EMPTIED_HERE:
-        so = ["somebody at the device has emptied it."]
+        so = ["somebody at the device has emptied it; an order is not obeyed twice."]
     elif slot.generation:
         so = [f"the fleet wants it empty (order {slot.generation})."]
     else:
         so = ["nobody has asked for a bundle yet."]
     return (
         so,
-        ["an order of the fleet fills it."],
+        ["a newer order of the fleet fills it."],
         [f"edgepack local install FILE --slot {slot.name}"],
     )
 
@@ -136,27 +136,32 @@ def _under_way(slot: SlotView, reason: str) -> tuple[list[str], list[str], list[
     if slot.phase == Phase.DOWNLOADING:
         so.append(f"{slot.progress:.0%} of it is there.")
     if reason:
-        so.append(f"So far: {reason}.")
+        so.append(f"so far: {reason}.")
     if slot.attempts > 1:
-        so.append(f"This is attempt {slot.attempts}; after the third it is given up and blocked.")
+        so.append(f"this is attempt {slot.attempts}; after the third it is given up and blocked.")
     if slot.pending:
         so.append(f"{named(slot.pending)} waits for the end of this.")
-    so.append(f"Until it has proven itself, {named(slot.active)} is what the slot falls back to.")
+    if slot.active:
+        so.append(f"until it has proven itself, the slot falls back to {named(slot.active)}.")
+    else:
+        so.append("nothing else works in this slot: if it fails, the slot is in safe mode.")
     return so, ["it goes on by itself."], []
 
 
 def _links(slot: SlotView, device: DeviceView) -> list[str]:
     so = []
+    if slot.live is not None and slot.live.factory_trouble:
+        so.append(f"its factory bundle is of no use: {slot.live.factory_trouble}.")
     daemon, broker = device.daemon, device.broker
     if daemon is not None and daemon.refused:
-        so.append(f"An order is refused: {daemon.refused}.")
+        so.append(f"an order is refused: {daemon.refused}.")
     if broker is not None and broker.connected is False:
-        so.append(f"There is no connection to the broker {broker.address}, so no order can come.")
+        so.append(f"there is no connection to the broker {broker.address}, so no order can come.")
     if daemon is not None and daemon.clock_behind:
-        so.append("The clock is behind what signed documents prove; dated orders may be refused.")
+        so.append("the clock is behind what signed documents prove; dated orders may be refused.")
     if slot.candidate is not None:
         one = slot.candidate
         so.append(
-            f"A candidate runs beside it ({one.mode}, {one.share:.0%}): {one.phase} {one.words}"
+            f"a candidate runs beside it ({one.mode}, {one.share:.0%}): {one.phase} {one.words}"
         )
     return so

@@ -74,6 +74,7 @@ def tls_daemon(tls):
 def test_alive_but_not_ready(cli, daemon):
     url = f"http://127.0.0.1:{daemon.server_port}"
     assert (cli("healthcheck", "--url", url).code, daemon.asked) == (0, ["/v2/health/live"])
+    assert cli("healthcheck", "--url", url, "--live").code == 0
     ended = cli("healthcheck", "--url", url, "--ready")
     assert ended.code == 1
     assert f"not well: {url}: /v2/health/ready answered 503" in ended.err
@@ -171,6 +172,9 @@ LOCAL = Place("127.0.0.1", 8000, known=False)
         ({"ops": {"host": "::1", "port": 7}}, {}, Place("::1", 7)),
         ({"ops": {"port": 7}}, {"EDGEPACK_OPS_HOST": "127.0.0.1"}, Place("127.0.0.1", 7)),
         ({"serve": "nonsense", "ops": 3}, {}, LOCAL),
+        ({"state_dir": "s", "serve": {"port": 0}}, {}, Place(unix_socket="/etc/s/control.sock")),
+        ({"state_dir": "/s"}, {"EDGEPACK_SERVE_PORT": "0"}, Place(unix_socket="/s/control.sock")),
+        ({"state_dir": "/s"}, {}, LOCAL),
     ],
     ids=str,
 )
