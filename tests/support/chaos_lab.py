@@ -1,0 +1,363 @@
+"""Killing daemons at their system calls: the points, the runs, and the judge of what is left.
+
+A :class:`Point` names one call: the n-th of its kind in one thread while a device goes through a
+scenario. What can be named comes from dry runs under ``strace -c``; what is in
+:data:`BOOKKEEPING` changes neither disk nor processes, and depends on the timing of the threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import shutil
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chaos_daemon import Child, Run, Script, warm_up
+from chaos_scenarios import (
+    BAD_VERSION,
+    MODEL,
+    SCENARIOS,
+    Bundle,
+    Scenario,
+    copy_home,
+    document,
+    make_device,
+)
+from chaos_strace import Tracer, count_options, error_options, kill_options, parse_counts
+
+from edgepack_contract.states import Phase
+from edgepack_runtime.activation import journal
+
+_WAITING = """
+alarm clock_gettime clock_nanosleep epoll_create1 epoll_ctl epoll_wait futex nanosleep poll ppoll
+pselect6 restart_syscall sched_yield select setitimer
+"""
+_MEMORY_AND_SIGNALS = """
+arch_prctl brk exit exit_group kill madvise mprotect prctl rseq rt_sigaction rt_sigprocmask
+rt_sigreturn rt_sigsuspend set_robust_list sigaltstack tgkill
+"""
+_QUESTIONS = """
+dup dup2 getegid geteuid getgid getpeername getpid getppid getrandom getrusage getsockname
+getsockopt gettid gettimeofday getuid ioctl lseek prlimit64 sched_getaffinity sysinfo times uname
+"""
+BOOKKEEPING = frozenset((_WAITING + _MEMORY_AND_SIGNALS + _QUESTIONS).split())
+"""Waiting, memory of the process, and questions about itself."""
+
+BREAKABLE = {
+    "copy_file_range": ("ENOSPC", "EIO"),
+    "fallocate": ("ENOSPC", "EIO"),
+    "fdatasync": ("EIO", "ENOSPC"),
+    "fsync": ("EIO", "ENOSPC"),
+    "ftruncate": ("EIO", "ENOSPC"),
+    "mkdir": ("ENOSPC", "EROFS"),
+    "openat": ("EMFILE", "EIO", "ENOSPC"),
+    "pwrite64": ("ENOSPC", "EIO"),
+    "rename": ("EIO", "ENOSPC", "EROFS"),
+    "rmdir": ("EIO", "EROFS"),
+    "unlink": ("EIO", "EROFS"),
+    "write": ("ENOSPC", "EIO", "EDQUOT", "EINTR"),
+}
+"""What a disk may answer to a call."""
+
+
+@dataclass(frozen=True, order=True)
+class Point:
+    """The ``when``-th ``call`` of one thread in a scenario; ``error`` instead of a kill."""
+
+    scenario: str
+    thread: str
+    call: str
+    when: int
+    error: str = ""
+
+    def __str__(self) -> str:
+        name = f"{self.scenario}/{self.thread}/{self.call}/{self.when}"
+        return f"{name}/{self.error}" if self.error else name
+
+    @classmethod
+    def parse(cls, text: str) -> Point:
+        """The point of that name."""
+        scenario, thread, call, when, *error = text.split("/")
+        return cls(scenario, thread, call, int(when), *error)
+
+    @property
+    def group(self) -> tuple[str, str, str, str]:
+        """All but the number."""
+        return self.scenario, self.thread, self.call, self.error
+
+
+@dataclass(frozen=True)
+class Job:
+    """Kills one after the other, each in a process on what the one before left."""
+
+    points: tuple[Point, ...]
+
+    def __str__(self) -> str:
+        return "+".join(map(str, self.points))
+
+
+@dataclass
+class Outcome:
+    """What came of a job: ``hits`` of its points were reached; ``wrong`` is what must not be."""
+
+    job: str
+    hits: int
+    wrong: list[str] = field(default_factory=list)
+    words: str = ""
+
+    def line(self) -> str:
+        """As the state file has it."""
+        return json.dumps(asdict(self))
+
+
+class Lab:
+    """Templates of disks and how to go on from them.
+
+    Args:
+        root: A folder, best in memory; paths below it must be short enough for a Unix socket.
+        bundles: What the registry has.
+    """
+
+    def __init__(self, root: Path, bundles: dict[str, Bundle]) -> None:
+        self.root, self.bundles = root, bundles
+        self.stored: dict[str, str] = {}
+
+    def prepare(self) -> None:
+        """Make the disks that the scenarios begin with. Imports what daemons import, on the way."""
+        make_device(self.root / "empty")
+        first = self._template("empty", "runs-a", SCENARIOS["first-install"])
+        warm_up(first.modules)
+        self._template("runs-a", "runs-b", SCENARIOS["install"])
+        self._template("runs-b", "runs-c", SCENARIOS["third-install"])
+        self._template("runs-a", "killed-a", SCENARIOS["start"], die_at=Phase.SUCCEEDED)
+        self._template("runs-a", "trial-b", SCENARIOS["install"], die_at=Phase.PROBATION)
+        self._half()
+        for name in ("runs-a", "runs-b", "runs-c"):
+            for entry in (self.root / name / "state" / "slots" / MODEL / "store").iterdir():
+                self.stored[entry.name] = tree_digest(entry)
+
+    def points(self, name: str, thread: str) -> list[Point]:
+        """Every call of one thread in a scenario that a kill may hit, found by a run of it."""
+        home = self._home(f"dry-{name}-{thread}", SCENARIOS[name])
+        _, text = self._traced(home, SCENARIOS[name], thread, count_options())
+        shutil.rmtree(home)
+        return [
+            Point(name, thread, call, when)
+            for call, number in sorted(parse_counts(text).items())
+            if call not in BOOKKEEPING
+            for when in range(1, number + 1)
+        ]
+
+    def carry_out(self, job: Job, number: int) -> Outcome:
+        """Kill as the job says, let the device recover, and judge."""
+        scenario = SCENARIOS[job.points[0].scenario]
+        home = self._home(f"w{number}", scenario)
+        outcome = Outcome(str(job), 0)
+        try:
+            for point in job.points:
+                self._strike(home, scenario, point, outcome)
+            self._recover(home, scenario, outcome, after_error=bool(job.points[0].error))
+            if outcome.wrong:
+                log = home / "daemon.log"
+                outcome.words = log.read_text(errors="replace")[-4000:]
+        finally:
+            shutil.rmtree(home, ignore_errors=True)
+        return outcome
+
+    def _strike(self, home: Path, scenario: Scenario, point: Point, outcome: Outcome) -> None:
+        options = (
+            error_options(point.call, point.when, point.error)
+            if point.error
+            else kill_options(point.call, point.when)
+        )
+        run, text = self._traced(home, scenario, point.thread, options)
+        hit = "(INJECTED)" in text if point.error else run.exit == -9 and not run.hung
+        outcome.hits += hit
+        if run.hung:
+            outcome.wrong.append(f"{point}: the daemon hangs")
+        elif not hit and run.exit:
+            outcome.wrong.append(f"{point}: it ended with {run.exit} by itself")
+        elif point.error and hit:
+            outcome.wrong += self._serves(run, scenario, recovered=False)
+
+    def _recover(
+        self, home: Path, scenario: Scenario, outcome: Outcome, *, after_error: bool
+    ) -> None:
+        session = _session(home)
+        script = self._script(home, scenario, again=after_error)
+        run = Child(script).end()
+        outcome.wrong += self._serves(run, scenario, recovered=True)
+        outcome.wrong += self._consistent(home, scenario)
+        if _session(home) <= session:
+            outcome.wrong.append("the session number did not grow")
+
+    def _serves(self, run: Run, scenario: Scenario, *, recovered: bool) -> Iterator[str]:
+        """What is wrong with how a run went."""
+        if run.hung or run.exit:
+            # an error at a start may end it with words, and the service manager starts it again
+            if recovered or run.hung:
+                yield f"the daemon {'hangs' if run.hung else f'ended with {run.exit}'}"
+            return
+        may_be_none = scenario.may_be_empty
+        yield from self._answered("first", run.first, scenario.before, may_be_none=may_be_none)
+        phase, version = scenario.ends
+        last = (version,) if recovered else (*scenario.before, version)
+        none_yet = may_be_none and not recovered
+        yield from self._answered("last", run.last, last, may_be_none=none_yet)
+        if run.silent:
+            yield f"{run.silent} requests got no answer"
+        if not recovered:
+            return
+        if run.phase != phase:
+            yield f"the slot rests in {run.phase} ({run.code}: {run.words}), not in {phase}"
+        blocked = [self.bundles[BAD_VERSION].digest] if scenario.wish == BAD_VERSION else []
+        if run.blocked != blocked:
+            yield f"blocked is {run.blocked}"
+
+    def _answered(
+        self,
+        what: str,
+        answer: dict[str, Any] | None,
+        versions: tuple[str, ...],
+        *,
+        may_be_none: bool,
+    ) -> Iterator[str]:
+        if answer is None:
+            yield f"there was no {what} answer"
+        elif answer["status"] != 200:
+            if not (may_be_none and answer["status"] in (404, 503)):
+                yield f"the {what} answer is {answer}"
+        else:
+            body = answer["body"]
+            found = list(body["predictions"][0]["probabilities"].values())
+            version = body["model_version"]
+            right = self.bundles[version].answer
+            close = all(
+                math.isclose(*pair, rel_tol=1e-4) for pair in zip(found, right, strict=True)
+            )
+            if version not in versions or not close:
+                yield f"the {what} answer is {body}, right is one of {versions}, which says {right}"
+
+    def _consistent(self, home: Path, scenario: Scenario) -> Iterator[str]:
+        """What is wrong with the disk of a daemon that has ended."""
+        slot = home / "state" / "slots" / MODEL
+        kept = {entry.name: tree_digest(entry) for entry in (slot / "store").iterdir()}
+        if kept != {name: self.stored.get(name) for name in kept}:
+            yield f"the store has altered bundles: {kept}"
+        names = {self.bundles[scenario.ends[1]].digest, self.bundles[scenario.before[0]].digest}
+        if set(kept) != {name.removeprefix("sha256:") for name in names}:
+            yield f"the store has {sorted(kept)}, not {sorted(names)}"
+        left = [*(slot / "staging").iterdir(), *(home / "state").rglob("*.tmp-*")]
+        if left:
+            yield f"left behind: {left}"
+        for name in ("CURRENT", "CURRENT.prev"):
+            if journal._checked((slot / name).read_bytes()) is None:
+                yield f"{name} is damaged"
+        yield from _spool_damage(home / "state" / "spool.db")
+
+    def _template(
+        self, begins: str, name: str, scenario: Scenario, die_at: Phase | None = None
+    ) -> Run:
+        copy_home(self.root / begins, self.root / name)
+        script = self._script(self.root / name, scenario)
+        script.die_at = die_at
+        run = Child(script).end()
+        expected = -9 if die_at else 0
+        said = (self.root / name / "daemon.log").read_text(errors="replace")
+        assert run.exit == expected, f"template {name}: {run}\n{said}"
+        return run
+
+    def _half(self) -> None:
+        """A device that was killed in the middle of writing the model of B."""
+        scenario = SCENARIOS["install"]
+        home = self._home("half-b", scenario)
+        options = ["-e", "trace=write", "-e", "inject=write:signal=SIGKILL:when=16"]
+        run, _ = self._traced(home, scenario, "slot", options)
+        staged = list((home / "state" / "slots" / MODEL / "staging").rglob("*"))
+        assert run.exit == -9, run
+        assert staged, "nothing was half-way; choose another write"
+
+    def _traced(
+        self, home: Path, scenario: Scenario, thread: str, options: list[str]
+    ) -> tuple[Run, str]:
+        log = home / "strace.log"
+        log.unlink(missing_ok=True)
+        script = self._script(home, scenario)
+        script.gate, script.must_settle = thread, False
+        child = Child(script)
+        tracer = None
+        found = child.thread()
+        if found is not None and child.wait_stopped():
+            tracer = Tracer(found, options, log)
+            child.go_on()
+        run = child.end()
+        return run, tracer.finish() if tracer else ""
+
+    def _script(self, home: Path, scenario: Scenario, *, again: bool = False) -> Script:
+        generation = scenario.generation + again
+        desired = document(home, scenario, self.bundles, generation=generation, release=again)
+        return Script(home, desired, generation, bad=scenario.wish == BAD_VERSION)
+
+    def _home(self, name: str, scenario: Scenario) -> Path:
+        home = self.root / name
+        shutil.rmtree(home, ignore_errors=True)
+        copy_home(self.root / scenario.begins, home)
+        return home
+
+
+def in_order(points: Iterable[Point], rng: random.Random) -> list[Point]:
+    """Shuffled, but so that every kind of call of every thread and scenario soon has its turn."""
+    groups: dict[tuple[str, ...], list[Point]] = defaultdict(list)
+    for point in sorted(points):
+        groups[point.group].append(point)
+    ranked = []
+    for group in groups.values():
+        rng.shuffle(group)
+        ranked += [(rank, rng.random(), point) for rank, point in enumerate(group)]
+    return [point for _, _, point in sorted(ranked)]
+
+
+def with_errors(points: Iterable[Point]) -> list[Point]:
+    """The same calls, failing in every way that they may instead of killing."""
+    return [
+        Point(point.scenario, point.thread, point.call, point.when, error)
+        for point in points
+        for error in BREAKABLE.get(point.call, ())
+    ]
+
+
+def tree_digest(folder: Path) -> str:
+    """One digest of the names and the bytes of a folder."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        found.update(path.relative_to(folder).as_posix().encode() + b"\0")
+        if path.is_file():
+            found.update(hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()
+
+
+def _session(home: Path) -> int:
+    path = home / "state" / "session"
+    text = path.read_text() if path.exists() else ""
+    return int(text) if text.isdigit() else 0
+
+
+def _spool_damage(path: Path) -> Iterator[str]:
+    db = sqlite3.connect(path)
+    try:
+        ((found,),) = db.execute("PRAGMA quick_check").fetchall()
+        if found != "ok":
+            yield f"the spool: {found}"
+    except sqlite3.Error as error:
+        yield f"the spool: {error}"
+    finally:
+        db.close()
+    if path.with_name(f"{path.name}.damaged").exists():
+        yield "the spool was given up as damaged"
