@@ -15,10 +15,15 @@ from edgepack_contract.hardware import this_machine
 from edgepack_contract.keyring import Keyring
 from edgepack_contract.trusted import TrustedBundle
 from edgepack_contract.unpacked import extract
-from edgepack_contract.variants import select_variant
+from edgepack_contract.variants import Variant, alternatives
 from edgepack_runtime.admission import bundle_facts, reminding, warn_of_expiry
 from edgepack_runtime.config import OpsConfig, ServeConfig
+from edgepack_runtime.inference.errors import ModelLoadError, UnfitModelError
+from edgepack_runtime.inference.prescan import prescan
+from edgepack_runtime.inference.probe import REFUSING
+from edgepack_runtime.inference.variant import read_description
 from edgepack_runtime.notify import Notifier
+from edgepack_runtime.probing import probe_here
 from edgepack_runtime.process import end_server, on_hangup, reload, tell_ports, watch
 from edgepack_runtime.security import security_gate
 from edgepack_runtime.serving.access import Guard
@@ -31,6 +36,7 @@ from edgepack_runtime.stopping import Stop, until_stopped
 logger = logging.getLogger(__name__)
 
 WINDOW_SECONDS = 60.0
+PROBE_SECONDS = 120.0
 
 
 async def run_bundle(
@@ -56,7 +62,7 @@ async def run_bundle(
     Raises:
         SourceError: The file cannot be read.
         BundleError: Not whole, not vouched for, or not for this machine.
-        ModelLoadError: It does not load.
+        ModelError: It does not load, or may not be; of several variants none does well here.
         ConfigError: ``listen`` is insecure, or taken.
     """
     facts = bundle_facts(listen, ops, keyring)
@@ -64,8 +70,7 @@ async def run_bundle(
     warn_of_expiry(facts)
     stop = Stop()
     with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
-        bundle = _extract(path, Path(folder), keyring)
-        model = ServingModel.load(Path(folder), bundle.digest)
+        bundle, model = _load(path, Path(folder), keyring)
     slot = Slot(bundle.name)
     slot.swap(model, keep_previous=False)
     server = await serve(
@@ -93,13 +98,39 @@ async def run_bundle(
         await slot.close()
 
 
-def _extract(path: Path, folder: Path, keyring: Keyring | None) -> TrustedBundle:
+def _load(path: Path, folder: Path, keyring: Keyring | None) -> tuple[TrustedBundle, ServingModel]:
+    """Load the first variant that does well here; the only one is loaded without trying it."""
     machine = this_machine(onnxruntime=importlib.metadata.version("onnxruntime"))
     with _open(path) as file:
         bundle = open_bundle(file, file.digest, keyring=keyring)
-        variant = open_variant(bundle, file, select_variant(bundle.index, machine)[0])
-        extract(variant, file, folder)
-    return bundle
+        fitting = alternatives(bundle.index, machine)
+        reasons = []
+        for variant in fitting:
+            place = folder / variant.name
+            place.mkdir()
+            extract(open_variant(bundle, file, variant), file, place)
+            reason = _misgiving(variant, place) if len(fitting) > 1 else None
+            if reason is None:
+                prescan(place, read_description(place))
+                return bundle, ServingModel.load(place, bundle.digest)
+            logger.warning(
+                "variant %s does not do here: %s", variant.name, reason,
+                extra={"event": "variant_passed_over", "variant": variant.name},
+            )  # fmt: skip
+            reasons.append(f"{variant.name}: {reason}")
+    raise ModelLoadError(f"no variant of {bundle.name} does well here: {'; '.join(reasons)}")
+
+
+def _misgiving(variant: Variant, place: Path) -> str | None:
+    """Why a variant does not do, None when it does.
+
+    Raises:
+        UnfitModelError: Its graph must not be, which speaks against the whole bundle.
+    """
+    result = probe_here(place, timeout_s=PROBE_SECONDS, rounds=1)
+    if result.code in REFUSING:
+        raise UnfitModelError(f"variant {variant.name}: {result.words}", code=result.code)
+    return None if result.ok else f"{result.code}: {result.words}"
 
 
 def _open(path: Path) -> BundleFile:

@@ -12,12 +12,20 @@ from pathlib import Path
 import pytest
 from bundle_samples import PUBLISHER, STRANGER, fixed_key
 from certificate_files import make_tls, make_token
-from world_bundles import MODEL, ROW, tiny_bundle
+from world_bundles import (
+    MODEL,
+    ROW,
+    model_files,
+    ranked_bundle,
+    tiny_bundle,
+    tiny_description,
+)
 from world_process import ask, run_to_end, running
 
 from edgepack_contract.description import Platform
 from edgepack_contract.hardware import this_machine
 from edgepack_contract.keyring import Publisher, make_keyring
+from edgepack_contract.layout import BundleContent, VariantContent, write_bundle
 
 OWNER = fixed_key(20)
 PREDICT = f"/v1/models/{MODEL}:predict"
@@ -78,6 +86,35 @@ def test_a_signed_bundle_serves_without_a_notice_on_a_socket_too(files, tmp_path
         assert process.end(signal.SIGINT) == 0
         assert "no signature was checked" not in process.said
     assert not place.exists()
+
+
+def test_of_several_variants_the_first_that_does_well_is_served(tmp_path):
+    bundle = tmp_path / "ranked.edgepack"
+    ranked_bundle(bundle, "1.0.0", wrong=("fast",))
+    with running(tmp_path / "log", RUNTIME, "--bundle", bundle, "--port", 0) as process:
+        answer = ask(process.port(), "POST", PREDICT, {"instances": [ROW]})
+        assert answer.status == 200
+        assert process.end(signal.SIGTERM) == 0
+        lines = [json.loads(line) for line in process.said.splitlines()]
+    passed = [line for line in lines if line["event"] == "variant_passed_over"]
+    assert [line["variant"] for line in passed] == ["fast"]
+    assert "does not do here: golden-mismatch: output 'p'" in passed[0]["message"]
+
+
+def test_when_no_variant_does_well_all_their_reasons_are_said(tmp_path):
+    bundle = tmp_path / "ranked.edgepack"
+    ranked_bundle(bundle, "1.0.0", wrong=("fast", "alt1", "fp32"))
+    _, said = refused("--bundle", bundle)
+    assert f"no variant of {MODEL} does well here: fast: golden-mismatch: " in said
+    assert all(f"; {name}: golden-mismatch: " in said for name in ("alt1", "fp32"))
+
+
+def test_a_graph_that_must_not_be_is_not_loaded(tmp_path):
+    bundle = tmp_path / "hostile.edgepack"
+    description = tiny_description("1.0.0", operators=["ai.onnx:Gemm"])
+    write_bundle(bundle, BundleContent([VariantContent(description, model_files("1.0.0"))]))
+    _, said = refused("--bundle", bundle)
+    assert "model.onnx: it has the operator ai.onnx:Softmax, which edgepack.json does not" in said
 
 
 @pytest.mark.parametrize(

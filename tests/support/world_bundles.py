@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,21 @@ def tiny_bundle(
     description = tiny_description(version, **changes)
     content = BundleContent([VariantContent(description, model_files(version))])
     return write_bundle(path, content, signer=signer)
+
+
+def ranked_bundle(
+    path: Path, version: str, *, wrong: Collection[str] = (), signer: PrivateKey | None = PUBLISHER
+) -> str:
+    """Write a bundle of the variants fast, alt1 and fp32; the ``wrong`` ones answer otherwise."""
+    good, other = model_files(version), model_files(f"{version}-other")
+    variants = [
+        VariantContent(
+            tiny_description(version, variant=name),
+            good | ({"model.onnx": other["model.onnx"]} if name in wrong else {}),
+        )
+        for name in ("fast", "alt1", "fp32")
+    ]
+    return write_bundle(path, BundleContent(variants), signer=signer)
 
 
 def _graph(weights: np.ndarray) -> bytes:

@@ -113,7 +113,7 @@ def test_a_model_that_does_not_load_is_exit_code_7(cli, tmp_path, command):
     write_bundle(path, BundleContent([VariantContent(tiny_description("1.0.0"), files)]))
     ended = cli(command, path)
     assert ended.code == 7
-    assert "does not load" in ended.out
+    assert "model.onnx: it is no protobuf message" in ended.out
 
 
 @pytest.mark.parametrize("command", ["selftest", "bench"])
