@@ -20,6 +20,7 @@ from edgepack_contract.errors import BundleError, ConfigError, EdgepackError, So
 from edgepack_contract.limits import KIB
 from edgepack_contract.messages import Probation
 from edgepack_runtime.activation.agent import Asked
+from edgepack_runtime.activation.factory import EMPTIED_HERE
 from edgepack_runtime.errors import DeviceError
 from edgepack_runtime.local.log_ring import LogRing
 from edgepack_runtime.local.view import DeviceView
@@ -171,7 +172,7 @@ class Control:
         found = [(name, self._known(name)) for name in names]
         if order.slots is None:
             await asyncio.to_thread(self._forget)
-        return [_taken(name, await asyncio.to_thread(one.agent.reset)) for name, one in found]
+        return [await asyncio.to_thread(_emptied, name, runtime) for name, runtime in found]
 
     def _known(self, name: str) -> SlotRuntime:
         runtime = self._slots.get(name)
@@ -195,6 +196,11 @@ async def listening(control: Control, state_dir: Path) -> AsyncIterator[None]:
     finally:
         if server is not None:
             await server.stop()
+
+
+def _emptied(name: str, runtime: SlotRuntime) -> Taken:
+    runtime.candidate.drop(EMPTIED_HERE, "somebody at the device has emptied the slot")
+    return _taken(name, runtime.agent.reset())
 
 
 def _taken(slot: str, asked: Asked) -> Taken:

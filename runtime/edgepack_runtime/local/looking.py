@@ -175,4 +175,4 @@ def _live_slot(name: str, runtime: SlotRuntime) -> SlotView:
         attended=agent.attended,
         factory_trouble=agent.factory_trouble,
     )
-    return slot_view(name, agent.state, agent.status(), live)
+    return slot_view(name, agent.state, runtime.status(), live)

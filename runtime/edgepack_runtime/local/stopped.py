@@ -10,6 +10,7 @@ from edgepack_runtime.activation.events import Stopped, Wished
 from edgepack_runtime.activation.history import History
 from edgepack_runtime.activation.journal import Journal
 from edgepack_runtime.activation.machine import step
+from edgepack_runtime.candidate_runtime import FOLDER as CANDIDATE
 from edgepack_runtime.capture.recorder import FOLDER
 from edgepack_runtime.capture.ring import clear
 from edgepack_runtime.errors import DeviceError
@@ -67,5 +68,6 @@ def _reset(fs: DurableFS, folder: Path) -> None:
     # or the next start would tell of a crash, and of a slot that is no more
     journal.save(step(emptied, Stopped()).state)
     History(fs, folder).clear()
+    fs.remove_tree(folder / CANDIDATE)
     store.prepare()
     store.collect(())
