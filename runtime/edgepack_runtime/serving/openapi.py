@@ -16,7 +16,7 @@ from edgepack_runtime.serving.instances import column_names
 from edgepack_runtime.serving.openapi_schemas import ROW, SCHEMAS, Schema, listed, ref
 from edgepack_runtime.serving.slot import Slot
 
-_ERRORS = {
+ERRORS = {
     400: "The request is not what is expected; the words say what was, and what was given.",
     401: "The token of this device is missing.",
     403: "Not for pages in a browser.",
@@ -30,6 +30,8 @@ _ERRORS = {
     503: "No model can answer right now; try again after Retry-After seconds.",
     504: "The model did not answer in time.",
 }
+"""Every status of an error, and what it says."""
+
 _ASKED = (400, 401, 404, 503)
 _PREDICTED = (400, 401, 404, 408, 411, 413, 415, 429, 500, 503, 504)
 _ORDERED = (400, 401, 403, 404, 408, 413, 415, 503)
@@ -75,7 +77,7 @@ def document(slots: Mapping[str, Slot]) -> dict[str, Any]:
                     "description": text,
                     "content": {_JSON: {"schema": ref("Error")}},
                 }
-                for status, text in _ERRORS.items()
+                for status, text in ERRORS.items()
             },
         },
     }
