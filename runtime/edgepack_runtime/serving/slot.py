@@ -101,7 +101,7 @@ class Slot(Place):
         self._now_ms = now_ms
         self._most_waiting, self._run_seconds = most_waiting, run_seconds
         self._waiting = 0
-        self._candidate_first = False
+        self._candidate_first = True
         self._pool = Crew(POOL_THREADS, f"slot-{name}")
 
     @property
