@@ -41,17 +41,21 @@ MESSAGES: dict[Kind, tuple[type[msgspec.Struct], int]] = {
     Kind.EVENT: (messages.Event, 1),
     Kind.CMD: (messages.Command, 1),
     Kind.ACK: (messages.CommandReply, 1),
+    Kind.REQUEST: (messages.Request, 1),
+    Kind.RESPONSE: (messages.Response, 1),
 }
 NAMES = {
     Kind.TELEMETRY: "{slot}", Kind.ACKED: "{slot}", Kind.EVENT: "{kind}", Kind.CMD: "{verb}",
-    Kind.ACK: "{verb}",
+    Kind.ACK: "{verb}", Kind.REQUEST: "{slot}", Kind.RESPONSE: "{name}",
 }  # fmt: skip
 STRUCTS: list[type[msgspec.Struct]] = [
     messages.State, messages.Birth, messages.SlotBirth, hardware.Hardware, messages.Reported,
     messages.SlotReported, messages.CandidateReported, messages.Desired, messages.SlotDesired,
     messages.Ref, messages.Candidate, messages.Probation, window.Window, window.InputColumns,
-    window.OutputColumns, window.Pairs, window.Differences, latency.LatencyColumns, messages.Acked, messages.Health,
-    messages.Event, messages.Command, messages.CommandReply, messages.FleetState,
+    window.OutputColumns, window.Pairs, window.Differences, latency.LatencyColumns, messages.Acked,
+    messages.Health,
+    messages.Event, messages.Command, messages.CommandReply, messages.Request, messages.Response,
+    messages.FleetState,
 ]  # fmt: skip
 BOUNDS = ("desired_bytes", "message_bytes", "keyring_bytes", "json_depth")
 
@@ -150,8 +154,10 @@ def _scalar(kind: Any) -> str:
     words: dict[Any, str] = {
         shapes.IntType: "integer", shapes.FloatType: "number", shapes.StrType: "text",
         shapes.BoolType: "true or false", shapes.NoneType: "null", shapes.AnyType: "anything",
+        shapes.RawType: "anything",
     }  # fmt: skip
-    bounds = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "max_length": "length <="}
+    bounds = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length >=",
+              "max_length": "length <="}  # fmt: skip
     told = [
         f"{sign} {_number(limit)}"
         for name, sign in bounds.items()

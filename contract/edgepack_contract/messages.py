@@ -8,7 +8,7 @@ MAC of :mod:`.sealing`.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -237,6 +237,34 @@ class CommandReply(_Message, frozen=True, kw_only=True):
     nonce: str
     ok: bool
     words: str
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """Topic ``request/{slot}``, never retained: what a client asks of the model in a slot.
+
+    Beside these members it holds those of one of the protocols that are served by HTTP:
+    ``instances`` of the v1 protocol, or ``inputs`` (and ``outputs``, ``parameters``) of the v2
+    protocol, in JSON. Others are ignored. ``reply_to`` is a ``response`` topic of the same device;
+    with MQTT 5 the response topic and the correlation data of the message serve for ``reply_to``
+    and ``id``.
+    """
+
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
+    reply_to: Annotated[str, msgspec.Meta(max_length=256)] | None = None
+    expires_at: int | None = None
+    instances: msgspec.Raw = msgspec.Raw()
+    inputs: msgspec.Raw = msgspec.Raw()
+
+
+class Response(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Topic ``response/{name}``: the answer of the protocol that was asked in, with the ``id``.
+
+    When there is none: ``error`` says why, and ``status`` is what HTTP would answer.
+    """
+
+    id: str | None = None
+    error: str | None = None
+    status: int | None = None
 
 
 class FleetState(_Message, frozen=True, kw_only=True):

@@ -29,14 +29,22 @@ class Kind(StrEnum):
     EVENT = "event"
     CMD = "cmd"
     ACK = "ack"
+    REQUEST = "request"
+    RESPONSE = "response"
 
 
-NAMED = frozenset({Kind.TELEMETRY, Kind.ACKED, Kind.EVENT, Kind.CMD, Kind.ACK})
-"""Kinds that have a sixth level: a slot, an event kind or a verb."""
+CLIENTS = frozenset({Kind.REQUEST, Kind.RESPONSE})
+"""Kinds between a device and those who ask it for predictions: the fleet has no part in them."""
+
+NAMED = CLIENTS | {Kind.TELEMETRY, Kind.ACKED, Kind.EVENT, Kind.CMD, Kind.ACK}
+"""Kinds that have a sixth level: a slot, an event kind, a verb, or who waits for an answer."""
 
 UP = frozenset(
-    {Kind.STATE, Kind.BIRTH, Kind.REPORTED, Kind.TELEMETRY, Kind.HEALTH, Kind.EVENT, Kind.ACK}
-)
+    {
+        Kind.STATE, Kind.BIRTH, Kind.REPORTED, Kind.TELEMETRY, Kind.HEALTH, Kind.EVENT, Kind.ACK,
+        Kind.RESPONSE,
+    }
+)  # fmt: skip
 """Kinds that a device publishes; the others are for it."""
 
 RETAINED = frozenset({Kind.STATE, Kind.BIRTH, Kind.REPORTED, Kind.DESIRED})
@@ -105,14 +113,16 @@ def keyring_topic(tenant: str) -> str:
     return f"{ROOT}/{check_id(tenant, what='tenant')}/{FLEET_NODE}/keyring"
 
 
-def device_filters(tenant: str, device: str) -> list[str]:
-    """What one device subscribes to."""
+def device_filters(tenant: str, device: str, *, requests: bool = False) -> list[str]:
+    """What one device subscribes to; ``requests`` when somebody may ask it for predictions."""
+    asked = [f"{ROOT}/{tenant}/{device}/{Kind.REQUEST}/+"] if requests else []
     return [
         device_topic(tenant, device, Kind.DESIRED),
         f"{ROOT}/{tenant}/{device}/{Kind.ACKED}/+",
         f"{ROOT}/{tenant}/{device}/{Kind.CMD}/+",
         fleet_state_topic(tenant),
         keyring_topic(tenant),
+        *asked,
     ]
 
 
@@ -120,6 +130,7 @@ def fleet_filters(tenant: str) -> list[str]:
     """What the fleet service subscribes to."""
     check_id(tenant, what="tenant")
     base = f"{ROOT}/{tenant}/+"
-    plain = [kind for kind in Kind if kind in UP and kind not in NAMED]
-    named = [kind for kind in Kind if kind in UP and kind in NAMED]
+    heard = [kind for kind in Kind if kind in UP - CLIENTS]
+    plain = [kind for kind in heard if kind not in NAMED]
+    named = [kind for kind in heard if kind in NAMED]
     return [f"{base}/{kind}" for kind in plain] + [f"{base}/{kind}/+" for kind in named]

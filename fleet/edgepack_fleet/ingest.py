@@ -23,7 +23,7 @@ from edgepack_contract.errors import MalformedDocumentError, UntrustedDocumentEr
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.messages import Acked
 from edgepack_contract.sealing import seal, unseal
-from edgepack_contract.topics import UP, Kind, Topic, device_topic, parse_topic
+from edgepack_contract.topics import CLIENTS, UP, Kind, Topic, device_topic, parse_topic
 from edgepack_fleet.clones import note_clone
 from edgepack_fleet.db.database import Database
 from edgepack_fleet.db.schema import Device
@@ -210,7 +210,7 @@ class Ingest:
     def _addressed(self, session: Session, message: Incoming) -> tuple[Topic, Device]:
         """Whose topic a message came on; that says nothing about who sent it."""
         topic = parse_topic(message.topic)
-        if topic.tenant != self._tenant or topic.kind not in UP:
+        if topic.tenant != self._tenant or topic.kind not in UP - CLIENTS:
             raise Refused("not-for-us")
         if not message.payload:
             raise Refused("cleared")

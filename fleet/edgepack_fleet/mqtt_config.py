@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 
 from edgepack_contract.limits import KIB, LIMITS, MIB
 from edgepack_contract.topics import (
+    CLIENTS,
     FLEET_NODE,
     NAMED,
     RETAINED,
@@ -83,7 +84,7 @@ def device_reads(tenant: str) -> list[str]:
 
 def fleet_writes(tenant: str) -> list[str]:
     """What the service publishes on: also the empty messages that clear a device's retained."""
-    down = [kind for kind in Kind if kind not in UP or kind in RETAINED]
+    down = [kind for kind in Kind if kind not in UP | CLIENTS or kind in RETAINED]
     return [
         *(_any(tenant, "+", kind) for kind in down),
         fleet_state_topic(tenant),

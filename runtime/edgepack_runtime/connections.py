@@ -31,6 +31,7 @@ def broker(config: RuntimeConfig, trust: Trust) -> Broker:
         port=mqtt.port,
         keepalive_seconds=mqtt.keepalive_seconds,
         tls=context if mqtt.tls else None,
+        version_5=mqtt.version == "5",
     )
 
 

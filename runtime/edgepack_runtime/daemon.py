@@ -35,11 +35,12 @@ from edgepack_runtime.capture.ring import clear
 from edgepack_runtime.config import RuntimeConfig
 from edgepack_runtime.connections import broker, bundle_sources, renewer
 from edgepack_runtime.errors import DeviceError
-from edgepack_runtime.link import DeviceLink, LinkIdentity
+from edgepack_runtime.link import Asked, DeviceLink, LinkIdentity
 from edgepack_runtime.local.control import Control
 from edgepack_runtime.local.log_ring import LogRing
 from edgepack_runtime.local.looking import Looker
 from edgepack_runtime.membership.identity import DeviceIdentity
+from edgepack_runtime.mqtt_predict import MqttPredictor
 from edgepack_runtime.orders import Orders
 from edgepack_runtime.reporter import Reporter, open_spool
 from edgepack_runtime.serving.asgi import Asgi
@@ -102,6 +103,7 @@ class Daemon:
             rng=rng,
             now_ms=now_ms,
             on_refused=self._from_link_refused,
+            on_request=self._from_link_request if _asked_by_mqtt(config) else None,
         )
         self.renewer = renewer(
             config, who, trust, self._orders, reconnect=self._link.reconnect, fs=fs, rng=rng
@@ -127,6 +129,15 @@ class Daemon:
             recorder=self._recorder,
         )
         self.slots = SlotTable(parts, changed=self._slot_changed)
+        self._predictor = MqttPredictor(
+            self.slots.serving,
+            admits=lambda name: self._config.slot(name).by_mqtt,
+            tenant=who.tenant,
+            device=who.device,
+            answer=self._link.answer,
+            spawn=self._spawn,
+            now_ms=now_ms,
+        )
         self._statements = Statements(
             session=session,
             machine=machine,
@@ -210,6 +221,9 @@ class Daemon:
 
     def _from_link_connected(self) -> None:
         self._loop.call_soon_threadsafe(lambda: self._spawn(self._reporter.connected()))
+
+    def _from_link_request(self, asked: Asked) -> None:
+        self._predictor.take(asked)
 
     def _from_link_refused(self) -> None:
         if self.renewer is not None:
@@ -323,3 +337,7 @@ class Daemon:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _asked_by_mqtt(config: RuntimeConfig) -> bool:
+    return any(slot.by_mqtt for slot in config.slots.values())

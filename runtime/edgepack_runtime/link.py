@@ -21,21 +21,25 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edgepack_contract.canonical import canonical_json
+from edgepack_contract.limits import LIMITS
 from edgepack_contract.messages import State
 from edgepack_contract.sealing import seal
 from edgepack_contract.states import Presence
 from edgepack_contract.tls import FreshHandshake, tls_trouble
-from edgepack_contract.topics import Kind, device_filters, device_topic
+from edgepack_contract.topics import Kind, Topic, device_filters, device_topic
 
 logger = logging.getLogger(__name__)
 
 IN_FLIGHT = 20
 RECONNECT_MAX_SECONDS = 120
 GOODBYE_SECONDS = 2.0
+MOST_PACKET_BYTES = 2 * max(LIMITS.message_bytes, LIMITS.keyring_bytes, LIMITS.desired_bytes)
+"""What an MQTT 5 broker is told; one of 3.1.1 has a limit of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +61,33 @@ class Broker:
         port: The broker's port.
         keepalive_seconds: The MQTT keep-alive.
         tls: Makes the TLS context of the next connection; None to speak without TLS.
+        version_5: Speak MQTT 5, not 3.1.1.
     """
 
     host: str
     port: int
     keepalive_seconds: int = 60
     tls: Callable[[], ssl.SSLContext] | None = None
+    version_5: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A message on a ``request`` topic.
+
+    Attributes:
+        topic: Where it came on.
+        payload: What it says.
+        retained: Whether the broker had kept it.
+        response_topic: Where its sender waits, when that was said as a property of MQTT 5.
+        correlation: What the answer must carry, likewise.
+    """
+
+    topic: str
+    payload: bytes
+    retained: bool = False
+    response_topic: str | None = None
+    correlation: bytes | None = None
 
 
 class _Client(mqtt.Client):
@@ -99,6 +124,7 @@ class DeviceLink:
         rng: Spreads reconnects of many devices.
         now_ms: Wall clock, milliseconds since 1970 UTC.
         on_refused: Called on paho's thread when the broker does not accept this device.
+        on_request: Called on paho's thread with each request for a prediction; None for none.
     """
 
     def __init__(
@@ -111,8 +137,11 @@ class DeviceLink:
         rng: random.Random,
         now_ms: Callable[[], int],
         on_refused: Callable[[], None] = lambda: None,
+        on_request: Callable[[Asked], None] | None = None,
     ) -> None:
         self._who = who
+        self._on_request = on_request
+        self._requests = str(Topic(who.tenant, who.device, Kind.REQUEST, ""))
         self._on_refused = on_refused
         self._broker = f"{broker.host}:{broker.port}"
         self._on_message = on_message
@@ -122,17 +151,22 @@ class DeviceLink:
         self._sequence = 0
         self._retained: dict[str, bytes] = {}
         self._connected = threading.Event()
-        self._client = self._make_client(rng)
+        self._client = self._make_client(rng, version_5=broker.version_5)
         if broker.tls is not None:
             self._client.tls_set_context(FreshHandshake(broker.tls))  # type: ignore[arg-type]
-        self._client.connect_async(broker.host, broker.port, keepalive=broker.keepalive_seconds)
+        self._client.connect_async(
+            broker.host,
+            broker.port,
+            keepalive=broker.keepalive_seconds,
+            **_connect_options(version_5=broker.version_5),
+        )
 
-    def _make_client(self, rng: random.Random) -> mqtt.Client:
+    def _make_client(self, rng: random.Random, *, version_5: bool) -> mqtt.Client:
         client = _Client(
             say_trouble=self._trouble,
             client_id=self._who.device,
-            clean_session=True,
-            protocol=mqtt.MQTTv311,
+            clean_session=None if version_5 else True,
+            protocol=mqtt.MQTTv5 if version_5 else mqtt.MQTTv311,
         )
         client.max_inflight_messages_set(IN_FLIGHT)
         client.max_queued_messages_set(4 * IN_FLIGHT)
@@ -197,6 +231,24 @@ class DeviceLink:
         info = self._client.publish(topic, sealed, qos=qos, retain=False)
         return info.rc == mqtt.MQTT_ERR_SUCCESS
 
+    def answer(self, name: str, body: bytes, correlation: bytes | None = None) -> bool:
+        """Answer a request, unsealed: who asks has no key; False as for :meth:`send`.
+
+        Args:
+            name: Last level of the ``response`` topic.
+            body: The answer.
+            correlation: What the request carried, of MQTT 5.
+        """
+        if not self._connected.is_set():
+            return False
+        topic = device_topic(self._who.tenant, self._who.device, Kind.RESPONSE, name)
+        properties = None
+        if correlation is not None:
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            properties.CorrelationData = correlation
+        info = self._client.publish(topic, body, qos=1, retain=False, properties=properties)
+        return info.rc == mqtt.MQTT_ERR_SUCCESS
+
     def _say_again(self) -> None:
         with self._lock:
             for topic, sealed in self._retained.items():
@@ -226,7 +278,9 @@ class DeviceLink:
             self._on_refused()
             return
         client.drop_out_messages()
-        filters = device_filters(self._who.tenant, self._who.device)
+        filters = device_filters(
+            self._who.tenant, self._who.device, requests=self._on_request is not None
+        )
         client.subscribe([(one, 1) for one in filters])
         topic, online = self._sealed_state(Presence.ONLINE, sequence=self.next_sequence())
         client.publish(topic, online, qos=1, retain=True)
@@ -261,6 +315,29 @@ class DeviceLink:
     ) -> None:
         # An exception on paho's thread ends the thread silently and with it the link.
         try:
+            if message.topic.startswith(self._requests):
+                if self._on_request is not None:
+                    self._on_request(_asked(message))
+                return
             self._on_message(message.topic, bytes(message.payload))
         except Exception:
             logger.exception("message handler failed", extra={"event": "mqtt_handler_failed"})
+
+
+def _connect_options(*, version_5: bool) -> dict[str, Any]:
+    if not version_5:
+        return {}
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    properties.MaximumPacketSize = MOST_PACKET_BYTES
+    return {"clean_start": True, "properties": properties}
+
+
+def _asked(message: mqtt.MQTTMessage) -> Asked:
+    properties = message.properties
+    return Asked(
+        topic=message.topic,
+        payload=bytes(message.payload),
+        retained=message.retain,
+        response_topic=getattr(properties, "ResponseTopic", None),
+        correlation=getattr(properties, "CorrelationData", None),
+    )

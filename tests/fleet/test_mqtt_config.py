@@ -53,12 +53,13 @@ def matches(pattern: str, topic: str) -> bool:
 
 def test_a_device_may_receive_exactly_what_it_subscribes_to():
     told = [one.replace("%u", "pi-1") for one in device_reads("default")]
-    assert sorted(told) == sorted(device_filters("default", "pi-1"))
+    assert sorted(told) == sorted(device_filters("default", "pi-1", requests=True))
 
 
 def test_the_service_hears_exactly_what_devices_may_say():
     told = [one.replace("%u", "+") for one in device_writes("default")]
-    assert sorted(told) == sorted(fleet_filters("default"))
+    answers = "edgepack/v1/default/+/response/+"
+    assert sorted(told) == sorted([*fleet_filters("default"), answers])
 
 
 def kinds(topics, device):
@@ -68,12 +69,14 @@ def kinds(topics, device):
 
 @pytest.mark.parametrize("kind", Kind)
 def test_every_kind_goes_one_way(kind):
-    """But the service clears what a device left retained."""
+    """But the service clears what a device left retained, and is no client."""
     by_device = kind in kinds(device_writes("default"), "%u")
     to_device = kind in kinds(device_reads("default"), "%u")
     assert by_device != to_device
     cleared = kind in (Kind.STATE, Kind.BIRTH, Kind.REPORTED)
-    assert (kind in kinds(fleet_writes("default"), "+")) == (to_device or cleared)
+    asked = kind is Kind.REQUEST
+    told = (to_device or cleared) and not asked
+    assert (kind in kinds(fleet_writes("default"), "+")) == told
 
 
 def test_the_service_may_say_what_it_says_of_itself():

@@ -24,6 +24,9 @@ pytestmark = pytest.mark.foreign("mosquitto")
 ROOT = "edgepack/v1/default"
 UP = ("state", "birth", "reported", "health", "telemetry/digits", "event/crash", "ack/ping")
 DOWN = ("desired", "acked/digits", "cmd/ping")
+ASKED, ANSWERED = "request/digits", "response/line-3"
+"""Of clients, which the fleet is none of."""
+
 CLEARED = ("state", "birth", "reported")
 """What the fleet clears of a device that is decommissioned."""
 
@@ -31,7 +34,10 @@ DEVICES = ("pi-1", "pi-2")
 FLEET = "_fleet"
 OF_FLEET = (f"{ROOT}/{FLEET}/state", f"{ROOT}/{FLEET}/keyring")
 TOPICS = [
-    *(f"{ROOT}/{device}/{rest}" for device, rest in product(DEVICES, UP + DOWN)),
+    *(
+        f"{ROOT}/{device}/{rest}"
+        for device, rest in product(DEVICES, (*UP, *DOWN, ASKED, ANSWERED))
+    ),
     *OF_FLEET,
     f"{ROOT}/pi-1/other",
     f"{ROOT}/pi-1",
@@ -47,7 +53,7 @@ def may_write(who: str, topic: str) -> bool:
     if who == FLEET:
         told = [f"{ROOT}/{device}/{rest}" for device, rest in product(DEVICES, DOWN + CLEARED)]
         return topic in told or topic in OF_FLEET
-    return topic in [f"{ROOT}/{who}/{rest}" for rest in UP]
+    return topic in [f"{ROOT}/{who}/{rest}" for rest in (*UP, ANSWERED)]
 
 
 def may_read(who: str, topic: str) -> bool:
@@ -55,7 +61,7 @@ def may_read(who: str, topic: str) -> bool:
         return True
     if who == FLEET:
         return topic in [f"{ROOT}/{device}/{rest}" for device, rest in product(DEVICES, UP)]
-    return topic in [f"{ROOT}/{who}/{rest}" for rest in DOWN]
+    return topic in [f"{ROOT}/{who}/{rest}" for rest in (*DOWN, ASKED)]
 
 
 @pytest.fixture(scope="module")
