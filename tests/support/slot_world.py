@@ -249,6 +249,7 @@ class World:
         self.now = 1000.0
         self.generation = 0
         self.reserve_bytes = 0
+        self.factory: Path | None = None
         self.probed: list[str] = []
         self.agent: SlotAgent | None = None
         self.host = RecordingHost(self.temper)
@@ -279,6 +280,7 @@ class World:
         parts = SlotParts(
             journal=Journal(fs, folder),
             history=History(fs, folder),
+            factory=self.factory,
             store=self._store,
             installer=installer,
             host=self.host,
