@@ -213,13 +213,19 @@ class FastProtocol(HttpToolsProtocol):
             if not call.at_once():
                 self._run(functools.partial(_finish, call, known))
                 return
-            response = answer_of(call.prediction.encoded, call.prediction.version)
         except Exception as error:  # noqa: BLE001 - a defect of ours costs one answer
-            response = response_of(error)
+            self._write(response_of(error))
+            return
+        response = answer_of(call.prediction.encoded, call.prediction.version)
         if is_worth_packing(response) and encoding_for(known) is not None:
             self._run(functools.partial(_pack, response, known))
         else:
             self._write(response)
+        try:
+            # the client need not wait for that
+            call.settle()
+        except Exception as error:  # noqa: BLE001 - a defect of ours, which is logged
+            response_of(error)
 
     def _run(self, app: Asgi) -> None:
         """Let uvicorn run what takes longer, as the application of this one request."""
@@ -286,6 +292,7 @@ async def _finish(
 ) -> None:
     try:
         await call.finish()
+        call.settle()
         prediction = call.prediction
         response = await packed(answer_of(prediction.encoded, prediction.version), known)
     except Exception as error:  # noqa: BLE001 - a defect of ours costs one answer

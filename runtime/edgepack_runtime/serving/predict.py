@@ -56,15 +56,16 @@ async def predict(
     call = Call(slot, codec, payload, version)
     if not call.at_once():
         await call.finish()
+    call.settle()
     return call.prediction
 
 
 class Call:
     """One request on its way, made with a lease on the model that is to answer.
 
-    :meth:`at_once` must follow, and :meth:`finish` when it says no; both end the lease, count what
-    came of the request, and raise what :func:`predict` does. The steps follow each other, perhaps
-    in different threads.
+    :meth:`at_once` must follow, :meth:`finish` when it says no, and then :meth:`settle`, which may
+    come after the answer was sent. What the first two raise, as :func:`predict` does, has been
+    counted, and the lease is given back. The steps follow each other, perhaps in different threads.
     """
 
     __slots__ = (
@@ -105,7 +106,6 @@ class Call:
         except BaseException as error:
             self._failed(error)
             raise
-        self._answered()
         return True
 
     async def finish(self) -> None:
@@ -122,7 +122,20 @@ class Call:
         except BaseException as error:
             self._failed(error)
             raise
-        self._answered()
+
+    def settle(self) -> None:
+        """Count the answer, and give the lease back."""
+        slot, tenure = self._slot, self._tenure
+        durations = Durations(
+            (self._started - self._arrived) + (self._begun - self._decoded),
+            self._decoded - self._started,
+            self._computed - self._begun,
+            self._done - self._computed,
+        )
+        try:
+            slot.answered(tenure, self._request, self._outputs, durations, finite=self._finite)
+        finally:
+            slot.give_back(tenure)
 
     def _decode(self) -> None:
         self._started = perf_counter_ns()
@@ -157,19 +170,6 @@ class Call:
         self._decode()
         self._run()
         self._encode()
-
-    def _answered(self) -> None:
-        slot, tenure = self._slot, self._tenure
-        durations = Durations(
-            (self._started - self._arrived) + (self._begun - self._decoded),
-            self._decoded - self._started,
-            self._computed - self._begun,
-            self._done - self._computed,
-        )
-        try:
-            slot.answered(tenure, self._request, self._outputs, durations, finite=self._finite)
-        finally:
-            slot.give_back(tenure)
 
     def _failed(self, error: BaseException) -> None:
         slot, tenure = self._slot, self._tenure

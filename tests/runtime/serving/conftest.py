@@ -74,7 +74,10 @@ class World:
         with contextlib.closing(connection):
             names = {name.replace("_", "-"): value for name, value in headers.items()}
             connection.request(method, path, body, names)
-            return Answer(connection.getresponse())
+            answer = Answer(connection.getresponse())
+        # a prediction is counted when it has been sent; after this turn of the loop it is
+        self.call(lambda: None)
+        return answer
 
     def close(self) -> None:
         if self.server is not None:

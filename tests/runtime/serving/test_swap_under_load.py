@@ -69,7 +69,7 @@ def test_no_request_fails_and_each_answer_is_of_a_model_that_was_live(world, loa
     assert {version for *_, version in seen} == {version for *_, version in live}
     for asked, answered, _, version in seen:
         assert version in _live_between(live, asked, answered)
-    assert slot.in_flight == 0
+    assert world.call(lambda: slot.in_flight) == 0
     bodies = world.call(slot.roll)
     assert sum(body.n for body in bodies) == slot.totals.answered == len(seen)
     assert sum(body.errors for body in bodies) == 0
