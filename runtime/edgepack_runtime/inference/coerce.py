@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ _FEW = 1024
 _SQUARES = {"float16": 4.0e9, "float32": 1.0e77}
 """Values whose squares add up to less are in the type's range."""
 
-_OPEN, _SPACE = ord("["), b" \t\r\n"
+_OPENING = re.compile(rb"[\[ \t\r\n]*")
 
 Policy = Literal["refuse", "count"]
 
@@ -191,14 +192,10 @@ def _shape_text(spec: TensorSpec) -> str:
 
 def _depth(raw: msgspec.Raw) -> int:
     """How deep JSON text is nested, judged by the brackets it opens with."""
-    depth = 0
-    for byte in memoryview(raw):
-        if byte == _OPEN:
-            depth += 1
-        elif byte not in _SPACE:
-            break
-        if depth > _MAX_RANK:
-            raise BadRequestError(f"data are nested deeper than {_MAX_RANK} levels")
+    opening = _OPENING.match(raw)
+    depth = opening.group().count(b"[") if opening is not None else 0
+    if depth > _MAX_RANK:
+        raise BadRequestError(f"data are nested deeper than {_MAX_RANK} levels")
     return depth
 
 

@@ -71,7 +71,7 @@ class RowCodec:
     def _rows(self, description: Description, body: bytes) -> tuple[msgspec.Raw, bool]:
         """The rows as one JSON list, and whether they are a single row."""
         whole = _raw.decode(body)
-        if bytes(whole).startswith(_OBJECT):
+        if bytes(memoryview(whole)[:1]) == _OBJECT:
             enveloped = _fields.decode(body).get("instances")
             if enveloped is not None and not _has_column(description, "instances"):
                 return enveloped, False

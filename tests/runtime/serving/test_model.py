@@ -7,7 +7,12 @@ import pytest
 from edgepack_contract.description import Budgets, Golden
 from edgepack_contract.errors import MalformedBundleError
 from edgepack_contract.reference import parse_reference
-from edgepack_runtime.inference.errors import GoldenError, ModelLoadError, ModelRunError
+from edgepack_runtime.inference.errors import (
+    GoldenError,
+    ModelLoadError,
+    ModelRunError,
+    ShapeError,
+)
 from edgepack_runtime.inference.variant import read_description
 from edgepack_runtime.serving.model import ServingModel
 
@@ -97,3 +102,16 @@ def test_finiteness_and_bits_look_at_floats(make_variant):
     assert model.float_bytes(outputs) == outputs["probabilities"].tobytes()
     outputs["probabilities"] = outputs["probabilities"] * np.float32(np.inf)
     assert not model.is_finite(outputs)
+
+
+def test_a_model_that_takes_nothing_empty_is_not_to_blame(load, monkeypatch):
+    model = load("v1")
+
+    def fail(_feeds):
+        raise ModelRunError("a reduction over nothing")
+
+    monkeypatch.setattr(model._session, "run", fail)
+    with pytest.raises(ShapeError, match="input 'x' is empty"):
+        model.run({"x": np.empty((0, 4), np.float32)})
+    with pytest.raises(ModelRunError, match="over nothing"):
+        model.run({"x": np.empty((1, 4), np.float32)})
