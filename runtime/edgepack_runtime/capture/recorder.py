@@ -77,6 +77,7 @@ class Recorder:
         self._bytes = 0
         self._ending = False
         self._trouble = ""
+        self._compared: set[tuple[str, ...]] = set()
         self._thread: threading.Thread | None = None
 
     def reconfigure(self, config: CaptureConfig) -> None:
@@ -134,6 +135,8 @@ class Recorder:
         return self._ending or len(self._queue) >= QUEUED // 2
 
     def _write(self, ring: Ring, batch: list[_Sample], names: list[str]) -> None:
+        for sample in batch:
+            self._compare(sample, names)
         try:
             encoded = [encode(_captured(sample, names)) for sample in batch]
             records = [record for record in encoded if len(record) <= RECORD_BYTES]
@@ -144,6 +147,21 @@ class Recorder:
             self.kept += len(records)
             self.dropped += len(batch) - len(records)
             self._trouble = ""
+
+    def _compare(self, sample: _Sample, names: list[str]) -> None:
+        """Say once of each model what is to be redacted and is not there: a name is easily wrong."""
+        key = (sample.slot, sample.model.digest, *names)
+        if key in self._compared:
+            return
+        self._compared.add(key)
+        description = sample.model.description
+        specs = [*description.inputs, *description.outputs]
+        there = {name for spec in specs for name in (spec.name, *(spec.features or ()))}
+        for name in sorted(set(names) - there):
+            logger.warning(
+                "capture: of %r there is nothing in %s %s, so nothing of that name is left out",
+                name, sample.slot, sample.model.version, extra={"event": "nothing_redacted"},
+            )  # fmt: skip
 
     def _lost(self, count: int, words: str) -> None:
         self.dropped += count
