@@ -48,6 +48,7 @@ from edgepack_runtime.slot_runtime import SlotRuntime, now_ms
 from edgepack_runtime.slot_table import DeviceParts, SlotTable
 from edgepack_runtime.statements import Statements
 from edgepack_runtime.storage.fsio import DurableFS
+from edgepack_runtime.telemetry.spool import Backlog
 from edgepack_runtime.trust import Trust
 
 logger = logging.getLogger(__name__)
@@ -175,6 +176,10 @@ class Daemon:
     def refusals(self) -> Mapping[str, int]:
         """How many documents were refused, by code."""
         return self._orders.counts
+
+    def backlog(self) -> Backlog:
+        """What waits to be sent to the fleet, as it was found last."""
+        return self._reporter.backlog
 
     def start(self) -> None:
         """Take up every slot of the disk, then connect."""

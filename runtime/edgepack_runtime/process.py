@@ -73,6 +73,7 @@ async def run_device(
     fs = DurableFS()
     fs.make_dirs(home)
     with only_one(home):
+        remove_leftovers(fs, home, Path(config.identity.keyring))
         identity = load_identity(config)
         trust = open_trust(config, fs, system_ms=now_ms)
         session = next_session(fs, home, clock_ms=now_ms())
@@ -86,6 +87,7 @@ async def run_device(
             waiver=waiver,
             refusals=daemon.refusals,
             body_bytes=config.serve.body_bytes,
+            backlog=daemon.backlog,
         )
         guard = Guard(config.serve)
         server = await serve(
@@ -155,6 +157,18 @@ async def end_server(server: RunningServer, stop: Stop) -> None:
         server.hurry()
     hurried.cancel()
     await ending
+
+
+def remove_leftovers(fs: DurableFS, home: Path, keyring: Path) -> None:
+    """Remove what writes that were cut off left beside the state and the keyring.
+
+    A disk that does not allow it does not keep the device from serving.
+    """
+    try:
+        fs.clean_temporaries(home)
+        fs.clean_temporaries(keyring.parent, of=keyring.name)
+    except DeviceError as error:
+        logger.warning("leftovers stay: %s", error, extra={"event": "leftovers_stay"})
 
 
 def next_session(fs: DurableFS, home: Path, *, clock_ms: int) -> int:
