@@ -19,6 +19,7 @@ from edgepack_runtime.process import (
     SESSION_FILE,
     next_session,
     only_one,
+    remove_leftovers,
 )
 from edgepack_runtime.stopping import Stop, until_stopped
 from edgepack_runtime.storage.fsio import DurableFS
@@ -160,3 +161,13 @@ def test_work_that_fails_ends_it_with_its_error():
 
     with pytest.raises(RuntimeError, match="a thread ended"):
         asyncio.run(run())
+
+
+def test_what_writes_that_were_cut_off_left_is_removed(tmp_path):
+    (tmp_path / "keys").mkdir()
+    for name in ("session.tmp-12-1", "trust.json.tmp-3-9", "keys/keyring.json.tmp-7-2"):
+        (tmp_path / name).write_text("half")
+    others = tmp_path / "keys" / "somebody.tmp-1-1"
+    others.touch()
+    remove_leftovers(DurableFS(), tmp_path, tmp_path / "keys" / "keyring.json")
+    assert list(tmp_path.rglob("*.tmp-*")) == [others]

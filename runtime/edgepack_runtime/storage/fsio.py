@@ -246,9 +246,14 @@ class DurableFS:
         found = os.statvfs(path)
         return found.f_bavail * found.f_frsize
 
-    def clean_temporaries(self, folder: Path) -> None:
-        """Remove what interrupted writes of an earlier process left in ``folder``."""
-        for path in sorted(folder.glob(f"*{TEMPORARY}*")):
+    def clean_temporaries(self, folder: Path, *, of: str = "*") -> None:
+        """Remove what interrupted writes of an earlier process left in ``folder``.
+
+        Args:
+            folder: Where.
+            of: The name of the file that was to be written; in folders that are not ours alone.
+        """
+        for path in sorted(folder.glob(f"{of}{TEMPORARY}*")):
             with self.blaming(path):
                 self.calls.unlink(path)
 
