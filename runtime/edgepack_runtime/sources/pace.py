@@ -13,6 +13,8 @@ BURST_SECONDS = 0.25
 QUANTUM_BYTES = 8 * 1024
 """Less is not handed out while more will do: a byte at a time would be all overhead."""
 
+LEAST_WAIT = 0.001
+
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
@@ -57,7 +59,7 @@ class Pace:
             enough = max(1.0, min(most, QUANTUM_BYTES, full / 2))
             if self._level >= enough:
                 return Allowance(min(most, int(self._level)))
-            return Allowance(0, (enough - self._level) / self._rate)
+            return Allowance(0, max(LEAST_WAIT, (enough - self._level) / self._rate))
 
     def spend(self, size: int) -> None:
         """Count bytes that were read."""

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import re
 import ssl
 import threading
 import time
 from contextlib import closing
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from pull_registry import PullRegistry, pull_registry
 from slot_world import PROBATION, World, bundle
 
-from edgepack_contract.bundle import BundleFile, open_bundle, open_variant, verify_layers
+from edgepack_contract.bundle import open_bundle, open_variant, verify_layers
 from edgepack_contract.certificates import Authority
 from edgepack_contract.errors import ConfigError, MalformedBundleError, SourceError
 from edgepack_contract.instructions import Obeyed
 from edgepack_contract.keys import PrivateKey, write_private_key
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.messages import Ref, SlotDesired
-from edgepack_contract.oci import describe
 from edgepack_contract.states import Phase
 from edgepack_contract.tls import client_context
 from edgepack_runtime.errors import InterruptedInstallError, TransientSourceError
@@ -31,76 +29,10 @@ from edgepack_runtime.sources.source import Credentials, Have, Patience, never
 A = bundle("1.0.0", size=300_000)
 
 
-class Registry(ThreadingHTTPServer):
-    """The pull half of a registry for one bundle; ``answer`` may do something else."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.file = BundleFile.open(A.path)
-        self.asked: list[tuple[str, dict[str, str]]] = []
-        self.answer = None
-        self.ranges = True
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/models/digits"
-
-    def handle_error(self, request, client_address):
-        """A client that went away is what some of these tests are about."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Registry
-
-    def do_GET(self):
-        self.server.asked.append((self.path, dict(self.headers)))
-        if self.server.answer and self.server.answer(self):
-            return
-        raw = self.content()
-        if raw is None:
-            self.say(404, b"")
-            return
-        span = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if span and self.server.ranges:
-            start = int(span[1])
-            where = {"Content-Range": f"bytes {start}-{len(raw) - 1}/{len(raw)}"}
-            self.say(206, raw[start:], where)
-        else:
-            self.say(200, raw)
-
-    def content(self) -> bytes | None:
-        kind, reference = self.path.split("/")[-2:]
-        if kind == "manifests":
-            return self.server.file.resolve(reference)
-        size = self.server.file.blobs()[reference]
-        blob = describe("application/octet-stream", reference, size)
-        return self.server.file.open_blob(blob).read()
-
-    def say(self, status, raw, headers=None, *, length=None):
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(raw) if length is None else length))
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(raw)
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def registry():
-    server = Registry()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
-    server.file.close()
+    with pull_registry(A.path) as server:
+        yield server
 
 
 def model_layer(source):
@@ -353,7 +285,7 @@ def device(tmp_path, registry) -> World:
     return world
 
 
-def fetch(world: World, registry: Registry, interrupted=lambda: False, progress=None):
+def fetch(world: World, registry: PullRegistry, interrupted=lambda: False, progress=None):
     ref = Ref(name="digits", digest=A.digest, sources=[registry.url])
     return world.agent._parts.installer.fetch(
         ref, interrupted=interrupted, progress=progress or (lambda share: None)
