@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import re
 import signal
 
 import pytest
@@ -96,6 +97,7 @@ def test_what_is_no_keyring_is_refused_and_changes_nothing(running):
         said = running.hear_reported(lambda said, code=code: (said.refused or "").startswith(code))
         assert said.keyring == 2
         assert f'edgepack_refused_documents_total{{code="{code}"}} 1' in metrics(running)
+    assert re.search(r"^edgepack_spool_items \d+$", metrics(running), re.MULTILINE)
     publish(running, b"")
     publish(running, keyring_file(2))
     running.hear_reported(lambda said: said.refused is None)
