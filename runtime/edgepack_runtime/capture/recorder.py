@@ -149,7 +149,7 @@ class Recorder:
             self._trouble = ""
 
     def _compare(self, sample: _Sample, names: list[str]) -> None:
-        """Say once of each model what is to be redacted and is not there: a name is easily wrong."""
+        """Say once of each model what is to be redacted and is not there; it may be misspelt."""
         key = (sample.slot, sample.model.digest, *names)
         if key in self._compared:
             return
