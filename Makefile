@@ -10,7 +10,7 @@ FOREIGN_PACKAGES := mosquitto skopeo docker-registry chromium curl openssl opens
 export ORT_DISABLE_TELEMETRY = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test test-foreign test-frameworks bench-packager reproduce check format audit lock clean
+.PHONY: help demo test test-foreign test-frameworks bench-packager bench-swap reproduce check format audit lock clean
 
 help:            ## Show the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
@@ -43,6 +43,9 @@ reproduce:       ## Build one bundle in two clean environments and compare (abou
 
 bench-packager: $(VENV)/.frameworks   ## edgepack build beside onnxruntime's defaults, into docs/benchmarks.md (5 minutes, 10 the first time)
 	$(BIN)/python bench/packager/run.py --magika $(MAGIKA) --write docs/benchmarks.md $(ARGS)
+
+bench-swap: $(VENV)/.dev   ## Replace a 40 MB model 200 times under load, in a real daemon (8 minutes)
+	$(BIN)/python bench/swap.py $(ARGS)
 
 check: $(VENV)/.dev   ## Style, types and the direction of imports
 	$(BIN)/ruff format --check .

@@ -276,6 +276,7 @@ class Daemon:
             said = runtime.agent.status()
             if said.running in newly:
                 self._tell(name, EventKind.VERIFY_FAILED, said.running, said.code, said.words)
+        self.slots.drop_revoked(newly)
         self._statements.reported()
 
     def _obey(self, desired: Desired) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from edgepack_runtime import machine_state
 from edgepack_runtime.activation.agent import SlotAgent
 from edgepack_runtime.activation.factory import SUFFIX
 from edgepack_runtime.activation.history import History
-from edgepack_runtime.activation.installer import Installer
+from edgepack_runtime.activation.installer import REVOKED, Installer
 from edgepack_runtime.activation.journal import Journal
 from edgepack_runtime.activation.parts import SlotParts
 from edgepack_runtime.candidate_runtime import FOLDER, CandidateRuntime
@@ -145,6 +145,16 @@ class SlotTable:
     def _capture_from(self, slot: Slot) -> None:
         recorder = self._parts.recorder
         slot.capture = recorder.for_slot(slot.name) if recorder.config.share else None
+
+    def drop_revoked(self, digests: Collection[str]) -> None:
+        """Let go of candidates that the owner has revoked: there is another model that answers.
+
+        Raises:
+            DeviceError: The disk failed.
+        """
+        for _, runtime in self:
+            if runtime.candidate.wanted in digests:
+                runtime.candidate.drop(REVOKED, "the owner has revoked this bundle")
 
     def dead(self) -> list[str]:
         """The slots whose threads have ended."""

@@ -1,13 +1,15 @@
-"""A daemon with a second model in its slot: in a process, told by signed documents."""
+"""A daemon with several models: in slots of their own, and as a candidate beside another."""
 
 from __future__ import annotations
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from broker_process import Broker
 from world_bundles import MODEL, ROW, tiny_bundle
-from world_device import FLEET, PROBATION, Device, make_home
+from world_device import FLEET, PROBATION, Device, keyring_file, make_home
+from world_process import ask
 from world_registry import Registry
 from world_waiting import eventually
 
@@ -23,13 +25,18 @@ from edgepack_contract.messages import (
 )
 from edgepack_contract.sealing import seal
 from edgepack_contract.states import Phase
-from edgepack_contract.topics import Kind
+from edgepack_contract.topics import Kind, keyring_topic
 from edgepack_contract.window import Window
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("device-candidates")]
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("device-slots")]
 
 SHADOW, SPLIT = CandidateMode.SHADOW, CandidateMode.SPLIT
 KEYS = 40
+SECOND = """
+[slots.second]
+threads = 2
+batching = { rows = 16, delay_ms = 5.0 }
+"""
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +56,8 @@ def bundles(tmp_path_factory):
 def shared(tmp_path_factory, bundles):
     broker, folder = Broker(), tmp_path_factory.mktemp("candidates")
     make_home(folder / "pi-1", "pi-1", broker.port)
+    with (folder / "pi-1" / "device.toml").open("a") as config:
+        config.write(SECOND)
     device = Device(folder / "pi-1", "pi-1", broker.port, FLEET)
     device.start()
     yield device
@@ -206,3 +215,50 @@ def test_a_candidate_that_must_not_be_is_refused(device, bundles, candidate, mor
     said = device.hear_reported(lambda said: said.slots[MODEL].candidate)
     beside = said.slots[MODEL].candidate
     assert (beside.phase, beside.code, beside.running) == (Phase.FAILED, code, None)
+
+
+def test_two_slots_serve_two_models_each_in_its_way(device, bundles):
+    device.generation += 1
+    slots = {
+        name: SlotDesired(active=ref_of(bundles[version]), probation=PROBATION)
+        for name, version in ((MODEL, "1.0.0"), ("second", "1.2.0"))
+    }
+    device.send(device.topic(Kind.DESIRED), device.signed(device.document(slots)), retain=True)
+    device.hear_reported(
+        lambda said: "second" in said.slots and said.slots["second"].phase is Phase.SUCCEEDED
+    )
+    path = "/v1/models/second:predict"
+    with ThreadPoolExecutor(8) as clients:
+        bodies = [{"instances": [[float(number), *ROW[1:]]]} for number in range(40)]
+        together = list(clients.map(lambda body: device.predict(body, path), bodies))
+        alone = [device.predict(body) for body in bodies]
+    assert {answer.json["model_version"] for answer in together} == {"1.2.0"}
+    assert {answer.json["model_version"] for answer in alone} == {"1.0.0"}
+    sizes = {
+        name: [entry["batch_size"] for entry in batches(device, name)] for name in (MODEL, "second")
+    }
+    assert sizes[MODEL] == []
+    assert max(sizes["second"]) > 1
+    index = ask(device.home / "serve.sock", "POST", "/v2/repository/index").json
+    assert {entry["name"]: entry["version"] for entry in index} == {
+        MODEL: "1.0.0",
+        "second": "1.2.0",
+    }
+
+
+def batches(device, name):
+    stats = ask(device.home / "serve.sock", "GET", f"/v2/models/{name}/stats").json
+    return stats["model_stats"][0]["batch_stats"]
+
+
+def test_a_candidate_that_the_owner_revokes_is_dropped(device, bundles):
+    with_candidate(device, bundles)
+    keyring = keyring_file(2, revoked_digests=[bundles["1.1.0"][0]])
+    device.send(keyring_topic("default"), keyring, retain=True)
+    said = device.hear_reported(
+        lambda said: said.slots[MODEL].candidate and said.slots[MODEL].candidate.code
+    )
+    beside = said.slots[MODEL].candidate
+    assert (beside.phase, beside.code) == (Phase.FAILED, "revoked-digest")
+    eventually(lambda: infer(device, "1.1.0").status == 404, "no candidate")
+    assert device.version() == "1.0.0"
