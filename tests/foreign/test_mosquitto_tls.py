@@ -27,6 +27,8 @@ DOWN = ("desired", "acked/digits", "cmd/ping")
 ASKED, ANSWERED = "request/digits", "response/line-3"
 """Of clients, which the fleet is none of."""
 
+ALL = (*UP, *DOWN, ASKED, ANSWERED)
+
 CLEARED = ("state", "birth", "reported")
 """What the fleet clears of a device that is decommissioned."""
 

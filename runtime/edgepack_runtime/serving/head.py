@@ -59,6 +59,8 @@ class BoundedHead(BoundedSend):
         if not quick and self._head_size() > LIMITS.request_header_bytes:
             # httptools turns this into a parser error, to which uvicorn answers 400 and hangs up
             raise ValueError("the head of the request is too large")
+        if not self.headers and self.parser.get_http_version() == "0.9":
+            raise ValueError("HTTP/0.9 has no heads, and gets no answer that has one")
         self._in_head, self._head_bytes = False, 0
         self._heads_over += 1
         self._cancel_timer()
