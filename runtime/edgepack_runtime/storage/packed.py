@@ -67,7 +67,7 @@ class PackedPart:
         except (OSError, DeviceError, UnicodeDecodeError):
             return None
         total, _, etag = raw.partition(" ")
-        return Kept(size, int(total) if total.isdecimal() else None, etag) if size else None
+        return Kept(size, int(total) if total.isdecimal() else None, etag)
 
     @contextmanager
     def appending(self, etag: str, *, start: int, total: int | None) -> Iterator[Appending]:
