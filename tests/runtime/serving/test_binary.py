@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from hypothesis.extra import numpy as hnp
 
 from edgepack_contract.description import TensorSpec
 from edgepack_runtime.inference.errors import BadRequestError, InputError, ShapeError
+from edgepack_runtime.serving.codec import Payload
 from edgepack_runtime.serving.datatypes import DATATYPES
+from edgepack_runtime.serving.oip import OipCodec
 from edgepack_runtime.serving.tensor_bytes import raw_tensor, tensor_from_bytes, tensor_to_bytes
 
 ROW = np.array([[0.5, -1.0, 2.0, 0.0]], np.float32)
@@ -110,6 +114,33 @@ def test_a_raw_text_is_one_element():
     assert raw_tensor(spec("str", "n", 1), memoryview("ä".encode())).tolist() == [["ä"]]
     with pytest.raises(ShapeError, match="one BYTES element"):
         raw_tensor(spec("str", "n", 2), memoryview(b"a"))
+
+
+HOSTILE = st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.just("FP32")
+
+
+@given(
+    st.sampled_from(["float32", "str", "bool"]),
+    st.dictionaries(
+        st.sampled_from(["name", "shape", "datatype", "data"]),
+        HOSTILE | st.lists(st.integers(-2, 2**65), max_size=3),
+    ),
+    st.integers(-1, 40) | st.integers() | HOSTILE,
+    st.integers(-3, 200) | st.none(),
+    st.binary(max_size=40),
+)
+def test_no_message_does_more_than_an_input_error(dtype, changes, size, header_bytes, rest):
+    taken = spec(dtype, "n", "m")
+    described = SimpleNamespace(
+        inputs=[taken], outputs=[taken], dimensions={}, on_nonfinite="count", version="1"
+    )
+    one = {"name": "x", "shape": [2, 5], "datatype": DATATYPES[dtype]}
+    one |= {"parameters": {"binary_data_size": size}} | changes
+    header = json.dumps({"inputs": [one]}).encode()
+    payload = Payload(header + rest, len(header) if header_bytes is None else header_bytes)
+    with contextlib.suppress(InputError):
+        request = OipCodec().decode(SimpleNamespace(description=described), payload)
+        assert request.feeds["x"].ndim == 2
 
 
 def message(tensors=SIXTEEN, header_bytes=None, **changes):
