@@ -19,7 +19,6 @@ from collections.abc import Sequence
 
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
-    HttpToolsProtocol,
     RequestResponseCycle,
 )
 
@@ -47,6 +46,7 @@ from edgepack_runtime.serving.predictions import (
     packed,
     payload_of,
 )
+from edgepack_runtime.serving.refusing import Refusing
 from edgepack_runtime.serving.routes import Route, find_route
 
 MOST_AT_ONCE = 8
@@ -111,7 +111,7 @@ class Front:
         self._predictions.slot(route).refused_early(kind)
 
 
-class FastProtocol(HttpToolsProtocol):
+class FastProtocol(Refusing):
     """uvicorn's protocol with the short way; without a ``front`` it is uvicorn's."""
 
     front: Front | None = None
@@ -171,7 +171,7 @@ class FastProtocol(HttpToolsProtocol):
         self._end()
         body = b"".join(self._parts)
         self._parts = []
-        if self._crowded():
+        if self.crowded():
             super().on_headers_complete()
             super().on_body(body)
             super().on_message_complete()
@@ -201,10 +201,6 @@ class FastProtocol(HttpToolsProtocol):
         if b"connection" in known and parser.get_http_version() != "1.1":
             return None
         return route if front.admits(self.headers, known) else None
-
-    def _crowded(self) -> bool:
-        most = self.limit_concurrency
-        return most is not None and (len(self.connections) >= most or len(self.tasks) >= most)
 
     def _answer(self, front: Front, route: Route, body: bytes) -> None:
         known = self._known
