@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import random
-import select
 import socket
 import stat
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 
 import pytest
 from bundle_samples import fixed_key
+from connect_proxy import connect_proxy
 from enrol_server import (
     AUTHORITY,
     DAY_MS,
@@ -348,48 +346,13 @@ def test_a_handshake_that_never_ends_is_cut():
     assert error.code == "fleet-slow"
 
 
-@contextmanager
-def proxy(port, seen):
-    """An HTTP proxy that leads every CONNECT to one port."""
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def serve():
-        with suppress(OSError):
-            while True:
-                client, _ = listener.accept()
-                with client, socket.create_connection(("127.0.0.1", port)) as server:
-                    seen.append(client.recv(4096).decode())
-                    client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-                    splice(client, server)
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
-        yield f"http://ann:secret@127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join()
-
-
-def splice(one, other):
-    peers = {one: other, other: one}
-    with suppress(OSError):
-        while True:
-            for ready in select.select(list(peers), [], [], 20.0)[0]:
-                data = ready.recv(65536)
-                if not data:
-                    return
-                peers[ready].sendall(data)
-
-
 @pytest.fixture
 def far(tmp_path, monkeypatch):
     """A fleet on another machine, behind the proxy of the environment."""
     seen = []
     with (
         enrol_server(tmp_path / "far", hosts=("fleet.test",)) as server,
-        proxy(server.port, seen) as address,
+        connect_proxy(server.port, seen) as address,
     ):
         monkeypatch.setenv("HTTPS_PROXY", address)
         server.asked_proxy = seen
