@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 POLL_SECONDS = 0.2
+HEARD_SECONDS = 60.0
 _RESTING = frozenset({"idle", "succeeded", "failed", "fell_back", "rejected", "safe_mode"})
 _BLAMED = {"bundle": Exit.VERIFICATION, "config": Exit.CONFIG}
 _ENDED = {"succeeded": Exit.OK, "rejected": Exit.VERIFICATION, "fell_back": Exit.ROLLED_BACK}
@@ -265,6 +266,19 @@ def _until_ended(view: Callable[[], DeviceView], taken: Taken, session: int | No
         time.sleep(POLL_SECONDS)
 
 
+def _until_heard(view: Callable[[], DeviceView], taken: list[Taken]) -> None:
+    """Wait until slots have done what takes no time, as an emptied one does."""
+    deadline = time.monotonic() + HEARD_SECONDS
+    while time.monotonic() < deadline:
+        heard = {one.name: one.live.attended for one in view().slots if one.live}
+        if all(heard.get(one.slot, 0) >= one.ticket for one in taken):
+            return
+        time.sleep(POLL_SECONDS)
+    raise CommandError(
+        f"the slots did not take notice in {HEARD_SECONDS:g} s; see the daemon's log"
+    )
+
+
 def _told(taken: Taken, slot: SlotView | None, *, as_json: bool) -> int:
     if slot is None:
         if as_json:
@@ -299,8 +313,9 @@ def _reset(place: Place, slots: list[str] | None) -> list[str]:
 
     with _refusals(place), _sudo(place):
         try:
-            order = ResetOrder(slots=slots)
-            taken = Asking(place.state_dir).ask("POST", "reset", order, list[Taken])
+            asking = Asking(place.state_dir)
+            taken = asking.ask("POST", "reset", ResetOrder(slots=slots), list[Taken])
+            _until_heard(asking.view, taken)
             return [one.slot for one in taken]
         except NoDaemonError:
             become_owner(place.state_dir)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import signal
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +19,11 @@ from world_process import ask
 from world_waiting import eventually
 
 from edgepack_cli.commands import local as commands
+from edgepack_runtime.local.asking import Asking
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("device-local")]
 
+ROOT = Path(__file__).parents[3]
 CAPTURE = """
 [capture]
 share = 1.0
@@ -53,6 +58,7 @@ def device(tmp_path_factory, bundles):
     yield device
     device.close()
     broker.kill()
+    Path(short(home)).unlink(missing_ok=True)
 
 
 def short(home):
@@ -187,9 +193,54 @@ def test_a_support_bundle_tells_no_secret(here, device, running, tmp_path):
         assert secret.encode() not in whole
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "/control/v1/nothing", None, 404),
+        ("POST", "/control/v1/status", None, 404),
+        ("POST", "/control/v1/install", {"path": 3}, 400),
+        ("POST", "/control/v1/install", {"path": "/none", "more": 1}, 400),
+        ("POST", "/control/v1/install", {"path": "/none"}, 409),
+        ("POST", "/control/v1/install", {"path": "a" * 20_000}, 413),
+        ("POST", "/control/v1/rollback", {"slot": "nope"}, 409),
+        ("POST", "/v1/models/tiny:predict", {"instances": []}, 404),
+        ("GET", "/metrics", None, 200),
+    ],
+    ids=["unknown", "method", "type", "field", "file", "large", "slot", "predict", "metrics"],
+)
+def test_what_the_control_socket_says_to_nonsense(device, running, method, path, body, status):
+    asking = Asking(device.home / "state")
+    raw = None if body is None else json.dumps(body).encode()
+    found, said = asking.fetch(method, path, raw)
+    assert (found, status == 200 or "error" in json.loads(said)) == (status, True)
+
+
 def test_healthcheck_by_the_configuration(here, running):
     assert here("healthcheck").code == 0
     assert here("healthcheck", "--ready").code == 0
+
+
+def test_the_commands_of_the_page_work(here, device, bundles, running, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(bundles["1.1.0"], "tiny-1.4.0.edgepack")
+    page = (ROOT / "docs" / "on-the-device.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    lines = [line.replace("churn", MODEL) for line in "".join(blocks).splitlines()]
+    # by the order of the page the reset is before the capture
+    reset = next(line for line in lines if "factory-reset" in line)
+    lines.append(lines.pop(lines.index(reset)))
+    assert len(lines) == 12
+    captured(here, device)
+    for line in lines:
+        words = line.replace(" --config /etc/edgepack/device.toml", "").split()[1:]
+        ended = here(*words)
+        assert ended.code == 0, (line, ended.err)
+
+
+def captured(here, device):
+    body = {"instances": [[1, 2, 3, 4]]}
+    device.predict(body)
+    eventually(lambda: here("capture", "list").out.count(MODEL), "a captured request")
 
 
 def test_a_stopped_device_is_looked_at_and_reset(here, device, bundles, running, monkeypatch):
