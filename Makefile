@@ -10,7 +10,7 @@ FOREIGN_PACKAGES := mosquitto skopeo docker-registry chromium curl openssl opens
 export ORT_DISABLE_TELEMETRY = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test test-foreign test-frameworks bench-packager bench-swap reproduce check format audit lock clean
+.PHONY: help demo test test-foreign test-frameworks bench-packager bench-serving bench-swap reproduce check format audit lock clean
 
 help:            ## Show the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
@@ -46,6 +46,9 @@ bench-packager: $(VENV)/.frameworks   ## edgepack build beside onnxruntime's def
 
 bench-swap: $(VENV)/.dev   ## Replace a 40 MB model 200 times under load, in a real daemon (8 minutes)
 	$(BIN)/python bench/swap.py $(ARGS)
+
+bench-serving: $(VENV)/.dev   ## A prediction in a device's daemon beside FastAPI + onnxruntime and session.run, into docs/benchmarks.md (2 minutes)
+	$(BIN)/python bench/serving.py --write docs/benchmarks.md $(ARGS)
 
 check: $(VENV)/.dev   ## Style, types and the direction of imports
 	$(BIN)/ruff format --check .
