@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import logging
 import tempfile
 from pathlib import Path
 
-from edgepack_contract.bundle import BundleFile, open_bundle, open_variant
-from edgepack_contract.errors import SourceError
 from edgepack_contract.gate import admit
-from edgepack_contract.hardware import this_machine
 from edgepack_contract.keyring import Keyring
 from edgepack_contract.trusted import TrustedBundle
-from edgepack_contract.unpacked import extract
-from edgepack_contract.variants import Variant, alternatives
 from edgepack_runtime.admission import bundle_facts, reminding, warn_of_expiry
 from edgepack_runtime.config import OpsConfig, ServeConfig
-from edgepack_runtime.inference.errors import ModelLoadError, UnfitModelError
-from edgepack_runtime.inference.prescan import prescan
-from edgepack_runtime.inference.probe import REFUSING
-from edgepack_runtime.inference.variant import read_description
+from edgepack_runtime.loading import load_bundle
 from edgepack_runtime.notify import Notifier
-from edgepack_runtime.probing import probe_here
 from edgepack_runtime.process import end_server, on_hangup, reload, tell_ports, watch
 from edgepack_runtime.security import security_gate
 from edgepack_runtime.serving.access import Guard
 from edgepack_runtime.serving.app import App
-from edgepack_runtime.serving.model import ServingModel
 from edgepack_runtime.serving.server import RunningServer, serve
 from edgepack_runtime.serving.slot import Slot
 from edgepack_runtime.stopping import Stop, until_stopped
@@ -36,7 +25,6 @@ from edgepack_runtime.stopping import Stop, until_stopped
 logger = logging.getLogger(__name__)
 
 WINDOW_SECONDS = 60.0
-PROBE_SECONDS = 120.0
 
 
 async def run_bundle(
@@ -70,7 +58,7 @@ async def run_bundle(
     warn_of_expiry(facts)
     stop = Stop()
     with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
-        bundle, model = _load(path, Path(folder), keyring)
+        bundle, model = load_bundle(path, Path(folder), keyring)
     slot = Slot(bundle.name)
     slot.swap(model, keep_previous=False)
     server = await serve(
@@ -96,48 +84,6 @@ async def run_bundle(
             task.cancel()
         await end_server(server, stop)
         await slot.close()
-
-
-def _load(path: Path, folder: Path, keyring: Keyring | None) -> tuple[TrustedBundle, ServingModel]:
-    """Load the first variant that does well here; the only one is loaded without trying it."""
-    machine = this_machine(onnxruntime=importlib.metadata.version("onnxruntime"))
-    with _open(path) as file:
-        bundle = open_bundle(file, file.digest, keyring=keyring)
-        fitting = alternatives(bundle.index, machine)
-        reasons = []
-        for variant in fitting:
-            place = folder / variant.name
-            place.mkdir()
-            extract(open_variant(bundle, file, variant), file, place)
-            reason = _misgiving(variant, place) if len(fitting) > 1 else None
-            if reason is None:
-                prescan(place, read_description(place))
-                return bundle, ServingModel.load(place, bundle.digest)
-            logger.warning(
-                "variant %s does not do here: %s", variant.name, reason,
-                extra={"event": "variant_passed_over", "variant": variant.name},
-            )  # fmt: skip
-            reasons.append(f"{variant.name}: {reason}")
-    raise ModelLoadError(f"no variant of {bundle.name} does well here: {'; '.join(reasons)}")
-
-
-def _misgiving(variant: Variant, place: Path) -> str | None:
-    """Why a variant does not do, None when it does.
-
-    Raises:
-        UnfitModelError: Its graph must not be, which speaks against the whole bundle.
-    """
-    result = probe_here(place, timeout_s=PROBE_SECONDS, rounds=1)
-    if result.code in REFUSING:
-        raise UnfitModelError(f"variant {variant.name}: {result.words}", code=result.code)
-    return None if result.ok else f"{result.code}: {result.words}"
-
-
-def _open(path: Path) -> BundleFile:
-    try:
-        return BundleFile.open(path)
-    except OSError as error:
-        raise SourceError(f"cannot read {path}: {error.strerror}", code="no-file") from error
 
 
 def _tell(bundle: TrustedBundle, listen: ServeConfig, server: RunningServer) -> None:

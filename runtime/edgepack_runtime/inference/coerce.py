@@ -103,10 +103,10 @@ def check_shape(spec: TensorSpec, shape: Sequence[int]) -> None:
     Raises:
         ShapeError: Another number of dimensions, or another size.
     """
-    fits = len(shape) == len(spec.shape) and all(
-        given == wanted if isinstance(wanted, int) else given >= 0
-        for given, wanted in zip(shape, spec.shape, strict=True)
-    )
+    fits = len(shape) == len(spec.shape)
+    for given, wanted in zip(shape, spec.shape, strict=False):
+        if given != wanted and (given < 0 or isinstance(wanted, int)):
+            fits = False
     # no body bounds the other sizes of an empty tensor, which a reduction would make room for
     if not fits or (0 in shape and math.prod(filter(None, shape)) > _MOST_IN_EMPTY):
         raise ShapeError(

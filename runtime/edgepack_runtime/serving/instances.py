@@ -94,6 +94,20 @@ def decode_instances(description: Description, raw: msgspec.Raw) -> dict[str, Te
     return _from_lists(specs, _lists.decode(raw))
 
 
+def feeds_of_rows(description: Description, rows: Sequence[Any]) -> dict[str, Tensor]:
+    """Turn rows of plain Python values into an array for each input.
+
+    Raises:
+        InputError: Rows, names or values do not fit.
+    """
+    specs = _row_inputs(description)
+    if rows and isinstance(rows[0], dict):
+        return _from_objects(specs, msgspec.convert(rows, list[dict[str, Any]]))
+    if len(specs) == 1:
+        return {specs[0].name: tensor_from_values(specs[0], rows)}
+    return _from_lists(specs, msgspec.convert(rows, list[list[Any]]))
+
+
 def column_names(spec: TensorSpec) -> list[str]:
     """What the values of one row of this input are called; nothing when a row is not flat."""
     if spec.features:
