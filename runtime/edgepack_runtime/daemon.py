@@ -17,7 +17,7 @@ from typing import Any
 
 from edgepack_contract.canonical import decode
 from edgepack_contract.errors import DocumentError
-from edgepack_contract.hardware import this_machine
+from edgepack_contract.hardware import Hardware, this_machine
 from edgepack_contract.keyring import Keyring
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.messages import (
@@ -96,16 +96,7 @@ class Daemon:
             refusal_changed=self._refusal_changed,
             spawn=self._spawn,
         )
-        self._link = DeviceLink(
-            LinkIdentity(who.tenant, who.device, session, identity.mac_key),
-            broker(config, trust),
-            on_message=self._from_link,
-            on_connected=self._from_link_connected,
-            rng=rng,
-            now_ms=now_ms,
-            on_refused=self._from_link_refused,
-            on_request=self._from_link_request if _asked_by_mqtt(config) else None,
-        )
+        self._link = self._make_link(identity)
         self.renewer = renewer(
             config, who, trust, self._orders, reconnect=self._link.reconnect, fs=fs, rng=rng
         )
@@ -139,13 +130,29 @@ class Daemon:
             spawn=self._spawn,
             now_ms=now_ms,
         )
-        self._statements = Statements(
-            session=session,
+        self._statements = self._make_statements(machine)
+
+    def _make_link(self, identity: DeviceIdentity) -> DeviceLink:
+        who, config = identity.identity, self._config
+        return DeviceLink(
+            LinkIdentity(who.tenant, who.device, self._session, identity.mac_key),
+            broker(config, self._trust),
+            on_message=self._from_link,
+            on_connected=self._from_link_connected,
+            rng=self._rng,
+            now_ms=now_ms,
+            on_refused=self._from_link_refused,
+            on_request=self._from_link_request if _asked_by_mqtt(config) else None,
+        )
+
+    def _make_statements(self, machine: Hardware) -> Statements:
+        return Statements(
+            session=self._session,
             machine=machine,
             home=self._home,
             table=self.slots,
             orders=self._orders,
-            trust=trust,
+            trust=self._trust,
             reporter=self._reporter,
             sequence=self._link.next_sequence,
         )
