@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 MAGIKA ?= ../shared/models/magika
 SUDO   := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-FOREIGN_PACKAGES := mosquitto skopeo docker-registry chromium curl openssl openssh-client openssh-server
+FOREIGN_PACKAGES := mosquitto skopeo docker-registry chromium curl openssl openssh-client openssh-server strace systemd
 
 export ORT_DISABLE_TELEMETRY = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1

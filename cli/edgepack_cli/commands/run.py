@@ -27,11 +27,15 @@ from edgepack_cli.trust import FILE
 @click.option("--ops-port", type=int, help="With --ops-host: 9464 without it, 0 for a free port.")
 @click.option("--keyring", type=FILE, help="With --bundle: require a signature of this keyring.")
 @click.option("--owner", help="With --keyring: the pinned fingerprint of the owner key.")
+@click.option(
+    "--print-config", is_flag=True,
+    help="With --config: print what it comes to, with defaults and EDGEPACK_* variables, and end.",
+)  # fmt: skip
 def command(
     *, config: Path | None, bundle: Path | None, host: str, port: int,
     unix_socket: str | None, tls_certificate: Path | None, tls_key: Path | None,
     token_file: Path | None, ops_host: str | None, ops_port: int | None,
-    keyring: Path | None, owner: str | None,
+    keyring: Path | None, owner: str | None, print_config: bool,
 ) -> None:  # fmt: skip
     """Run the device daemon with --config, or serve a single file with --bundle.
 
@@ -45,8 +49,10 @@ def command(
         raise click.UsageError("--keyring and --owner belong together")
     if ops_port is not None and ops_host is None:
         raise click.UsageError("--ops-port needs --ops-host")
+    if print_config and config is None:
+        raise click.UsageError("--print-config needs --config")
     if config is not None:
-        _become("--config", str(config))
+        _become("--config", str(config), *["--print-config"] * print_config)
     options = {
         "--unix-socket": unix_socket, "--tls-certificate": tls_certificate, "--tls-key": tls_key,
         "--token-file": token_file, "--ops-host": ops_host, "--ops-port": ops_port,
