@@ -21,7 +21,7 @@ from edgepack_contract.errors import (
 from edgepack_contract.gate import REASON_VARIABLE
 from edgepack_contract.keyring import open_keyring
 from edgepack_contract.limits import LIMITS
-from edgepack_runtime import logs
+from edgepack_runtime import interpreter, logs
 from edgepack_runtime.config import LogConfig, OpsConfig, ServeConfig, load_config, to_toml
 from edgepack_runtime.errors import FleetError, FleetUntrustedError, StillPendingError
 from edgepack_runtime.inference.errors import ModelError
@@ -50,6 +50,7 @@ def main() -> int:
             print(to_toml(load_config(arguments.config, os.environ)), end="")  # noqa: T201
             return 0
         logs.configure(LogConfig(), sys.stderr)
+        interpreter.settle()
         asyncio.run(
             _serve_bundle(arguments, manager)
             if arguments.bundle
