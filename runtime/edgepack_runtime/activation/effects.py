@@ -92,6 +92,7 @@ class EffectRunner:
         self._proven: set[str] = set()
         self._variant = ""
         self._evidence: dict[str, Any] = {}
+        self._memory_before: int | None = None
         self.suspicious = False
         self.serving: str | None = None
         self.progress = 0.0
@@ -249,6 +250,9 @@ class EffectRunner:
                 self._installer.check_bytes(effect.digest)
                 self._proven.add(effect.digest)
             folder = self._store.model(effect.digest)
+            if effect.keep_previous:
+                # only of a trial: going back to a good model must not depend on any figure
+                self._memory_before = self._host.counters().memory_bytes
             self._host.serve(folder, effect.digest, keep_previous=effect.keep_previous)
         except EdgepackError as error:
             final = isinstance(error, BundleError)
@@ -292,6 +296,7 @@ class EffectRunner:
             install=effect.install,
             probation=effect.probation,
             memory_bytes=budgets.memory_bytes,
+            memory_before=self._memory_before,
             now=self._timing.clock(),
         )
 

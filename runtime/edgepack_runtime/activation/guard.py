@@ -43,8 +43,8 @@ class Counters:
 class GuardLimits:
     """How long a probation lasts, in seconds, and the memory budget of the bundle in bytes.
 
-    The model is loaded and warm when the probation begins, so the process has little reason to grow
-    any more, and none to grow by the whole budget of the model.
+    The budget holds all that the model may take: loading and asking it must not have let the
+    process grow by more.
     """
 
     seconds: float
@@ -58,7 +58,7 @@ class Watching:
 
     ``elapsed`` and ``calm`` are seconds, all of them and those without throttling. ``judged`` and
     ``over_budget`` count the requests that came in calm seconds, and the slow ones among them.
-    ``memory_base`` is what the process held at the first look.
+    ``memory_base`` is what the process held before it loaded the model, or else at the first look.
     """
 
     last: Counters = Counters()

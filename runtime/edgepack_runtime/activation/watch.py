@@ -27,6 +27,8 @@ class ProbationWatch:
         install: The install that is watched.
         probation: How long.
         memory_bytes: The bundle's memory budget, if it declares one.
+        memory_before: What the process held before it loaded the model; requests come from the
+            moment of the switch on, so that later there is no quiet moment to look.
         now: Monotonic seconds.
     """
 
@@ -37,6 +39,7 @@ class ProbationWatch:
         install: int,
         probation: Probation,
         memory_bytes: int | None,
+        memory_before: int | None = None,
         now: float,
     ) -> None:
         self._host = host
@@ -46,7 +49,7 @@ class ProbationWatch:
             max_seconds=max(probation.seconds, probation.max_seconds),
             memory_bytes=memory_bytes,
         )
-        self._watching = Watching()
+        self._watching = Watching(memory_base=memory_before)
         self._at = now
         self._golden_ok = False
 

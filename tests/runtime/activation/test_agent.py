@@ -149,6 +149,18 @@ def test_a_busy_machine_may_fail_a_probe_twice(running):
     running.install(B)
 
 
+@pytest.mark.parametrize(("after", "phase"), [(60, Phase.SUCCEEDED), (80, Phase.FELL_BACK)])
+def test_memory_is_counted_from_before_the_model_was_loaded(running, after, phase):
+    """The first look comes late: by then requests have made the model take what it takes."""
+    running.temper.counters[A.digest] = Counters(requests=1000, memory_bytes=10_000_000)
+    grown = Counters(requests=1000, memory_bytes=10_000_000 + after * 1_000_000)
+    running.temper.counters[B.digest] = grown
+    running.wish(B)
+    running.settle()
+    assert running.state.phase == phase
+    assert running.state.code == ("" if phase == Phase.SUCCEEDED else "memory")
+
+
 def test_a_first_model_that_misbehaves_leads_to_safe_mode_and_the_next_one_out_of_it(world):
     world.start()
     world.temper.counters[A.digest] = Counters(requests=100, nonfinite=50)
