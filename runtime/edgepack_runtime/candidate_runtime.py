@@ -109,7 +109,7 @@ class CandidateRuntime:
         """Take up what the disk says; terms that cannot be read are those of no candidate.
 
         Raises:
-            DeviceError: The disk failed.
+            DeviceError: The disk failed, or there is a file that nobody here wrote.
         """
         try:
             raw = self._fs.read_bounded(self._file, max_bytes=_MAX_BYTES)
@@ -156,8 +156,13 @@ class CandidateRuntime:
                 "the candidate of slot %s is dropped: %s", self._slot.name, words,
                 extra={"event": "candidate_dropped", "slot": self._slot.name, "code": code},
             )  # fmt: skip
-            self._keep(msgspec.structs.replace(terms, code=code, words=short_words(words)))
-            agent.reset()
+            dropped = msgspec.structs.replace(terms, code=code, words=short_words(words))
+            try:
+                self._keep(dropped)
+            finally:
+                # what cannot be written down holds until the next start at least
+                self._terms = dropped
+                agent.reset()
 
     def status(self) -> CandidateReported | None:
         """How it is now, None without a candidate."""

@@ -102,7 +102,10 @@ class ServingHost:
         model = yielding(loading) if serving and self.threads == 1 else loading()
         if self._place.joins:
             self._settle_joining(model)
-        self._on_loop(lambda: self._place.swap(model, keep_previous=keep_previous))
+        self._on_loop(lambda: self._switch(model, keep_previous=keep_previous))
+
+    def _switch(self, model: ServingModel, *, keep_previous: bool) -> None:
+        self._place.swap(model, keep_previous=keep_previous)
 
     def _settle_joining(self, model: ServingModel) -> None:
         why = why_not_batched(model)
@@ -288,6 +291,13 @@ class CandidateHost(ServingHost):
             self.unserve()
             return
         super().serve(folder, digest, keep_previous=keep_previous)
+
+    def _switch(self, model: ServingModel, *, keep_previous: bool) -> None:
+        # it may have been dropped while it was loaded
+        if model.digest == self._wanted():
+            super()._switch(model, keep_previous=keep_previous)
+        else:
+            model.release()
 
     def _make_room(self, folder: Path) -> bool:
         if not memory.fits(folder):

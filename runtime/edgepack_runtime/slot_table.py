@@ -122,9 +122,11 @@ class SlotTable:
         """
         runtime = self.at(name)
         runtime.alpha = wish.alpha
-        # first, because what the active model takes over must not be let go of before
-        runtime.candidate.wish(wish, obeyed)
-        runtime.agent.wish(wish, obeyed)
+        try:
+            # first, because what the active model takes over must not be let go of before
+            runtime.candidate.wish(wish, obeyed)
+        finally:
+            runtime.agent.wish(wish, obeyed)
 
     def at(self, name: str) -> SlotRuntime:
         """The slot of a name, which is made when there is none.
@@ -147,14 +149,11 @@ class SlotTable:
         slot.capture = recorder.for_slot(slot.name) if recorder.config.share else None
 
     def drop_revoked(self, digests: Collection[str]) -> None:
-        """Let go of candidates that the owner has revoked: there is another model that answers.
-
-        Raises:
-            DeviceError: The disk failed.
-        """
-        for _, runtime in self:
+        """Let go of candidates that the owner has revoked: there is another model that answers."""
+        for name, runtime in self:
             if runtime.candidate.wanted in digests:
-                runtime.candidate.drop(REVOKED, "the owner has revoked this bundle")
+                why = (REVOKED, "the owner has revoked this bundle")
+                self._beside(name, partial(runtime.candidate.drop, *why))
 
     def dead(self) -> list[str]:
         """The slots whose threads have ended."""
@@ -179,7 +178,7 @@ class SlotTable:
         self._capture_from(runtime.slot)
         runtime.agent.start()
         self._runtimes[name], self.serving[name] = runtime, runtime.slot
-        runtime.candidate.open()
+        self._beside(name, runtime.candidate.open)
         return runtime
 
     def _made(self, name: str, folder: Path) -> SlotRuntime:
@@ -218,14 +217,18 @@ class SlotTable:
     def _slot_changed(self, name: str) -> None:
         runtime = self._runtimes.get(name)
         if runtime is not None:
-            try:
-                runtime.candidate.active_changed()
-            except DeviceError as error:
-                logger.warning(
-                    "the candidate of slot %s stays as it is: %s", name, error,
-                    extra={"event": "candidate_stays", "slot": name, "code": error.code},
-                )  # fmt: skip
+            self._beside(name, runtime.candidate.active_changed)
         self._changed()
+
+    def _beside(self, name: str, work: Callable[[], None]) -> None:
+        """Do something for a candidate; that it fails is nothing to the active model."""
+        try:
+            work()
+        except DeviceError as error:
+            logger.warning(
+                "the candidate of slot %s stays as it is: %s", name, error,
+                extra={"event": "candidate_stays", "slot": name, "code": error.code},
+            )  # fmt: skip
 
     def _agent(
         self, name: str, host: ServingHost, folder: Path, *, candidate: bool = False

@@ -207,6 +207,18 @@ def test_a_candidate_that_is_no_longer_wanted_stays_away(here, one, two):
     assert here.slot.candidate.active is None
 
 
+def test_a_candidate_that_is_dropped_while_it_is_loaded_stays_away(here, two, monkeypatch):
+    load = ServingModel.load
+
+    def dropped_meanwhile(*of, **more):
+        here.wanted = None
+        return load(*of, **more)
+
+    monkeypatch.setattr(ServingModel, "load", dropped_meanwhile)
+    here.beside.serve(two, TWO, keep_previous=False)
+    assert here.slot.candidate.active is None
+
+
 def test_the_candidate_becomes_the_active_model_without_another_load(here, one, two, loads):
     here.host.serve(one, ONE, keep_previous=False)
     here.beside.serve(two, TWO, keep_previous=False)
