@@ -161,19 +161,23 @@ class Model:
         return feeds, outputs
 
     def _feeds(self, inputs: Inputs) -> dict[str, Tensor]:
-        if isinstance(inputs, Mapping):
+        if isinstance(inputs, list | tuple):
+            feeds = _from_rows(self.description, inputs)
+        elif isinstance(inputs, dict) or not hasattr(inputs, "shape"):
             feeds = self._named(inputs)
-        elif not isinstance(inputs, list | tuple):
-            if self._only is None:
-                names = ", ".join(spec.name for spec in self.description.inputs)
-                raise BadRequestError(f"this model has several inputs; give a dict of {names}")
+        elif self._only is not None:
             feeds = {self._only.name: tensor_from_values(self._only, inputs)}
         else:
-            feeds = _from_rows(self.description, inputs)
+            names = ", ".join(spec.name for spec in self.description.inputs)
+            raise BadRequestError(f"this model has several inputs; give a dict of {names}")
         check_feeds(self.description, feeds)
         return feeds
 
-    def _named(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _named(self, inputs: object) -> dict[str, Tensor]:
+        if not isinstance(inputs, Mapping):
+            raise BadRequestError(
+                f"expected an array, rows or arrays by input name, given {type(inputs).__name__}"
+            )
         specs = {spec.name: spec for spec in self.description.inputs}
         unknown = [str(name)[:80] for name in inputs if name not in specs]
         if unknown:

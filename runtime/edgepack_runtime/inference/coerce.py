@@ -164,7 +164,7 @@ def _check_dimensions(
     sizes: dict[str, int],
     ranges: Mapping[str, DimensionRange],
 ) -> None:
-    for wanted, given in zip(spec.shape, shape, strict=True):
+    for wanted, given in zip(spec.shape, shape, strict=False):
         if isinstance(wanted, int):
             continue
         if sizes.setdefault(wanted, given) != given:
@@ -172,7 +172,7 @@ def _check_dimensions(
                 f"input {spec.name!r}: dimension {wanted!r} is {given} here "
                 f"and {sizes[wanted]} in another input"
             )
-        allowed = ranges.get(wanted)
+        allowed = ranges.get(wanted) if ranges else None
         if allowed is not None and not allowed.minimum <= given <= allowed.maximum:
             raise ShapeError(
                 f"input {spec.name!r}: dimension {wanted!r} is {given}, "
