@@ -7,7 +7,7 @@ import json
 import subprocess
 
 import pytest
-from bundle_samples import PUBLISHER, keyring, three_variants
+from bundle_samples import PUBLISHER, keyring, one_variant, three_variants
 from fleet_http import MAC_KEY, open_fleet, served
 
 from edgepack_contract.layout import write_bundle
@@ -70,6 +70,24 @@ def test_skopeo_copies_every_tag_with_equal_digests(fleet, tmp_path, as_device):
     manifest = bundle.signature_manifest(blob(copied[f"sha256-{row['digest'][7:]}.sig"]))
     trusted = bundle.with_signature(blob(manifest.layers[0].digest), keyring())
     assert trusted.signed_by == PUBLISHER.public.fingerprint
+
+
+@pytest.mark.foreign("skopeo")
+def test_skopeo_copies_what_the_fleet_has_compressed_copies_of(fleet, tmp_path):
+    """Its HTTP library asks for gzip by itself; what arrives must be the blob."""
+    table = b"".join(f"row {number} of a table\n".encode() for number in range(9000))
+    files = {"golden.safetensors": b"golden", "model.onnx": table, "reference.json": b"{}"}
+    path, layout = tmp_path / "words.edgepack", tmp_path / "words"
+    write_bundle(path, one_variant(files, name="words", version="1.0.0"), signer=PUBLISHER)
+    assert fleet.push(path).status_code == 201
+    assert list((fleet.folder / "packed").iterdir())
+    with served(fleet) as url:
+        skopeo(
+            "copy", "--all", "--preserve-digests", "--src-tls-verify=false", "--src-creds",
+            f"pi-1:{derived_secret(MAC_KEY, 'pull')}",
+            f"docker://{url.removeprefix('http://')}/words:1.0.0", f"oci:{layout}:1.0.0",
+        )  # fmt: skip
+    assert (layout / "blobs" / "sha256" / sha256(table)[7:]).read_bytes() == table
 
 
 @pytest.mark.foreign("skopeo")
