@@ -6,7 +6,7 @@ https://github.com/onnx/onnx/blob/main/onnx/onnx.proto, IR version 13. A test ho
 
 from __future__ import annotations
 
-from edgepack_runtime.inference.wire import FIXED32, FIXED64, LENGTH, VARINT
+from edgepack_runtime.inference.wire import FIXED32, FIXED64, LENGTH, VARINT, scalars
 
 BITS = {
     1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64,
@@ -51,3 +51,6 @@ TENSOR: Shape = {
 SPARSE: Shape = {1: (_ONE, _BYTES), 2: (_ONE, _BYTES), 3: (_MANY, _INT | _BYTES)}
 PAIR: Shape = {1: (_ONE, _BYTES), 2: (_ONE, _BYTES)}
 OPSET: Shape = {1: (_ONE, _BYTES), 2: (_ONE, _INT)}
+
+ATTRIBUTE_SCALARS = scalars(reals=7, numbers=8, texts=9)
+"""floats, ints and strings of an attribute, which say nothing of what the graph is made of."""

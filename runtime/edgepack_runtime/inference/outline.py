@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from edgepack_runtime.inference.onnx_messages import (
     ATTRIBUTE,
+    ATTRIBUTE_SCALARS,
     GRAPH,
     MODEL,
     NODE,
@@ -100,7 +101,8 @@ class _Walk:
     def _fields(self, shape: Shape, start: int, end: int, what: str) -> Iterator[Field]:
         """The fields that the message is known to have; protobuf passes over others, too."""
         seen = 0
-        for item in fields(self._data, start, end):
+        passing = ATTRIBUTE_SCALARS if shape is ATTRIBUTE else None
+        for item in fields(self._data, start, end, passing):
             known = shape.get(item.number)
             if known is None:
                 continue

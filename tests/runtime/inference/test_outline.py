@@ -54,11 +54,14 @@ def test_the_messages_are_those_of_onnx(shape, message):
 
 @functools.cache
 def small(name: str) -> bytes:
-    graphs = {"flat": hostile.adding(), "nested": hostile.nested(2), "loop": hostile.endless()}
+    graphs = {
+        "flat": hostile.adding(), "nested": hostile.nested(2), "loop": hostile.endless(),
+        "tree": hostile.deep_tree(2),
+    }  # fmt: skip
     return graphs[name].SerializeToString()
 
 
-@pytest.mark.parametrize("name", ["flat", "nested", "loop"])
+@pytest.mark.parametrize("name", ["flat", "nested", "loop", "tree"])
 def test_no_damage_upsets_it(name):
     raw = small(name)
     refused = 0
@@ -88,6 +91,17 @@ def is_refused(raw: bytes) -> bool:
     # it also sees graphs in attributes that claim to be something else
     assert found.operators >= set(operators(model))
     return False
+
+
+def test_numbers_and_short_texts_are_passed_over_in_runs():
+    """Of each length that a run can hold, and one that it cannot; what follows is seen."""
+    for length in (*range(66), 300):
+        texts = [b"x" * length] * 3
+        node = onnx.helper.make_node("Own", ["x"], ["y"], some=texts, more=[2**63 - 1, -1, 0, 300])
+        raw = hostile.model([node, node.__class__(op_type="Last")]).SerializeToString()
+        assert read_outline(raw).operators == {"ai.onnx:Own", "ai.onnx:Last"}
+    a_tree = small("tree")
+    assert read_outline(a_tree).operators == {"ai.onnx.ml:TreeEnsembleRegressor"}
 
 
 @pytest.mark.parametrize("value", [0, 1, 127, 128, 2**32, 2**63, 2**64 - 1])
