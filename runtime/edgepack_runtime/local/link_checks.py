@@ -100,7 +100,7 @@ def check_connection(view: DeviceView | None, lines: list[str]) -> list[Finding]
 def _trust(config: RuntimeConfig, now_ms: Callable[[], int]) -> Trust | None:
     try:
         return peek_trust(config, DurableFS(), system_ms=now_ms)
-    except (EdgepackError, PermissionError):
+    except EdgepackError:
         # what is wrong with it is a finding of its own
         return None
 

@@ -43,7 +43,8 @@ _RISKY = {
 
 def check_disk(state_dir: Path) -> list[Finding]:
     """Room, kind of file system, and whether what is written stays written."""
-    return [_room(state_dir), _filesystem(state_dir), _fsync(state_dir)]
+    room = _room(state_dir)
+    return [room, _filesystem(state_dir), _fsync(state_dir)] if state_dir.is_dir() else [room]
 
 
 def check_memory() -> list[Finding]:

@@ -36,9 +36,7 @@ def check_keys(config: RuntimeConfig, now_ms: Callable[[], int]) -> list[Finding
     try:
         load_identity(config)
     except EdgepackError as error:
-        return [fail("keys", str(error), _AGAIN)]
-    except PermissionError as error:
-        return [_not_ours("keys", error)]
+        return [_unusable("keys", error, _AGAIN)]
     found = [ok("keys", f"{config.identity.key} and {config.identity.mac_key}")]
     found += [_expiry(one, now_ms()) for one in certificates(config)]
     return found + _belongs(config)
@@ -50,9 +48,7 @@ def check_clock(config: RuntimeConfig, now_ms: Callable[[], int]) -> list[Findin
         trust = peek_trust(config, DurableFS(), system_ms=now_ms)
     except EdgepackError as error:
         remedy = "put the keyring of the pinned owner there: it is public, and any device has it"
-        return [fail("keyring", str(error), remedy)]
-    except PermissionError as error:
-        return [_not_ours("keyring", error)]
+        return [_unusable("keyring", error, remedy)]
     keyring = trust.keyring
     found = [ok("keyring", f"version {keyring.version} of epoch {keyring.epoch}")]
     if trust.clock.is_behind:
@@ -102,5 +98,7 @@ def _belongs(config: RuntimeConfig) -> list[Finding]:
     return []
 
 
-def _not_ours(check: str, error: PermissionError) -> Finding:
-    return warn(check, f"cannot read {error.filename}", "run this as the daemon's user, or root")
+def _unusable(check: str, error: EdgepackError, remedy: str) -> Finding:
+    if isinstance(error.__cause__, PermissionError):
+        return warn(check, str(error), "run this as the daemon's user, or with sudo")
+    return fail(check, str(error), remedy)
