@@ -11,7 +11,7 @@ import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, unquote, urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import getproxies_environment, proxy_bypass
 
 from edgepack_contract.errors import ConfigError
 from edgepack_contract.loopback import is_loopback
@@ -47,7 +47,7 @@ def proxy_for(host: str) -> Proxy | None:
 
 
 def _is_excepted(host: str, proxies: Mapping[str, str]) -> bool:
-    if proxy_bypass_environment(host, dict(proxies)):
+    if proxy_bypass(host, dict(proxies)):
         return True
     return any(_is_within(host, one.strip()) for one in proxies.get("no", "").split(","))
 
