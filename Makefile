@@ -10,7 +10,7 @@ FOREIGN_PACKAGES := mosquitto skopeo docker-registry chromium curl openssl opens
 export ORT_DISABLE_TELEMETRY = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test test-foreign test-frameworks bench-packager bench-serving bench-swap reproduce check format audit lock clean
+.PHONY: help demo test test-foreign test-frameworks bench-packager bench-serving bench-swap reproduce chaos power-loss check format audit lock clean
 
 help:            ## Show the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
@@ -49,6 +49,14 @@ bench-swap: $(VENV)/.dev   ## Replace a 40 MB model 200 times under load, in a r
 
 bench-serving: $(VENV)/.dev   ## A prediction in a device's daemon beside FastAPI + onnxruntime and session.run, into docs/benchmarks.md (2 minutes)
 	$(BIN)/python bench/serving.py --write docs/benchmarks.md $(ARGS)
+
+chaos: $(VENV)/.dev   ## Kill real daemons at every system call (under an hour, resumable; make chaos ARGS=--errors lets calls fail)
+	@command -v strace >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -qq -y --no-install-recommends strace >/dev/null; }
+	$(BIN)/python tests/chaos/kills.py $(ARGS)
+
+power-loss: $(VENV)/.dev   ## Cut the power in every legal way, and leave out every sync (about a quarter of an hour)
+	EDGEPACK_EVERY=1 $(BIN)/python -m pytest -q -n 2 tests/runtime/activation/test_faults.py
+	$(BIN)/python tests/chaos/power.py $(ARGS)
 
 check: $(VENV)/.dev   ## Style, types and the direction of imports
 	$(BIN)/ruff format --check .

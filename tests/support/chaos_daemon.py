@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from edgepack_runtime import process
 from edgepack_runtime.activation.state import RESTING
 from edgepack_runtime.config import load_config
 from edgepack_runtime.daemon import Daemon
+from edgepack_runtime.notify import Notifier
 
 SECONDS = 45.0
 """The longest that one run may take; only what hangs takes it."""
@@ -207,8 +209,8 @@ def _run(script: Script, out: int) -> None:
             self.played = asyncio.get_running_loop().create_task(_play(self, script, run, out))
 
     process.Daemon = Played
-    config = load_config(script.home / "device.toml", {})
-    asyncio.run(process.run_device(config))
+    reread = partial(load_config, script.home / "device.toml", {})
+    asyncio.run(process.run_device(reread, Notifier()))
 
 
 async def _play(daemon: Daemon, script: Script, run: Run, out: int) -> None:

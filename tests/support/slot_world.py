@@ -146,6 +146,9 @@ class TestCalls(Syscalls):
     def fsync(self, fd):
         self._before("fsync")
 
+    def fdatasync(self, fd):
+        self._before("fdatasync")
+
     def replace(self, source, target):
         self._before("replace")
         super().replace(source, target)

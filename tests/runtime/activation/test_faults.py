@@ -7,6 +7,11 @@ once there was one, and what answers is whole on the disk.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import shutil
+
 import pytest
 from slot_world import Crash, World, bundle
 
@@ -14,9 +19,12 @@ from edgepack_contract.errors import MalformedBundleError, SourceError
 from edgepack_contract.states import Phase
 from edgepack_runtime.activation import events as ev
 from edgepack_runtime.activation.guard import Counters
-from edgepack_runtime.errors import StorageFaultError
+from edgepack_runtime.errors import DeviceError, StorageFaultError
 
 A, B = bundle("1.0.0"), bundle("1.1.0")
+
+EVERY = os.environ.get("EDGEPACK_EVERY") == "1"
+"""Set by ``make power-loss``: each change of the disk fails once, not only some."""
 
 WAY = "downloading verified probing activating probation succeeded"
 FELL = "downloading verified probing activating probation fell_back"
@@ -248,3 +256,108 @@ def test_a_wish_that_cannot_be_written_down_is_not_obeyed(running, trouble):
     assert (running.state.phase, running.host.serving) == (Phase.SUCCEEDED, A.digest)
     assert running.agent.obeyed.generation == running.generation - 1
     assert running.host.reports[-1].code in ("disk-full", "storage-fault")
+
+
+def broken_once(world: World, at: int, number: int):
+    """The ``at``-th change of the disk from now on fails, and only that one."""
+
+    def fault(_name, count):
+        if count == at:
+            raise OSError(number, os.strerror(number))
+
+    world.calls.count, world.calls.fault = 0, fault
+
+
+def changes(template, root, *, bad: bool) -> int:
+    """How many changes of the disk an undisturbed start, install and end take."""
+    world = of(template, root, bad=bad)
+    world.calls.count = 0
+    go_through(world)
+    return world.calls.count
+
+
+def of(template, root, *, bad: bool) -> World:
+    shutil.copytree(template, root)
+    world = World(root)
+    world.generation = 1
+    world.temper.counters[B.digest] = Counters(requests=100, errors=100 * bad)
+    return world
+
+
+def go_through(world: World) -> None:
+    world.start()
+    world.wish(B)
+    # what a failed disk keeps from settling is not waited for
+    for _ in range(40):
+        world.agent.turn()
+    world.stop()
+
+
+@pytest.mark.parametrize("bad", [False, True], ids=["install", "fallback"])
+@pytest.mark.parametrize("name", ["ENOSPC", "EIO", "EROFS", "EDQUOT", "EMFILE"])
+def test_every_change_of_the_disk_may_fail(root, name, bad):
+    template = root / "template"
+    world = World(template)
+    world.start()
+    world.install(A)
+    world.stop()
+    total = changes(template, root / "probe", bad=bad)
+    assert total > 100
+    for at in range(1 + (0 if EVERY else len(name)), total + 1, 1 if EVERY else 19):
+        place = root / str(at)
+        world = of(template, place, bad=bad)
+        broken_once(world, at, getattr(errno, name))
+        with contextlib.suppress(DeviceError):
+            # a start that cannot even make its folders ends with words, and is tried again
+            go_through(world)
+            assert world.host.serving in (A.digest, B.digest), at
+        end_well_with_a_disk_that_works(world, bad=bad, at=at)
+        shutil.rmtree(place)
+
+
+def end_well_with_a_disk_that_works(world: World, *, bad: bool, at: int) -> None:
+    world.calls.fault = None
+    world.start()
+    assert world.host.serving in (A.digest, B.digest), at
+    world.settle()
+    world.generation = 1
+    world.wish(B)
+    world.settle()
+    if world.state.phase == Phase.FAILED:
+        world.wish(B)
+        world.settle()
+    expected = (Phase.FELL_BACK, A.digest) if bad else (Phase.SUCCEEDED, B.digest)
+    assert (world.state.phase, world.host.serving) == expected, (at, world.state)
+    assert world.state.blocked == ((B.digest,) if bad else ()), at
+    assert not list(world.root.rglob("*.tmp-*")), at
+    assert not list((world.root / "slots" / "main" / "staging").iterdir()), at
+
+
+def test_a_blocked_bundle_is_never_installed_again_by_itself(running):
+    running.temper.counters[B.digest] = Counters(requests=100, errors=100)
+    running.wish(B)
+    running.settle()
+    assert running.state.blocked == (B.digest,)
+    served = len(running.host.served)
+    for _ in range(3):
+        running.wish(B)
+        running.settle()
+        running.start()
+        running.settle()
+        assert running.state.blocked == (B.digest,)
+        assert B.digest not in running.host.served
+    assert served
+    running.temper.counters.clear()
+    running.wish(B, retry_blocked=(B.digest,))
+    running.settle()
+    assert (running.state.phase, running.host.serving) == (Phase.SUCCEEDED, B.digest)
+
+
+def test_the_disk_holds_two_bundles_however_many_were_installed(running):
+    used = []
+    for number in range(2, 8):
+        running.install(bundle(f"1.{number}.0", security_version=3))
+        entries = running.root.rglob("*")
+        used.append(sum(one.stat().st_size for one in entries if one.is_file()))
+        assert len(list((running.root / "slots" / "main" / "store").iterdir())) == 2
+    assert max(used[1:]) < 1.2 * min(used[1:])

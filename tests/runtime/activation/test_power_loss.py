@@ -1,118 +1,136 @@
-"""A power cut after every change of the disk during an install, with all that it may leave.
+"""Power cuts at every moment of what a slot does, on a slice of the disks that they may leave.
 
-And the proof that this would be noticed: without any one kind of fsync the same check fails.
+``make power-loss`` tries all of them, cuts the power again while the device recovers, and leaves
+out every single call that makes something durable. See docs/reliability.md.
 """
 
 from __future__ import annotations
 
-import hashlib
+import inspect
+import logging
 import random
-import re
-import shutil
 
 import pytest
-from power_loss import Disk, RecordingCalls, materialise
-from slot_world import World, bundle
+from power_loss import Disk, Op, RecordingCalls, materialise, snapshot
+from power_scenarios import (
+    REDUNDANT,
+    SCENARIOS,
+    Recorded,
+    cuts,
+    kinds,
+    loses,
+    try_cut,
+    try_damage,
+)
+from slot_world import TestCalls
 
-from edgepack_contract.states import Phase
-from edgepack_runtime.activation.guard import Counters
+from edgepack_runtime.storage.fsio import Syscalls
 
-A, B = bundle("1.0.0", size=3000), bundle("1.1.0", size=3000)
-
-
-class LostModelError(AssertionError):
-    """A power cut left a device worse off than it may."""
-
-
-@pytest.fixture
-def before(root):
-    """The disk of a device that runs A."""
-    world = World(root / "before")
-    world.start()
-    world.install(A)
-    world.stop()
-    return world.root
+SLICE = 24
+CUT_AGAIN = 3
 
 
-def recorded(before, root, *, bad: bool) -> list[tuple]:
-    """The changes of the disk that an install makes."""
-    shutil.copytree(before, root / "recorded")
-    world = World(root / "recorded")
-    world.calls = RecordingCalls(world.root)
-    world.generation = 1
-    world.temper.counters[B.digest] = Counters(requests=100, errors=100 * bad)
-    world.start()
-    world.wish(B)
-    world.settle()
-    return world.calls.log
+@pytest.fixture(autouse=True)
+def _quiet():
+    logging.disable(logging.ERROR)
+    yield
+    logging.disable(logging.NOTSET)
 
 
-def survive(root, *, bad: bool, committed: bool) -> None:
-    """What must hold on any disk that a power cut may leave."""
-    world = World(root)
-    world.boot = 2
-    world.temper.counters[B.digest] = Counters(requests=100, errors=100 * bad)
-    world.start()
-    if world.host.serving not in (A.digest, B.digest):
-        raise LostModelError(f"nothing answers: {world.state}")
-    world.settle()
-    if world.state.blocked not in ((), (B.digest,) if bad else ()):
-        raise LostModelError(f"a good model is blocked: {world.state}")
-    if committed and world.state.active and world.state.active.digest != B.digest:
-        raise LostModelError(f"what succeeded is lost: {world.state}")
-    world.generation = 1
-    world.wish(B)
-    world.settle()
-    expected = (Phase.FELL_BACK, A.digest) if bad else (Phase.SUCCEEDED, B.digest)
-    if (world.state.phase, world.host.serving) != expected:
-        raise LostModelError(f"the install does not end well: {world.state}")
+def recorded(name, root) -> Recorded:
+    scenario = SCENARIOS[name]
+    before = scenario.prepare(root / f"{name}-before")
+    return Recorded(scenario, before, scenario.record(before, root / f"{name}-log"))
 
 
-def check(before, root, log, *, bad: bool, samples: int, backwards: bool = False) -> int:
-    """Cut the power after each prefix of ``log``; how many different disks that gave."""
-    disk = Disk(before)
-    cuts = []
-    for number, op in enumerate(log):
+def spread(found: list, rng: random.Random) -> list:
+    """Some of all, and always the last, which has everything that was promised."""
+    return [*rng.sample(found[:-1], min(SLICE, len(found) - 1)), found[-1]]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_power_cut_loses_nothing_that_was_promised(name, root):
+    one, rng = recorded(name, root), random.Random(name)
+    found = list(cuts(one.before, one.log, rng, most=6))
+    assert len(found) > 15
+    for tree, promise in spread(found, rng):
+        try_cut(one.scenario, tree, promise, root / "cut")
+        try_damage(one.scenario, tree, promise, root / "cut")
+
+
+@pytest.mark.parametrize("name", ["install", "crash-loop"])
+def test_a_second_power_cut_while_it_recovers_loses_nothing_either(name, root):
+    one, rng = recorded(name, root), random.Random(name)
+    found = list(cuts(one.before, one.log, rng, most=6))
+    for tree, promise in rng.sample(found, 4):
+        log = try_cut(one.scenario, tree, promise, root / "cut", recording=True)
+        again = list(cuts(tree, log, rng, most=4))
+        for other, later in rng.sample(again, CUT_AGAIN):
+            owed = promise if later is None else later
+            try_cut(one.scenario, other, owed, root / "cut")
+
+
+def test_without_any_one_kind_of_sync_or_rename_something_is_lost(root):
+    some = [recorded("install", root), recorded("session", root)]
+    found = kinds(some)
+    assert len(found) > 20
+    needed = [kind for kind in found if kind not in REDUNDANT]
+    missed = [kind for kind in needed if not loses(some, kind, root, most=24)]
+    assert not missed
+
+
+def test_every_call_that_changes_a_disk_is_recorded():
+    def public(of):
+        return {name for name, _ in inspect.getmembers(of, inspect.isfunction) if name[0] != "_"}
+
+    changing = public(Syscalls) - {"close"}
+    assert changing <= set(vars(RecordingCalls)), "the model of power cuts must know them too"
+    assert changing <= set(vars(TestCalls)), "tests must be able to break them"
+
+
+def test_the_model_leaves_what_was_synced_and_any_of_the_rest(tmp_path):
+    (tmp_path / "old").write_bytes(b"old")
+    disk = Disk(snapshot(tmp_path))
+    for op in (
+        Op("create", "new"), Op("write", "new", b"new"), Op("fsync", "new"),
+        Op("replace", "new", "old"),
+    ):  # fmt: skip
         disk.apply(op)
-        trees = disk.cuts(random.Random(number), samples=samples)
-        cuts += [(number == len(log) - 1, tree) for tree in trees]
-    seen: dict[str, dict] = {}
-    for last, tree in reversed(cuts) if backwards else cuts:
-        key = hashlib.sha256(repr((last, sorted(tree.items()))).encode()).hexdigest()
-        if key in seen:
-            continue
-        seen[key] = tree
-        place = root / "cut"
+    found = [tuple(sorted(tree.items())) for tree in disk.cuts(random.Random(1))]
+    # the rename without the creation before it is the same as both
+    assert set(found) == {
+        (("old", b"old"),), (("old", b"new"),), (("new", b"new"), ("old", b"old")),
+    }  # fmt: skip
+    disk.apply(Op("fsync_dir", "."))
+    assert list(disk.cuts(random.Random(1))) == [{"old": b"new"}]
+
+
+def test_the_model_tears_what_was_written_last(tmp_path):
+    disk = Disk(snapshot(tmp_path))
+    for op in (
+        Op("create", "f"), Op("write", "f", b"a" * 600), Op("fsync", "f"), Op("fsync_dir", "."),
+        Op("write", "f", b"b" * 1024),
+    ):  # fmt: skip
+        disk.apply(op)
+    found = {tree["f"] for tree in disk.cuts(random.Random(1))}
+    whole = b"a" * 600
+    assert found == {whole, whole + b"b" * 512, whole + b"b" * 1024, whole + bytes(1024)}
+
+
+def test_recovery_that_runs_twice_changes_nothing_more(root):
+    """What a start has put right stays as it is: the next start finds nothing to do."""
+    one, rng = recorded("install", root), random.Random(1)
+    found = list(cuts(one.before, one.log, rng, most=6))
+    for number, (tree, promise) in enumerate(rng.sample(found, 5)):
+        place = root / f"cut-{number}"
         materialise(tree, place)
-        survive(place, bad=bad, committed=last and not bad)
-        shutil.rmtree(place)
-    return len(seen)
-
-
-@pytest.mark.parametrize("bad", [False, True], ids=["good model", "bad model"])
-def test_any_power_cut_leaves_a_working_model_and_the_install_ends_well(before, root, bad):
-    log = recorded(before, root, bad=bad)
-    assert len(log) > 100
-    disks = check(before, root, log, bad=bad, samples=1)
-    assert disks > 100
-
-
-MISSING = [
-    ("fsync", r"/CURRENT"),
-    ("fsync", r"/model/"),
-    ("fsync", r"/proof/"),
-    ("fsync_dir", r"slots/main$"),
-    ("fsync_dir", r"/model$"),
-    ("fsync_dir", r"/proof$"),
-    # a rename is durable with either folder, so that only both together are missed
-    ("fsync_dir", r"/(store|staging)$"),
-]
-
-
-@pytest.mark.parametrize(("call", "where"), MISSING)
-def test_without_one_kind_of_fsync_the_check_fails(before, root, call, where):
-    log = recorded(before, root, bad=False)
-    kept = [op for op in log if not (op[0] == call and re.search(where, op[1]))]
-    assert len(kept) < len(log)
-    with pytest.raises(LostModelError):
-        check(before, root, kept, bad=False, samples=4, backwards=True)
+        one.scenario.survive(place, promise)
+        states = []
+        for _ in range(2):
+            world = one.scenario.world(place, boot=3)
+            world.start()
+            world.settle()
+            world.stop()
+            trees = {path: data for path, data in snapshot(place).items() if "CURRENT" not in path}
+            states.append((world.state.active, world.state.phase, world.host.serving, trees))
+        assert states[0] == states[1]
