@@ -140,3 +140,16 @@ def test_a_board_tries_bundles_and_says_what_it_is(light, tmp_path, command):
     run = [light / "bin" / "edgepack", *command]
     done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+MOST_BYTES = 175 * 2**20
+BUILD_ONLY = ("pip", "setuptools", "pkg_resources", "_distutils_hack", "hatchling", "editables",
+              "pathspec", "pluggy", "tomlkit", "trove_classifiers")  # fmt: skip
+"""What installs, and what builds the package; the image has neither."""
+
+
+def test_it_takes_no_more_of_the_disk_than_it_may(light):
+    packages = next(light.glob("lib/python3*/site-packages"))
+    installed = [path for path in packages.iterdir() if not path.name.startswith(BUILD_ONLY)]
+    files = [file for path in installed for file in (path, *path.rglob("*")) if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= MOST_BYTES
