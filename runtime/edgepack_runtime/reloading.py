@@ -14,6 +14,7 @@ from edgepack_runtime.config import RuntimeConfig
 
 LIVE = (
     "capture",
+    "download",
     "log",
     "serve.tls_certificate",
     "serve.tls_key",

@@ -42,6 +42,8 @@ def test_nothing_changes_nothing():
         (PLAIN, changed(log=LogConfig(level="debug")), ("log.level",), ()),
         (PLAIN, changed(telemetry=TelemetryConfig(window_seconds=5)),
          ("telemetry.window_seconds",), ()),
+        (PLAIN, changed(download=DownloadConfig(registries=[RegistryConfig(host="r")])),
+         ("download.registries",), ()),
         (PLAIN, changed(serve=ServeConfig(port=9)), (), ("serve.port",)),
         (PLAIN, changed(mqtt=MqttConfig(host="b"), log=LogConfig(level="error")),
          ("log.level",), ("mqtt.host",)),
@@ -52,7 +54,7 @@ def test_nothing_changes_nothing():
          ("serve.tls_certificate", "serve.tls_key", "serve.token_file")),
         (PLAIN, changed(state_dir="/other", device="pi-2"), (), ("device", "state_dir")),
     ],
-    ids=["level", "window", "port", "both", "token", "token comes", "who it is"],
+    ids=["level", "window", "list", "port", "both", "token", "token comes", "who it is"],
 )  # fmt: skip
 def test_what_can_change_does_and_the_rest_is_named(before, after, now, later):
     found = changes(before, after)
