@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from slot_world import PROBATION, Crash, bundle, ranked
+from slot_world import PROBATION, Crash, World, bundle, ranked
 
 from edgepack_contract.states import Phase
 from edgepack_runtime.activation.figures import chosen_figures, read_tried
@@ -205,3 +205,52 @@ def test_a_local_file_has_its_alternatives_tried_too(running):
     running.agent.install_local(B.path, probation=PROBATION)
     running.settle()
     assert (running.state.phase, variant(running)) == (Phase.SUCCEEDED, "alt1")
+
+
+def choose(world, fault=None):
+    """Install B, whose best variant does badly here; ``fault`` sees every change of the disk."""
+    world.temper.probe_codes["fast"] = ["latency-budget"] * 9
+    world.calls.count = 0
+    world.calls.fault = fault
+    world.wish(B)
+    world.settle()
+
+
+def prepared(root, number):
+    """A device of its own that runs A."""
+    world = World(root / str(number))
+    world.start()
+    world.install(A)
+    return world
+
+
+def test_a_process_that_ends_at_some_change_of_the_disk_chooses_the_same(root):
+    whole = prepared(root, 0)
+    choose(whole)
+    total = whole.calls.count
+    assert total > 90
+    for end_at in range(1, total + 1, 7):
+        world = prepared(root, end_at)
+
+        def end(_name, count, end_at=end_at):
+            if count == end_at:
+                raise Crash
+
+        with pytest.raises(Crash):
+            choose(world, end)
+        world.calls.fault = None
+        world.start()
+        assert world.host.serving in (A.digest, B.digest)
+        world.settle()
+        if world.state.wanted_digest != B.digest:
+            world.wish(B)
+            world.settle()
+        assert (world.state.phase, variant(world)) == (Phase.SUCCEEDED, "alt1"), end_at
+        assert (world.host.serving, world.state.active.digest) == (B.digest, B.digest)
+        kept = {
+            one.digest.removeprefix("sha256:") for one in (world.state.active, world.state.previous)
+        }
+        slot = world.root / "slots" / "main"
+        assert {entry.name for entry in (slot / "store").iterdir()} == kept
+        assert not list((slot / "staging").iterdir())
+        assert not list(slot.rglob("*.tmp-*"))

@@ -329,3 +329,17 @@ def test_a_bad_model_ends_in_the_child_while_another_answers(
     assert (result.code, bool(result.words)) == (code, True)
     assert (asking.failures, asking.answered > 10) == ([], True)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_onnx_writes_beside_a_graph_is_accepted(variant):
+    graph = adding(weights=np.ones((1, 4), np.float32))
+    path = variant / "model.onnx"
+    onnx.save_model(
+        graph, path, save_as_external_data=True, location=DATA, size_threshold=0
+    )  # fmt: skip
+    try:
+        found = prescan.prescan(variant, read_description(variant))
+        assert found.external == [(0, 16)]
+        assert probe_model(variant, timeout_s=30, rounds=0).ok
+    finally:
+        (variant / DATA).unlink()
