@@ -200,7 +200,12 @@ def ready(device: Device) -> None:
     """Wait until every slot serves."""
 
     def there() -> bool:
-        told = ask(device.home / "serve.sock", "GET", "/health").json["slots"]
+        if device.process.process.poll() is not None:
+            raise SystemExit(device.process.said)
+        try:
+            told = ask(device.home / "serve.sock", "GET", "/health").json["slots"]
+        except OSError:
+            return False
         return len(told) > 1 and all(one["ready"] for one in told.values())
 
     eventually(there, lambda: f"slots that serve:\n{device.process.said}", seconds=SECONDS)
