@@ -7,7 +7,7 @@ import json
 import bundle_samples
 import pytest
 from msgspec.structs import replace
-from slot_world import TestCalls, World, bundle
+from slot_world import Crash, TestCalls, World, bundle
 
 from edgepack_contract.messages import EventKind
 from edgepack_contract.states import Phase
@@ -63,12 +63,21 @@ def test_a_crash_is_kept(world):
 
 def test_an_end_that_is_announced_twice_is_kept_once(world):
     world.start()
+
+    def end(name, _count):
+        # the record is there, and the slot has not written down yet that it was announced
+        if name == "create" and history_of(world):
+            world.calls.fault = None
+            raise Crash
+
+    world.calls.fault = end
     world.wish(A)
-    world.run_to(Phase.SUCCEEDED)
-    # the record is written, and the process ends before the slot knows that it was announced
+    with pytest.raises(Crash):
+        world.settle()
     world.start()
     world.settle()
-    assert [one.outcome for one in history_of(world)].count("installed") == 1
+    assert world.host.events[0] == ("installed", A.digest, "")
+    assert [one.outcome for one in history_of(world)] == ["installed", "crash"]
 
 
 def test_a_disk_that_takes_no_history_changes_nothing_else(world):
