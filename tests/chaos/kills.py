@@ -46,7 +46,7 @@ def main() -> int:
     options = _options()
     state = options.state or _state_file(options)
     state.parent.mkdir(parents=True, exist_ok=True)
-    with _lab() as lab:
+    with _lab(options.scenario or list(SCENARIOS)) as lab:
         began = time.monotonic()
         jobs = _jobs(_points(lab, options), options)
         done = _read(state)
@@ -133,7 +133,7 @@ def _jobs(points: list[Point], options: argparse.Namespace) -> list[Job]:
 
 
 @contextlib.contextmanager
-def _lab() -> Iterator[Lab]:
+def _lab(names: list[str]) -> Iterator[Lab]:
     """A lab with a registry in a process of its own, and all that lies in memory."""
     place = MEMORY if MEMORY.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="ec", dir=place) as made:
@@ -141,7 +141,7 @@ def _lab() -> Iterator[Lab]:
         child, bundles = _registry(root)
         try:
             lab = Lab(root, bundles)
-            lab.prepare()
+            lab.prepare(names)
             yield lab
         finally:
             os.kill(child, signal.SIGKILL)
@@ -156,6 +156,8 @@ def _registry(root: Path) -> tuple[int, dict]:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             os.close(out)
             (root / "bundles").mkdir()
+            # clients that are killed are no news
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             with Registry() as registry:
                 found = make_bundles(root / "bundles", registry)
                 os.write(into, pickle.dumps(found))

@@ -39,8 +39,8 @@ from edgepack_runtime.notify import Notifier
 SECONDS = 45.0
 """The longest that one run may take; only what hangs takes it."""
 
-GATES = {"main": "", "slot": f"slot-{MODEL}", "spool": "spool"}
-"""The threads of a daemon that change the disk: the first thread, and the beginnings of names."""
+GATES = {"main": "", "slot": f"slot-{MODEL}", "spool": "spool_0", "load": "load"}
+"""The threads of a daemon that use the disk, by name; the first thread has none."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -185,7 +185,7 @@ def _hold(name: str, gate: int) -> None:
 
     def run(thread: threading.Thread) -> None:
         nonlocal held
-        if held is not None and thread.name.startswith(name):
+        if held is not None and thread.name == name:
             mine, held = held, None
             _stop_here(mine)
             os.close(mine)
