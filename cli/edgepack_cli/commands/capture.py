@@ -40,7 +40,10 @@ def command() -> None:
 @place_options
 @_slot_option
 @_version_option
-@click.option("--limit", type=click.IntRange(1, 100_000), default=MOST_LISTED, show_default=True)
+@click.option(
+    "--limit", type=click.IntRange(1, 100_000), default=MOST_LISTED, show_default=True,
+    help="How many at most.",
+)  # fmt: skip
 @_json_option
 def list_captured(
     *, config: Path | None, state_dir: Path | None, slot: str | None, wanted: str | None,
