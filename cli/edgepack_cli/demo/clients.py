@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from edgepack_runtime.serving.sockets import short_path
+
 TIMEOUT_SECONDS = 5.0
 
 
@@ -53,7 +55,8 @@ class UnixConnection(http.client.HTTPConnection):
         """Connect to the socket."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(TIMEOUT_SECONDS)
-        self.sock.connect(str(self._path))
+        with short_path(self._path) as address:
+            self.sock.connect(address)
 
 
 class DeviceClient:

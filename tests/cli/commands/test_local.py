@@ -50,19 +50,15 @@ def device(tmp_path_factory, bundles):
     broker = Broker()
     home = tmp_path_factory.mktemp("device-of-a-folder-with-a-name-that-no-socket-address-holds")
     make_home(home / "pi", "pi-local", broker.port)
-    config = home / "pi" / "device.toml"
-    config.write_text(config.read_text().replace('"serve.sock"', f'"{short(home)}"') + CAPTURE)
+    with (home / "pi" / "device.toml").open("a") as config:
+        config.write(CAPTURE)
     device = Device(home / "pi", "pi-local", broker.port, FLEET)
-    device.home.joinpath("serve.sock").symlink_to(short(home))
-    device.start()
-    yield device
-    device.close()
-    broker.kill()
-    Path(short(home)).unlink(missing_ok=True)
-
-
-def short(home):
-    return f"/tmp/edgepack-{abs(hash(str(home)))}.sock"
+    try:
+        device.start()
+        yield device
+    finally:
+        device.close()
+        broker.kill()
 
 
 @pytest.fixture
