@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from syntax import syntax_tree
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ["contract", "packager", "runtime", "fleet", "cli"]
@@ -18,7 +19,7 @@ MAX_MODULE_LINES = 600
 
 def functions(path: Path) -> list[tuple[str, int]]:
     found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(syntax_tree(path)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
             found.append((node.name, (body[-1].end_lineno or 0) - body[0].lineno + 1))

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 import pytest
+from syntax import syntax_tree
 
 import edgepack_runtime
 from edgepack_runtime.config import LogConfig
@@ -133,7 +134,7 @@ def test_level_and_format_are_as_configured(tmp_path, config, expected):
 def calls():
     """Every call of a logger in the package: where, and the event that it names."""
     for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(syntax_tree(path)):
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Attribute)
