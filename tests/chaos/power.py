@@ -31,6 +31,7 @@ from power_scenarios import (
     kinds,
     loses,
     record_all,
+    some_cuts,
     try_cut,
     try_damage,
 )
@@ -40,7 +41,12 @@ MEMORY = Path("/dev/shm")
 STATES = 110_000
 SECOND_CUTS = 40
 """Disks of a second cut tried for each of a first one, at most."""
-MUTANT_DISKS = 400
+MUTANT_DISKS = 60
+DAMAGE_EACH = 4
+"""Of so many disks one is also tried with a destroyed record, and with a destroyed copy of it."""
+
+
+_RECORDED: list[Recorded] = []
 
 
 @dataclass
@@ -66,6 +72,7 @@ class Share:
     number: int
     of: int
     states: int
+    part: int
     seed: int
     root: Path
     recorded: list[Recorded]
@@ -82,6 +89,7 @@ def main() -> int:
         began = time.monotonic()
         found = _try_disks(recorded, options, root)
         seconds = time.monotonic() - began
+        print(f"{seconds:.0f} s for the disks; now without one class of calls each", flush=True)
         unknown, mutants = _try_mutants(recorded, options, root)
     text = _report(recorded, found, mutants)
     print(text)
@@ -96,7 +104,7 @@ def main() -> int:
 def _try_disks(recorded: list[Recorded], options: argparse.Namespace, root: Path) -> Found:
     number = options.processes
     shares = [
-        Share(one, number, options.states // number, options.seed, root, recorded)
+        Share(one, number, options.states // number, options.part, options.seed, root, recorded)
         for one in range(number)
     ]
     with multiprocessing.get_context("fork").Pool(number) as pool:
@@ -123,9 +131,9 @@ def explore(share: Share) -> Found:
         second = min(SECOND_CUTS, -(-left // (len(firsts) - number)))
         try:
             log = try_cut(one.scenario, tree, promise, place, recording=second > 0)
-            try_damage(one.scenario, tree, promise, place)
-            again = list(cuts(tree, log, rng)) if log else []
-            for other, later in rng.sample(again, min(second, len(again))):
+            if number % DAMAGE_EACH == 0:
+                try_damage(one.scenario, tree, promise, place)
+            for other, later in some_cuts(tree, log, rng, second):
                 owed = later if later is not None else promise
                 if found.new(name, 2, key(other, owed)):
                     left -= 1
@@ -140,7 +148,7 @@ def explore(share: Share) -> Found:
 def _first_cuts(share: Share) -> Iterator[tuple[Recorded, dict, object]]:
     for one in share.recorded:
         for number, (tree, promise) in enumerate(cuts(one.before, one.log, random.Random(1))):
-            if number % share.of == share.number:
+            if number % (share.of * share.part) == share.number:
                 yield one, tree, promise
 
 
@@ -148,9 +156,13 @@ def _try_mutants(
     recorded: list[Recorded], options: argparse.Namespace, root: Path
 ) -> tuple[list[str], dict[str, str]]:
     every = kinds(recorded)
-    work = [(recorded, kind, root / f"mutant-{number}") for number, kind in enumerate(every)]
-    for _, _, place in work:
+    work = [(kind, root / f"mutant-{number}") for number, kind in enumerate(every)]
+    for _, place in work:
         place.mkdir()
+    for one in recorded:
+        _RECORDED.append(one)
+        # worked out once, for the processes that are forked next
+        assert one.known
     with multiprocessing.get_context("fork").Pool(options.processes) as pool:
         results = dict(zip(every, pool.starmap(_lose, work, chunksize=1), strict=True))
     unknown = [
@@ -166,8 +178,8 @@ def _try_mutants(
     return unknown, results
 
 
-def _lose(recorded: list[Recorded], kind: str, place: Path) -> str:
-    return loses(recorded, kind, place, most=MUTANT_DISKS)
+def _lose(kind: str, place: Path) -> str:
+    return loses(_RECORDED, kind, place, most=MUTANT_DISKS)
 
 
 def _report(recorded: list[Recorded], found: Found, mutants: dict[str, str]) -> str:
@@ -193,6 +205,7 @@ def _report(recorded: list[Recorded], found: Found, mutants: dict[str, str]) -> 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--states", type=int, default=STATES, help="different disks to try")
+    parser.add_argument("--part", type=int, default=1, help="only every n-th disk of a first cut")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--write", type=Path, help="write the table into this document")

@@ -285,6 +285,20 @@ def cuts(
                 yield tree, promise
 
 
+def some_cuts(
+    before: Tree, log: list[Op], rng: random.Random, number: int
+) -> Iterator[tuple[Tree, object]]:
+    """One disk after each of ``number`` calls of a log, chosen by chance."""
+    disk, promise = Disk(before), None
+    chosen = set(rng.sample(range(len(log)), min(number, len(log))))
+    for position, op in enumerate(log):
+        disk.apply(op)
+        if op.call == "promise":
+            promise = op.more
+        if position in chosen:
+            yield rng.choice(list(disk.cuts(rng, most=4))), promise
+
+
 def try_cut(scenario, tree: Tree, promise: object, place: Path, *, recording=False) -> list[Op]:
     """Let a device live on with a disk.
 
