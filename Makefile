@@ -8,6 +8,8 @@ SUDO   := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 FOREIGN_PACKAGES := mosquitto skopeo docker-registry chromium curl openssl openssh-client openssh-server strace systemd
 
 export ORT_DISABLE_TELEMETRY = 1
+# tests start hundreds of processes, each of which would compile every module anew
+unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help demo test test-foreign test-frameworks bench-packager bench-serving bench-swap reproduce chaos power-loss check format audit lock clean
