@@ -86,17 +86,6 @@ def rows_from_json(spec: TensorSpec, raw: msgspec.Raw) -> Tensor:
     return array
 
 
-def tensor_from_rows(spec: TensorSpec, rows: list[list[float]]) -> Tensor:
-    """Make a tensor of an input that takes floats in two dimensions.
-
-    Raises:
-        ShapeError: Rows of different lengths, or not the input's shape.
-    """
-    array = _to_array(spec, rows)
-    check_shape(spec, array.shape)
-    return array
-
-
 def check_shape(spec: TensorSpec, shape: Sequence[int]) -> None:
     """Check a shape against the sizes that an input fixes; those that it leaves open may be 0.
 

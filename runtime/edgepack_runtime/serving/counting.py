@@ -119,10 +119,12 @@ class ModelCounts:
     ) -> None:
         """Count one answer of the model."""
         self.requests += 1
-        self.nonfinite += not finite
         self.executions += 1
         self.rows += rows
-        self.over_budget += over_budget
+        if not finite:
+            self.nonfinite += 1
+        if over_budget:
+            self.over_budget += 1
         self._sameness.see(feeds, output)
         self._queue += durations.queue
         self._input += durations.input
@@ -171,6 +173,9 @@ def _fingerprint(feeds: Mapping[str, Tensor]) -> int:
     # is then suspected later, never wrongly
     parts = []
     for array in feeds.values():
+        if array.size <= _HASHED_ELEMENTS and not array.dtype.hasobject:
+            parts.append(array.tobytes())
+            continue
         flat = array.ravel()
         sample = flat[:: max(1, flat.size // _HASHED_ELEMENTS)]
         parts.append(tuple(sample.tolist()) if array.dtype.hasobject else sample.tobytes())

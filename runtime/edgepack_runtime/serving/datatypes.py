@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
+import numpy as np
+
 from edgepack_contract.description import TensorSpec
 from edgepack_runtime.inference.errors import BadRequestError
 from edgepack_runtime.inference.session import Tensor
@@ -24,7 +29,7 @@ def datatype_of(spec: TensorSpec) -> str:
 
 def array_datatype(array: Tensor) -> str:
     """The protocol's name for the elements of an array."""
-    return DATATYPES["str" if array.dtype.kind in "OU" else array.dtype.name]
+    return _datatype(array.dtype)
 
 
 def check_datatype(spec: TensorSpec, given: str) -> None:
@@ -43,3 +48,9 @@ def check_datatype(spec: TensorSpec, given: str) -> None:
 def dims(spec: TensorSpec) -> list[int]:
     """A shape as the protocol tells it: -1 for what requests may choose."""
     return [size if isinstance(size, int) else -1 for size in spec.shape]
+
+
+@functools.cache
+def _datatype(dtype: np.dtype[Any]) -> str:
+    # numpy puts the name together anew each time
+    return DATATYPES["str" if dtype.kind in "OU" else dtype.name]

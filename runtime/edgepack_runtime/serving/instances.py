@@ -8,17 +8,18 @@ row of its output.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from edgepack_contract.description import Description, TensorSpec
+from edgepack_contract.limits import KIB
 from edgepack_contract.statistics import UNKNOWN_CLASS
 from edgepack_runtime.inference.coerce import (
     check_feeds,
     rows_from_json,
-    tensor_from_rows,
     tensor_from_values,
 )
 from edgepack_runtime.inference.errors import BadRequestError, ShapeError
@@ -27,6 +28,10 @@ from edgepack_runtime.serving.codec import Encoded, Payload, PredictRequest
 from edgepack_runtime.serving.model import ServingModel
 
 _PEEK_BYTES = 64
+_MOST_PLAIN_BYTES = 64 * KIB
+"""What is larger holds more than is read in one go."""
+
+_FEW_VALUES = 256
 
 
 class _Request(msgspec.Struct, frozen=True):
@@ -55,11 +60,12 @@ class InstancesCodec:
         Raises:
             InputError: It does not fit the protocol or the model.
         """
+        feeds = _plain_rows(model, payload.body)
+        if feeds is not None:
+            return PredictRequest(feeds)
         try:
-            feeds = _plain_rows(model.description, payload.body)
-            if feeds is None:
-                raw = _decoder.decode(payload.body).instances
-                feeds = decode_instances(model.description, raw)
+            raw = _decoder.decode(payload.body).instances
+            feeds = decode_instances(model.description, raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadRequestError(
                 f'expected {{"instances": [row, ...]}}, each row a list or an object: {error}'
@@ -133,26 +139,24 @@ def predictions(model: ServingModel, rows: int, outputs: Mapping[str, Tensor]) -
                 f"{rows} instances; use /v2/models/M/infer"
             )
     if model.reader.classifies:
-        return _classes(model, outputs)
+        return _few_classes(model, rows, outputs) or _classes(model, outputs)
     if len(outputs) == 1:
         return _plain(next(iter(outputs.values())))
     columns = {name: _plain(array) for name, array in outputs.items()}
     return [{name: column[row] for name, column in columns.items()} for row in range(rows)]
 
 
-def _plain_rows(description: Description, body: bytes) -> dict[str, Tensor] | None:
+def _plain_rows(model: ServingModel, body: bytes) -> dict[str, Tensor] | None:
     """The usual request, lists of numbers for one input, read in one go; None for any other."""
-    spec = description.inputs[0]
-    if len(description.inputs) > 1 or len(spec.shape) != 2 or spec.role == "state":
-        return None
-    if not spec.dtype.startswith("float"):
+    usual = model.float_rows
+    if usual is None or len(body) > _MOST_PLAIN_BYTES:
         return None
     try:
-        rows = _numbers.decode(body).instances
+        rows = usual.read(_numbers.decode(body).instances)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         # objects, nulls, or an error, whose words are for the long way to find
         return None
-    return {spec.name: tensor_from_rows(spec, rows)}
+    return None if rows is None else {usual.name: rows}
 
 
 def _row_inputs(description: Description) -> list[TensorSpec]:
@@ -222,6 +226,26 @@ def _names_text(number: int, expected: set[str], row: Mapping[str, Any]) -> str:
     parts = [f"{missing} missing"] if missing else []
     parts += [f"{unknown} unknown"] if unknown else []
     return f"instance {number}: {'; '.join(parts)}"
+
+
+def _few_classes(model: ServingModel, rows: int, outputs: Mapping[str, Tensor]) -> list[Any] | None:
+    """The usual answer, a label and probabilities for each row; None for any other."""
+    if model.plain_classes is None:
+        return None
+    name, labels = model.plain_classes
+    array = outputs[name]
+    if array.shape != (rows, len(labels)) or array.size > _FEW_VALUES:
+        return None
+    told: list[Any] = []
+    for shares in array.tolist():
+        # one that is not finite has no largest, and makes the sum so
+        if not math.isfinite(sum(shares)):
+            return None
+        best = shares.index(max(shares))
+        told.append(
+            {"label": labels[best], "probabilities": dict(zip(labels, shares, strict=True))}
+        )
+    return told
 
 
 def _classes(model: ServingModel, outputs: Mapping[str, Tensor]) -> list[Any]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from edgepack_contract.description import GOLDEN_PATH, REFERENCE_PATH, Description
+from edgepack_contract.description import GOLDEN_PATH, REFERENCE_PATH, Description, TensorSpec
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.reference import Reference, parse_reference
+from edgepack_contract.small_files import read_small
 from edgepack_contract.statistics import ClassReader
 from edgepack_runtime.inference.coerce import all_finite
 from edgepack_runtime.inference.errors import ModelLoadError, ModelRunError, ShapeError
+from edgepack_runtime.inference.float_rows import FloatRows
 from edgepack_runtime.inference.golden import (
     GoldenResult,
     GoldenRows,
@@ -40,6 +42,10 @@ class ServingModel:
         description: What the variant says of itself.
         reference: The drift reference, None when the bundle has none.
         reader: Reads classes out of the outputs.
+        float_rows: Reads its input, where that is the usual one.
+        plain_classes: Of a classifier that gives probabilities, and besides at most a label: the
+            name of that output, and the labels.
+        version: The bundle's version.
         joinable: Whether rows of several requests may be answered by one run; whoever loads the
             model settles it.
     """
@@ -56,6 +62,9 @@ class ServingModel:
         self.description = description
         self.reference = reference
         self.reader = ClassReader(description.outputs)
+        self.float_rows = FloatRows.of(description)
+        self.plain_classes = plain_classes(description.outputs, self.reader.labels)
+        self.version = description.version
         self._session = session
         self._golden = golden
         self.joinable = False
@@ -65,6 +74,8 @@ class ServingModel:
         self._float_outputs = [
             spec.name for spec in description.outputs if spec.dtype.startswith("float")
         ]
+        budget = description.budgets.latency_ms
+        self._budget_seconds = math.inf if budget is None else budget / 1e3
 
     @classmethod
     def load(cls, folder: Path, digest: str, *, default_threads: int = 1) -> Self:
@@ -94,11 +105,6 @@ class ServingModel:
             )
         model.rehearse()
         return model
-
-    @property
-    def version(self) -> str:
-        """The bundle's version."""
-        return self.description.version
 
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute every output; thread-safe.
@@ -171,7 +177,10 @@ class ServingModel:
 
     def estimated_seconds(self, feeds: Mapping[str, Tensor]) -> float:
         """What a run is likely to take, judged by the number of elements; errs on the long side."""
-        return sum(array.size for array in feeds.values()) * self._seconds_per_element
+        elements = 0
+        for array in feeds.values():
+            elements += array.size
+        return elements * self._seconds_per_element
 
     def is_finite(self, outputs: Mapping[str, Tensor]) -> bool:
         """Whether no output holds NaN or an infinity."""
@@ -182,12 +191,14 @@ class ServingModel:
 
     def float_bytes(self, outputs: Mapping[str, Tensor]) -> bytes:
         """The bits of every float output; empty for a model that gives only decisions."""
-        return b"".join(outputs[name].tobytes() for name in self._float_outputs)
+        names = self._float_outputs
+        if len(names) == 1:
+            return outputs[names[0]].tobytes()
+        return b"".join(outputs[name].tobytes() for name in names)
 
     def over_budget(self, seconds: float, rows: int) -> bool:
         """Whether answering ``rows`` rows took longer than the bundle's budget allows."""
-        budget = self.description.budgets.latency_ms
-        return budget is not None and seconds * 1e3 > budget * max(rows, 1)
+        return seconds > self._budget_seconds * max(rows, 1)
 
     def release(self) -> None:
         """Let go of the session; no run may be under way."""
@@ -208,6 +219,15 @@ class ServingModel:
         return statistics.median(taken) / max(elements, 1)
 
 
+def plain_classes(
+    outputs: Sequence[TensorSpec], labels: list[str] | None
+) -> tuple[str, list[str]] | None:
+    """See :class:`ServingModel`."""
+    others = [spec for spec in outputs if spec.kind != "label"]
+    if len(others) != 1 or others[0].kind != "probabilities" or labels is None or len(labels) < 2:
+        return None
+    return others[0].name, labels
+
+
 def _read_reference(folder: Path) -> Reference:
-    with (folder / REFERENCE_PATH).open("rb") as stream:
-        return parse_reference(stream.read(LIMITS.reference_bytes + 1))
+    return parse_reference(read_small(folder / REFERENCE_PATH, LIMITS.reference_bytes))

@@ -14,13 +14,17 @@ from typing import Any
 import msgspec
 
 from edgepack_contract.description import Description, TensorSpec
+from edgepack_contract.limits import KIB
 from edgepack_runtime.inference.coerce import check_feeds, tensor_from_json
 from edgepack_runtime.inference.errors import BadRequestError
 from edgepack_runtime.inference.session import Tensor
 from edgepack_runtime.serving.codec import Encoded, Payload, PredictRequest
-from edgepack_runtime.serving.datatypes import array_datatype, check_datatype
+from edgepack_runtime.serving.datatypes import DATATYPES, array_datatype, check_datatype
 from edgepack_runtime.serving.model import ServingModel
 from edgepack_runtime.serving.tensor_bytes import raw_tensor, tensor_from_bytes, tensor_to_bytes
+
+_MOST_PLAIN_BYTES = 64 * KIB
+"""What is larger holds more than is read in one go."""
 
 _UNSUPPORTED = ("classification", "shared_memory_region")
 
@@ -45,6 +49,19 @@ class _Request(msgspec.Struct, frozen=True):
     parameters: dict[str, Any] = {}
 
 
+class _PlainInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[float]
+
+
+class _PlainRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    inputs: list[_PlainInput]
+    id: str | None = None
+
+
+_plain_decoder = msgspec.json.Decoder(_PlainRequest)
 _decoder = msgspec.json.Decoder(_Request)
 _encoder = msgspec.json.Encoder()
 
@@ -58,6 +75,9 @@ class OipCodec:
         Raises:
             InputError: It does not fit the protocol or the model.
         """
+        plain = _plain_request(model, payload)
+        if plain is not None:
+            return plain
         if payload.json_bytes == 0:
             return _raw_request(model.description, payload.body)
         header, rest = _split(payload)
@@ -145,6 +165,25 @@ def check_supported(what: str, parameters: Mapping[str, Any]) -> None:
     for name in _UNSUPPORTED:
         if name in parameters:
             raise BadRequestError(f"{what}: the parameter {name!r} is not supported")
+
+
+def _plain_request(model: ServingModel, payload: Payload) -> PredictRequest | None:
+    """The usual request, one input of flat numbers and nothing else; None for any other."""
+    usual = model.float_rows
+    if usual is None or payload.json_bytes is not None or len(payload.body) > _MOST_PLAIN_BYTES:
+        return None
+    try:
+        request = _plain_decoder.decode(payload.body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # more than that, or an error, whose words are for the long way to find
+        return None
+    if len(request.inputs) != 1 or usual.dtype == "float16":
+        return None
+    given = request.inputs[0]
+    if given.name != usual.name or given.datatype != DATATYPES[usual.dtype]:
+        return None
+    rows = usual.read(given.data, given.shape)
+    return None if rows is None else PredictRequest({usual.name: rows}, request.id)
 
 
 def _split(payload: Payload) -> tuple[bytes | memoryview, memoryview]:

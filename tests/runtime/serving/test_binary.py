@@ -139,7 +139,9 @@ def test_no_message_does_more_than_an_input_error(dtype, changes, size, header_b
     header = json.dumps({"inputs": [one]}).encode()
     payload = Payload(header + rest, len(header) if header_bytes is None else header_bytes)
     with contextlib.suppress(InputError):
-        request = OipCodec().decode(SimpleNamespace(description=described), payload)
+        request = OipCodec().decode(
+            SimpleNamespace(description=described, float_rows=None), payload
+        )
         assert request.feeds["x"].ndim == 2
 
 

@@ -14,9 +14,11 @@ from hypothesis.extra import numpy as hnp
 from edgepack_contract.description import TensorSpec
 from edgepack_contract.statistics import ClassReader
 from edgepack_runtime.inference.errors import BadRequestError, InputError, ShapeError
+from edgepack_runtime.inference.float_rows import FloatRows
 from edgepack_runtime.serving.codec import Payload, PredictRequest
 from edgepack_runtime.serving.datatypes import DATATYPES
 from edgepack_runtime.serving.instances import InstancesCodec, column_names
+from edgepack_runtime.serving.model import plain_classes
 from edgepack_runtime.serving.oip import OipCodec
 from edgepack_runtime.serving.oip_documents import model_config, model_metadata
 
@@ -29,9 +31,19 @@ def model(inputs, outputs):
     described = SimpleNamespace(
         inputs=inputs, outputs=outputs, dimensions={}, on_nonfinite="refuse", version="1.0.0"
     )
+    reader = ClassReader(outputs)
     return SimpleNamespace(
-        description=described, reader=ClassReader(outputs), version=described.version
+        description=described,
+        reader=reader,
+        version=described.version,
+        float_rows=FloatRows.of(described),
+        plain_classes=plain_classes(outputs, reader.labels),
     )
+
+
+def slow(of):
+    """The same, with nothing that is done in fewer steps."""
+    return SimpleNamespace(**vars(of) | {"float_rows": None, "plain_classes": None})
 
 
 COLUMNS = model(
@@ -271,3 +283,80 @@ def test_no_tensor_does_more_than_an_input_error(item):
         assert OipCodec().decode(one, body).feeds["x"].dtype == np.float32
     except InputError:
         return
+
+
+NUMBERS = st.floats(width=32) | st.floats() | st.integers(-(2**70), 2**70)
+RAGGED = st.lists(st.lists(NUMBERS | st.none() | st.text(max_size=1), max_size=3), max_size=3)
+
+
+def outcome(work):
+    try:
+        found = work()
+    except InputError as error:
+        return type(error), str(error)
+    arrays = {
+        name: (array.dtype, array.tobytes(), array.shape) for name, array in found.feeds.items()
+    }
+    return arrays, found.id
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@given(
+    st.integers(0, 3).flatmap(
+        lambda size: st.lists(st.lists(NUMBERS, min_size=2, max_size=2), min_size=size, max_size=3)
+    )
+    | RAGGED,
+    st.sampled_from(["n", 1, 2]),
+)
+def test_rows_are_read_alike_in_few_steps_and_in_many(dtype, rows, first):
+    of = model([tensor("x", dtype, first, 2)], [])
+    body = Payload(json.dumps({"instances": rows}).encode())
+    quick, plain = (outcome(lambda m=m: InstancesCodec().decode(m, body)) for m in (of, slow(of)))
+    assert quick == plain
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@given(
+    st.lists(NUMBERS, max_size=6) | RAGGED,
+    st.lists(st.sampled_from([-1, 0, 1, 2, 3, 2**70]), min_size=1, max_size=3),
+    st.sampled_from([{}, {"parameters": {}}, {"name": "z"}, {"datatype": "FP16"}]),
+    st.sampled_from([{}, {"id": "a"}, {"id": 1}, {"outputs": []}, {"parameters": {}}]),
+)
+def test_tensors_are_read_alike_in_few_steps_and_in_many(dtype, data, shape, more, around):
+    of = model([tensor("x", dtype, "n", 2)], [])
+    item = {"name": "x", "shape": shape, "datatype": DATATYPES[dtype], "data": data} | more
+    body = Payload(json.dumps({"inputs": [item]} | around).encode())
+    quick, plain = (outcome(lambda m=m: OipCodec().decode(m, body)) for m in (of, slow(of)))
+    assert quick == plain
+
+
+def test_the_usual_request_takes_few_steps(monkeypatch):
+    of = model([tensor("x", "float32", "n", 2)], [])
+    monkeypatch.delattr(of, "description")
+    assert predict_feeds(of, [[1, 2.5]])["x"].tolist() == [[1.0, 2.5]]
+    item = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2.5]}
+    feeds = OipCodec().decode(of, payload({"inputs": [item], "id": "one"})).feeds
+    assert feeds["x"].tolist() == [[1.0, 2.5]]
+
+
+@given(
+    hnp.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 3), st.integers(2, 3)),
+        elements=st.floats(width=32),
+    ),
+    st.booleans(),
+)
+def test_classes_are_told_alike_in_few_steps_and_in_many(shares, labelled):
+    outputs = [tensor("p", "float32", "n", 3, kind="probabilities", labels=["a", "b", "c"])]
+    given_back = {"p": shares}
+    if labelled:
+        outputs.insert(0, tensor("l", "int64", "n", kind="label"))
+        given_back["l"] = np.arange(len(shares))
+    of = model([tensor("x", "float32", "n", 2)], outputs)
+
+    def told(by):
+        request = PredictRequest({"x": np.zeros((len(shares), 2), np.float32)})
+        return InstancesCodec().encode("slot", by, request, given_back)
+
+    assert told(of) == told(slow(of))
