@@ -47,6 +47,12 @@ class InterruptedInstallError(DeviceError):
     default_code = "interrupted"
 
 
+class LostModelError(DeviceError):
+    """A model that gave way for a while cannot be loaded again; the daemon is to start anew."""
+
+    default_code = "lost-model"
+
+
 class FleetError(EdgepackError):
     """The fleet service does not do what this device needs of it."""
 

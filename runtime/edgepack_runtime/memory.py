@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from edgepack_contract.description import MODEL_DATA_PATH, MODEL_PATH
 from edgepack_contract.limits import KIB, MIB
@@ -17,6 +18,20 @@ PROBED_SHARE = 1.25
 """The probe's child loads with nothing beside it; here memory is in more pieces."""
 
 _CGROUPS = Path("/sys/fs/cgroup")
+
+
+class _Files(NamedTuple):
+    """Where a control group says how much it may take, and has; and what of that is cache."""
+
+    most: str
+    used: str
+    cache: tuple[str, str]
+
+
+_VERSION_1 = _Files(
+    "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")
+)
+_VERSION_2 = _Files("memory.max", "memory.current", ("active_file", "inactive_file"))
 _READ_BYTES = 64 * KIB
 _MOST_LEVELS = 32
 
@@ -43,21 +58,34 @@ def fits(folder: Path) -> bool:
 
 
 def _left_by_groups() -> int | None:
-    """The least that a control group above this process leaves, see cgroups(7), version 2."""
-    own = next((line[3:] for line in _read(Path("/proc/self/cgroup")) if line[:3] == "0::"), "")
-    group = Path(own.strip("/"))
+    """The least that a control group above this process leaves, see cgroups(7)."""
+    left = [one for line in _read(Path("/proc/self/cgroup")) for one in _left_by_line(line)]
+    return min(left, default=None)
+
+
+def _left_by_line(line: str) -> list[int]:
+    """What the groups of a hierarchy leave, ``ID:CONTROLLERS:PATH``; version 2 names none."""
+    _, controllers, path = f"{line}::".split(":", 2)
+    if "memory" in controllers.split(","):
+        root, files = _CGROUPS / "memory", _VERSION_1
+    elif not controllers:
+        root, files = _CGROUPS, _VERSION_2
+    else:
+        return []
+    group = Path(path.strip(":/"))
     levels = [group, *group.parents][:_MOST_LEVELS]
-    left = (_left_by(_CGROUPS / level) for level in levels)
-    return min((one for one in left if one is not None), default=None)
+    left = (_left_by(root / level, files) for level in levels)
+    return [one for one in left if one is not None]
 
 
-def _left_by(group: Path) -> int | None:
+def _left_by(group: Path, files: _Files) -> int | None:
     try:
-        most = int(_read(group / "memory.max")[0])
-        used = int(_read(group / "memory.current")[0])
-        # the cache of files is given back under pressure
+        most = int(_read(group / files.most)[0])
+        used = int(_read(group / files.used)[0])
+        # the cache of files is given back under pressure, also what was read twice: a bundle that
+        # was just verified
         cached = [line.split() for line in _read(group / "memory.stat")]
-        used -= next((int(size) for name, size in cached if name == "inactive_file"), 0)
+        used -= sum(int(size) for name, size in cached if name in files.cache)
     except (IndexError, ValueError):
         # no limit ("max"), or no such group
         return None

@@ -38,8 +38,8 @@ GONE_SECONDS = 60.0
 
 NO_MEMORY = "no-memory"
 STOPPED_FIRST = (
-    "memory is too short for two models, so the old one stopped first; requests get 503 until the "
-    "new one is loaded"
+    "memory is too short for two models, so the one that answers has stopped while the next one is "
+    "tried or loaded; requests get 503 meanwhile"
 )
 
 
@@ -87,6 +87,10 @@ class ServingHost:
             return
         keep_previous = self._make_room(folder) and keep_previous
         self._load(folder, digest, keep_previous=keep_previous)
+
+    def make_room(self, _folder: Path) -> bool:
+        """Nothing gives way for a model that is only tried."""
+        return False
 
     def unserve(self) -> None:
         """Hold no model."""
@@ -192,6 +196,11 @@ class ServingHost:
         previous = self._place.previous
         return previous is not None and previous.digest == digest and self._place.fall_back()
 
+    def _wait_for(self, let_go: Callable[[], None]) -> None:
+        """Let go of models, and wait until their memory is back."""
+        self._on_loop(let_go)
+        self._on_loop(lambda: self._place.gone).result(GONE_SECONDS)
+
     def _on_loop(self, work: Callable[[], T]) -> T:
         result: Future[T] = Future()
 
@@ -217,12 +226,11 @@ class ActiveHost(ServingHost):
     def __init__(self, slot: Slot, give_way: Callable[[str, str], None], **more: Any) -> None:
         super().__init__(slot, **more)
         self._slot, self._give_way = slot, give_way
-        self._stopped_first = False
 
     @property
     def words(self) -> str:
         """That nothing answers while the next model is loaded, because memory is short."""
-        return STOPPED_FIRST if self._stopped_first else ""
+        return STOPPED_FIRST if self._slot.gave_way else ""
 
     def serve(self, folder: Path, digest: str, *, keep_previous: bool) -> None:
         """As for every host; a candidate that is loaded already becomes the active model."""
@@ -232,7 +240,7 @@ class ActiveHost(ServingHost):
             super().serve(folder, digest, keep_previous=keep_previous)
         finally:
             if self._on_loop(lambda: self._slot.active) is not None:
-                self._stopped_first = False
+                self._slot.gave_way = False
 
     def _take_over(self, folder: Path, digest: str, *, keep_previous: bool) -> bool:
         loaded = self._slot.candidate.active
@@ -243,9 +251,15 @@ class ActiveHost(ServingHost):
         self._slot.take_over(keep_previous=keep_previous)
         return True
 
+    def make_room(self, folder: Path) -> bool:
+        """Stop the active model, and first all that stands beside it, if that is in the way."""
+        return self._on_loop(lambda: self._slot.active) is not None and not self._make_room(folder)
+
     def _make_room(self, folder: Path) -> bool:
+        if self._on_loop(lambda: self._slot.active) is None:
+            return True
         self._notes = {}
-        if self._on_loop(lambda: self._slot.active) is None or memory.fits(folder):
+        if memory.fits(folder):
             return True
         if self._on_loop(lambda: self._slot.candidate.active) is not None:
             self._give_way(NO_MEMORY, "the next active model needs the memory")
@@ -259,16 +273,11 @@ class ActiveHost(ServingHost):
             "too little memory for two models: the old one stops first",
             extra={"event": "stop_first", "slot": self._slot.name},
         )
-        self._stopped_first = True
+        self._slot.gave_way = True
         self._notes = {"stopped_first": True}
         self._loop.call_soon_threadsafe(self._changed)
         self._wait_for(self._slot.clear)
         return False
-
-    def _wait_for(self, let_go: Callable[[], None]) -> None:
-        """Let go of models, and wait until their memory is back."""
-        self._on_loop(let_go)
-        self._on_loop(lambda: self._slot.gone).result(GONE_SECONDS)
 
 
 class CandidateHost(ServingHost):
@@ -300,6 +309,9 @@ class CandidateHost(ServingHost):
             model.release()
 
     def _make_room(self, folder: Path) -> bool:
+        if not memory.fits(folder):
+            # the candidate before answers nobody that the active model cannot answer
+            self._wait_for(self._place.clear)
         if not memory.fits(folder):
             need = memory.needed_bytes(folder) + memory.RESERVE_BYTES
             raise ModelLoadError(

@@ -65,11 +65,24 @@ def test_the_tightest_control_group_counts(groups):
     assert memory._left_by_groups() is None
     groups("a/b", max="max\n", current="5000\n", stat="")
     assert memory._left_by_groups() is None
-    groups("a", max="10000\n", current="7000\n", stat="anon 1\ninactive_file 2000\n")
+    groups(
+        "a", max="10000\n", current="7000\n", stat="anon 1\nactive_file 500\ninactive_file 1500\n"
+    )
     assert memory._left_by_groups() == 5000
     groups("a/b", max="100\n", current="7000\n", stat="")
     assert memory._left_by_groups() == 0
     assert memory.available_bytes() == 0
+
+
+def test_control_groups_of_version_1_count(groups, monkeypatch):
+    own = ["12:cpu,cpuacct:/a", "4:hugetlb,memory:/a/b", "0::/a/b"]
+    read = memory._read
+    monkeypatch.setattr(memory, "_read", lambda path: own if path.name == "cgroup" else read(path))
+    groups("memory", limit_in_bytes=f"{2**63 - 4096}\n", usage_in_bytes="9\n", stat="")
+    assert memory.available_bytes() == machine_state.look(memory.Path("/")).memory_available_bytes
+    stat = "inactive_file 1\ntotal_inactive_file 500\ntotal_active_file 1500\n"
+    groups("memory/a", limit_in_bytes="10000\n", usage_in_bytes="7000\n", stat=stat)
+    assert memory.available_bytes() == 5000
 
 
 def test_a_machine_that_says_nothing_is_not_guessed_at(groups, monkeypatch):

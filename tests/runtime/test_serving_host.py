@@ -18,6 +18,7 @@ from edgepack_runtime.errors import DiskFullError
 from edgepack_runtime.inference.errors import ModelLoadError
 from edgepack_runtime.inference.golden import GoldenRows, golden_bytes, load_golden
 from edgepack_runtime.serving.codec import Payload
+from edgepack_runtime.serving.errors import NoModelError
 from edgepack_runtime.serving.instances import InstancesCodec
 from edgepack_runtime.serving.model import ServingModel
 from edgepack_runtime.serving.predict import predict
@@ -179,7 +180,37 @@ def test_a_model_that_fails_after_the_old_one_stopped_leaves_it_to_be_loaded_aga
     assert (here.ask(), here.host.words) == ("1.0.0", "")
 
 
-def test_a_candidate_gives_way_to_the_active_model(here, one, two, monkeypatch, caplog):
+def test_the_active_model_gives_way_to_a_trial_only_where_it_is_in_the_way(
+    here, one, two, monkeypatch, caplog
+):
+    assert here.host.make_room(two) is False, "there is no model"
+    here.host.serve(one, ONE, keep_previous=False)
+    assert here.host.make_room(two) is False, "there is room for both"
+    monkeypatch.setattr(memory, "RESERVE_BYTES", 2**62)
+    assert here.beside.make_room(two) is False, "a candidate takes what is left"
+    assert here.ask() == "1.0.0"
+    assert here.host.make_room(two) is True
+    assert here.slot.active is None
+    with pytest.raises(NoModelError, match="gives way to its next version, for want of memory"):
+        here.ask()
+    assert here.host.words == STOPPED_FIRST
+    here.host.serve(one, ONE, keep_previous=False)
+    assert (here.ask(), here.host.words) == ("1.0.0", "")
+    tell(here)
+    assert here.events[-1].evidence["stopped_first"]
+    assert [record.event for record in caplog.records] == ["stop_first"]
+
+
+def test_a_candidate_gives_way_to_the_next_one(here, one, two, monkeypatch):
+    here.host.serve(one, ONE, keep_previous=False)
+    here.beside.serve(two, TWO, keep_previous=False)
+    monkeypatch.setattr(memory, "fits", lambda _: here.slot.candidate.active is None)
+    here.wanted = "sha256:" + "3" * 64
+    here.beside.serve(two, here.wanted, keep_previous=False)
+    assert here.slot.candidate.active.digest == here.wanted
+
+
+def test_a_candidate_gives_way_to_the_active_the_active_model(here, one, two, monkeypatch, caplog):
     here.host.serve(one, ONE, keep_previous=False)
     here.beside.serve(two, TWO, keep_previous=True)
     assert here.slot.candidate.active.digest == TWO

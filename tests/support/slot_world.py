@@ -194,6 +194,12 @@ class RecordingHost:
         self.serving = digest
         self.served.append(digest)
 
+    def make_room(self, folder):
+        if self.serving is None or not self.temper.memory_short:
+            return False
+        self.serving = self.shadow = None
+        return True
+
     def unserve(self):
         self.serving = self.shadow = None
 
@@ -235,6 +241,7 @@ class Temper:
     golden_wrong: set[str] = field(default_factory=set)
     source_failures: int = 0
     throttled: bool = False
+    memory_short: bool = False
     reports_fail: bool = False
     events_fail: bool = False
     told: list[tuple[str, str | None, str]] = field(default_factory=list)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
@@ -49,10 +50,11 @@ from edgepack_runtime.activation.watch import ProbationWatch
 from edgepack_runtime.errors import (
     DiskFullError,
     InterruptedInstallError,
+    LostModelError,
     TransientSourceError,
     WaitingSourceError,
 )
-from edgepack_runtime.inference.probe import REFUSING
+from edgepack_runtime.inference.probe import REFUSING, ProbeResult
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +112,9 @@ class EffectRunner:
         """Do what an effect asks; what came of it, if anything can come of it."""
         try:
             return self._perform(effect)
+        except LostModelError:
+            # a start of the process knows how to get a model back, or the one before it
+            raise
         except Exception as error:
             # The outer boundary of the slot's thread: whatever a part of the daemon or a library
             # does wrong ends this effect, never the thread that keeps a model serving.
@@ -229,8 +234,10 @@ class EffectRunner:
         return Verified(effect.install)
 
     def _try_out(self, effect: Probe) -> Outcome:
-        folder = self._store.model(effect.digest)
+        folder, alone = self._store.model(effect.digest), False
         result = self._probe(folder)
+        if result.code == "probe-memory" and self._host.make_room(folder):
+            result, alone = self._probe_alone(folder), True
         keep_tried(self._store.fs, folder, Tried(variant=self._variant, result=result))
         if result.ok:
             return Probed(effect.install, f"{self._variant} was chosen")
@@ -238,8 +245,25 @@ class EffectRunner:
             return Refused(effect.install, result.code, result.words)
         several = self._around.state().alternatives > 1
         words = f"{self._variant}: {result.words or result.code}" if several else result.words
-        transient = result.code in _MACHINE_CODES
+        transient = result.code in _MACHINE_CODES and not alone
         return ProbeFailed(effect.install, result.code, words, transient=transient)
+
+    def _probe_alone(self, folder: Path) -> ProbeResult:
+        """Probe while the good model has given way; it answers again whatever came of that."""
+        try:
+            return self._probe(folder)
+        finally:
+            self._bring_back()
+
+    def _bring_back(self) -> None:
+        digest = self.serving
+        if digest is None:
+            return
+        try:
+            self._host.serve(self._store.model(digest), digest, keep_previous=False)
+        except (EdgepackError, TimeoutError) as error:
+            words = f"the model that gave way for a trial does not come back: {error}"
+            raise LostModelError(words) from error
 
     def _serve(self, effect: Serve) -> Outcome:
         self._leave()

@@ -24,6 +24,16 @@ class SlotHost(Protocol):
         """
         ...
 
+    def make_room(self, folder: Path) -> bool:
+        """Let the model that answers go when memory is too short to try ``folder`` beside it.
+
+        Requests get 503 until :meth:`serve` brings it back.
+
+        Returns:
+            False when it stays: there is none, or it is not in the way.
+        """
+        ...
+
     def unserve(self) -> None:
         """Answer 503 from now on, and drop every model of the slot."""
         ...

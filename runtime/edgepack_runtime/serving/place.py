@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from edgepack_contract.window import WindowRole
@@ -89,6 +90,11 @@ class Place:
     def shadow(self) -> Shadow | None:
         """The comparison with the previous model that is going on, if any."""
         return self._shadow
+
+    @property
+    def gone(self) -> Future[None]:
+        """Done when the memory of all models that the slot let go of is given back."""
+        return self._around.residents.gone()
 
     def counters(self) -> SlotCounters:
         """What probation watches; zeros without a model."""

@@ -94,6 +94,7 @@ class Slot(Place):
         super().__init__(around, "active")
         self.totals = SlotTotals()
         self.unloaded = False
+        self.gave_way = False
         self.capture: Capture | None = None
         self.last_prediction_ms: int | None = None
         self.batching = batching or BatchingConfig()
@@ -115,6 +116,8 @@ class Slot(Place):
         if self.unloaded:
             load = f"POST /v2/repository/models/{self.name}/load"
             return f"model {self.name!r} was unloaded by request; {load} lets it answer again"
+        if self.gave_way:
+            return f"model {self.name!r} gives way to its next version, for want of memory"
         return f"model {self.name!r} has no bundle that can serve right now"
 
     @property
@@ -126,11 +129,6 @@ class Slot(Place):
     def waiting(self) -> int:
         """Requests and other work that the slot's threads have, or are to take."""
         return self._waiting
-
-    @property
-    def gone(self) -> Future[None]:
-        """Done when the memory of all models that were let go of is given back."""
-        return self._residents.gone()
 
     def of_version(self, version: str | None) -> Tenure | None:
         """The model of a version, the active one for None; None when neither is of it."""
