@@ -300,7 +300,24 @@ class Disk:
     def _sync_dir(self, folder: Node) -> None:
         for change in [one for one in self.pending if one.made_durable_by(folder)]:
             _link(change, durable=True)
-            self.pending.remove(change)
+            self._supersede(change)
+
+    def _supersede(self, change: Change) -> None:
+        """What is durable now also settles what was done to the same entries before."""
+        settled = [(where, name) for where, name, _ in change.links]
+        number = self.pending.index(change)
+        self.pending = [
+            one
+            for position, one in enumerate(self.pending)
+            if one is not change
+            and (
+                position > number
+                or len(one.links) > 1
+                or not any(
+                    one.links[0][0] is where and one.links[0][1] == name for where, name in settled
+                )
+            )
+        ]
 
 
 def snapshot(root: Path) -> Tree:
