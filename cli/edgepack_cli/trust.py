@@ -10,6 +10,7 @@ import click
 
 from edgepack_contract.keyring import Keyring, open_keyring
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.small_files import read_small
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -41,6 +42,5 @@ def read_keyring(keyring: Path | None, owner: str | None) -> Keyring | None:
         raise click.UsageError("--keyring and --owner belong together")
     if keyring is None or owner is None:
         return None
-    with keyring.open("rb") as stream:
-        raw = stream.read(LIMITS.keyring_bytes + 1)
+    raw = read_small(keyring, LIMITS.keyring_bytes)
     return open_keyring(raw, owner_fingerprint=owner)

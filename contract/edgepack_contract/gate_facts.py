@@ -11,6 +11,7 @@ from cryptography import x509
 from edgepack_contract.errors import ConfigError
 from edgepack_contract.gate import FileFacts, TlsFacts, Waiver
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.small_files import read_small
 from edgepack_contract.tls import server_context
 
 logger = logging.getLogger(__name__)
@@ -31,8 +32,7 @@ def tls_facts(certificate: str | None, key: str | None) -> TlsFacts | None:
         return None
     try:
         server_context(Path(certificate), Path(key))
-        with Path(certificate).open("rb") as stream:
-            raw = stream.read(LIMITS.key_file_bytes)
+        raw = read_small(Path(certificate), LIMITS.key_file_bytes)
         expires = x509.load_pem_x509_certificate(raw).not_valid_after_utc.timestamp()
     except (ConfigError, OSError, ValueError) as error:
         return TlsFacts(problem=str(error))

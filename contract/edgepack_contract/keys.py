@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from edgepack_contract.errors import SigningKeyError, UntrustedDocumentError
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.small_files import read_small
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +190,7 @@ def read_public_key(path: Path) -> PublicKey:
 
 
 def _read_bounded(path: Path) -> bytes:
-    with path.open("rb") as stream:
-        data = stream.read(LIMITS.key_file_bytes + 1)
+    data = read_small(path, LIMITS.key_file_bytes)
     if len(data) > LIMITS.key_file_bytes:
         raise SigningKeyError(
             f"{path} is larger than {LIMITS.key_file_bytes} bytes: not a key", code="bad-key"

@@ -16,6 +16,7 @@ import msgspec
 
 from edgepack_contract.errors import ConfigError
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.small_files import read_configured
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -67,11 +68,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: Missing, unreadable, too large, or not TOML.
     """
-    try:
-        with path.open("rb") as stream:
-            raw = stream.read(LIMITS.config_bytes + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", code="no-config") from error
+    raw = read_configured(path, LIMITS.config_bytes, code="no-config")
     if len(raw) > LIMITS.config_bytes:
         raise ConfigError(
             f"{path} is larger than {LIMITS.config_bytes} bytes: not a configuration",

@@ -17,6 +17,7 @@ from typing import Any
 from edgepack_contract.clock import TrustedClock
 from edgepack_contract.errors import ConfigError, EdgepackError
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.small_files import read_configured
 
 _NO_CHECK_TIME = ssl.VerifyFlags(0x200000)
 """X509_V_FLAG_NO_CHECK_TIME of OpenSSL (x509_vfy.h), which Python has no name for."""
@@ -150,11 +151,7 @@ def read_authorities(path: Path) -> list[str]:
     Raises:
         ConfigError: It cannot be read, or is too large for certificates (code ``bad-authority``).
     """
-    try:
-        with path.open("rb") as stream:
-            raw = stream.read(LIMITS.keyring_bytes + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", code="bad-authority") from error
+    raw = read_configured(path, LIMITS.keyring_bytes, code="bad-authority")
     if len(raw) > LIMITS.keyring_bytes:
         raise ConfigError(
             f"{path} has more than {LIMITS.keyring_bytes} bytes: not a file of certificates",

@@ -31,6 +31,7 @@ from edgepack_contract.oci import (
     variant_manifest,
 )
 from edgepack_contract.signing import SIGNATURE_FILE
+from edgepack_contract.small_files import read_small
 from edgepack_contract.trusted import INDEX_FILE, TrustedVariant
 from edgepack_contract.variants import read_variants
 
@@ -110,8 +111,7 @@ class UnpackedFolder:
     def _read(self, name: str, limit: int) -> bytes:
         path = self._folder / name
         try:
-            with path.open("rb") as stream:
-                raw = stream.read(limit + 1)
+            raw = read_small(path, limit)
         except FileNotFoundError as error:
             raise MalformedBundleError(
                 f"{self._folder} has no {name}; give a .edgepack file, or a folder that "

@@ -18,6 +18,7 @@ from edgepack_contract.errors import ConfigError, EdgepackError
 from edgepack_contract.keyring import Keyring
 from edgepack_contract.keys import PublicKey, read_private_key
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.small_files import read_small
 from edgepack_fleet.broker_files import read_bounded
 from edgepack_fleet.config import FleetConfig, KeysConfig
 from edgepack_fleet.db.schema import CertificateRow, Device
@@ -47,8 +48,7 @@ def open_authorities(keys: KeysConfig) -> tuple[Authority, ...]:
 
 def _open(key: str, certificate: str) -> Authority:
     try:
-        with Path(certificate).open("rb") as stream:
-            pem = stream.read(LIMITS.key_file_bytes)
+        pem = read_small(Path(certificate), LIMITS.key_file_bytes)
         return Authority.open(read_private_key(Path(key)), pem)
     except OSError as error:
         raise AuthorityError(

@@ -28,6 +28,7 @@ from edgepack_contract.enrolment import renewal_due_ms
 from edgepack_contract.errors import ConfigError, SigningKeyError
 from edgepack_contract.keys import PrivateKey, PublicKey, read_private_key, write_private_key
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.small_files import read_small
 from edgepack_contract.topics import FLEET_NODE
 from edgepack_fleet.mqtt_config import (
     ACCESS,
@@ -231,8 +232,7 @@ def read_bounded(path: Path) -> bytes:
         SigningKeyError: It is too large.
     """
     try:
-        with path.open("rb") as stream:
-            found = stream.read(LIMITS.revocation_list_bytes + 1)
+        found = read_small(path, LIMITS.revocation_list_bytes)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", code="no-file") from error
     if len(found) > LIMITS.revocation_list_bytes:

@@ -27,6 +27,7 @@ from edgepack_contract.canonical import canonical_json
 from edgepack_contract.errors import ConfigError
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.messages import FleetState
+from edgepack_contract.small_files import read_small
 from edgepack_contract.states import Presence
 from edgepack_contract.tls import FreshHandshake, client_context, read_authorities, tls_trouble
 from edgepack_contract.topics import fleet_filters, fleet_state_topic
@@ -282,7 +283,6 @@ def _password(path: str | None) -> str | None:
     if path is None:
         return None
     try:
-        with Path(path).open("rb") as stream:
-            return stream.read(LIMITS.key_file_bytes).decode().strip()
+        return read_small(Path(path), LIMITS.key_file_bytes).decode().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise BrokerError(f"cannot read mqtt.password_file {path}: {error}") from error

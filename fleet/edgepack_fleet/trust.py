@@ -29,6 +29,7 @@ from edgepack_contract.errors import (
 from edgepack_contract.keyring import Keyring, advance_keyring, open_keyring, succeed_keyring
 from edgepack_contract.keys import PrivateKey, read_private_key
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.small_files import read_small
 from edgepack_contract.topics import keyring_topic
 from edgepack_fleet.auditlog import append_audit
 from edgepack_fleet.config import FleetConfig, KeysConfig
@@ -109,8 +110,7 @@ def read_keyring_file(keys: KeysConfig) -> bytes:
         ConfigError: It cannot be read.
     """
     try:
-        with Path(keys.keyring).open("rb") as stream:
-            return stream.read(LIMITS.keyring_bytes + 1)
+        return read_small(Path(keys.keyring), LIMITS.keyring_bytes)
     except OSError as error:
         raise ConfigError(f"cannot read keyring {keys.keyring}: {error.strerror}") from error
 

@@ -16,6 +16,7 @@ from edgepack_contract.canonical import decode
 from edgepack_contract.description import GateVerdict
 from edgepack_contract.errors import MalformedDocumentError
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.small_files import read_small
 from edgepack_packager.errors import LockError
 from edgepack_packager.quantize.plan import Plan
 
@@ -74,8 +75,7 @@ def read_lock(path: Path) -> Lock:
         LockError: Missing, or not a lock.
     """
     try:
-        with path.open("rb") as stream:
-            raw = stream.read(LIMITS.config_bytes + 1)
+        raw = read_small(path, LIMITS.config_bytes)
         return decode(raw, Lock, what=str(path), max_bytes=LIMITS.config_bytes)
     except OSError as error:
         raise LockError(

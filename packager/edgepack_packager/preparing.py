@@ -12,6 +12,7 @@ import onnx
 
 from edgepack_contract.digest import sha256_digest
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.small_files import read_small
 from edgepack_packager.data.rows import Feeds, cast_feeds
 from edgepack_packager.errors import ConversionError, RecipeError
 from edgepack_packager.evidence.decisions import open_inputs
@@ -118,8 +119,7 @@ def _read(path: Path, folder: Path) -> tuple[StepsFile | onnx.ModelProto, str]:
             code="fold-file",
         )
     try:
-        with path.open("rb") as stream:
-            raw = stream.read(LIMITS.config_bytes + 1)
+        raw = read_small(path, LIMITS.config_bytes)
         if len(raw) > LIMITS.config_bytes:
             raise RecipeError(f"{path.name} has over {LIMITS.config_bytes} bytes", code="too-large")
         return msgspec.convert(tomllib.loads(raw.decode()), StepsFile), sha256_digest(raw)

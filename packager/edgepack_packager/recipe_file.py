@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.small_files import read_small
 from edgepack_packager.errors import RecipeError
 from edgepack_packager.quantities import parse_latency_ms, parse_seconds, parse_size
 from edgepack_packager.recipe import Recipe, is_reference
@@ -53,8 +54,7 @@ def read_recipe(path: Path, **overrides: Any) -> Recipe:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as stream:
-            raw = stream.read(LIMITS.config_bytes + 1)
+        raw = read_small(path, LIMITS.config_bytes)
     except OSError as error:
         raise RecipeError(f"cannot read recipe {path}: {error.strerror}", code="no-file") from error
     if len(raw) > LIMITS.config_bytes:

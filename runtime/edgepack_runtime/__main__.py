@@ -21,6 +21,7 @@ from edgepack_contract.errors import (
 from edgepack_contract.gate import REASON_VARIABLE
 from edgepack_contract.keyring import open_keyring
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.small_files import read_configured
 from edgepack_runtime import interpreter, logs
 from edgepack_runtime.config import LogConfig, OpsConfig, ServeConfig, load_config, to_toml
 from edgepack_runtime.errors import FleetError, FleetUntrustedError, StillPendingError
@@ -105,11 +106,12 @@ async def _serve_device(arguments: argparse.Namespace, manager: Notifier) -> Non
 async def _serve_bundle(arguments: argparse.Namespace, manager: Notifier) -> None:
     keyring = None
     if arguments.keyring is not None:
-        raw = _read(arguments.keyring)
+        raw = read_configured(arguments.keyring, LIMITS.keyring_bytes, code="no-keyring")
         keyring = open_keyring(raw, owner_fingerprint=arguments.owner or "")
     listen = ServeConfig(
         host=arguments.host,
         port=arguments.port,
+        grpc_port=arguments.grpc_port,
         unix_socket=arguments.unix_socket,
         tls_certificate=arguments.tls_certificate,
         tls_key=arguments.tls_key,
@@ -120,14 +122,6 @@ async def _serve_bundle(arguments: argparse.Namespace, manager: Notifier) -> Non
     await run_bundle(arguments.bundle, listen, keyring, ops=ops, notifier=manager, reason=reason)
 
 
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(LIMITS.keyring_bytes + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", code="no-keyring") from error
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="edgepack run")
     one = parser.add_mutually_exclusive_group(required=True)
@@ -136,6 +130,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--print-config", action="store_true")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--grpc-port", type=int)
     parser.add_argument("--unix-socket")
     parser.add_argument("--tls-certificate")
     parser.add_argument("--tls-key")

@@ -15,6 +15,7 @@ from edgepack_contract.gate import REMIND_SECONDS, FileFacts, Waiver, day
 from edgepack_contract.gate_facts import file_facts, remind, tls_facts
 from edgepack_contract.keyring import Keyring, open_keyring
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.small_files import read_small
 from edgepack_runtime.config import DownloadConfig, OpsConfig, RuntimeConfig, ServeConfig
 from edgepack_runtime.security import Facts, TokenFacts
 from edgepack_runtime.serving.access import read_token
@@ -111,8 +112,7 @@ def _token(path: Path) -> TokenFacts:
 
 def _is_demo(path: Path, owner: str) -> bool:
     try:
-        with path.open("rb") as stream:
-            raw = stream.read(LIMITS.keyring_bytes + 1)
+        raw = read_small(path, LIMITS.keyring_bytes)
         return open_keyring(raw, owner_fingerprint=owner).demo
     except (OSError, EdgepackError):
         # a keyring that cannot be opened ends the start by itself, with its own words

@@ -16,6 +16,7 @@ from edgepack_contract.digest import sha256_digest
 from edgepack_contract.errors import ConfigError, SourceError
 from edgepack_contract.keyring import Keyring, open_keyring
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.small_files import read_configured, read_small
 from edgepack_contract.window import WindowBody
 from edgepack_runtime.inference.coerce import check_feeds, tensor_from_values
 from edgepack_runtime.inference.errors import BadRequestError, InputError, ModelRunError, ShapeError
@@ -216,11 +217,7 @@ def _trusted(keyring: str | Path | None, owner: str | None, *, unsigned: bool) -
         )
     if keyring is None or owner is None:
         return None
-    try:
-        with Path(keyring).open("rb") as stream:
-            raw = stream.read(LIMITS.keyring_bytes + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read {keyring}: {error.strerror}", code="no-keyring") from error
+    raw = read_configured(Path(keyring), LIMITS.keyring_bytes, code="no-keyring")
     return open_keyring(raw, owner_fingerprint=owner)
 
 
@@ -235,8 +232,7 @@ def _load(path: Path, keyring: Keyring | None, threads: int) -> ServingModel:
         )
     try:
         prescan(path, read_description(path))
-        with (path / DESCRIPTION_PATH).open("rb") as stream:
-            digest = sha256_digest(stream.read(LIMITS.description_bytes + 1))
+        digest = sha256_digest(read_small(path / DESCRIPTION_PATH, LIMITS.description_bytes))
         return ServingModel.load(path, digest, default_threads=threads)
     except OSError as error:
         raise SourceError(f"cannot read {path}: {error}", code="no-file") from error

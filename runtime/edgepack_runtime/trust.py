@@ -19,7 +19,6 @@ import msgspec
 from edgepack_contract.canonical import canonical_json, decode
 from edgepack_contract.clock import TrustedClock
 from edgepack_contract.errors import (
-    ConfigError,
     DocumentError,
     MalformedDocumentError,
     UntrustedDocumentError,
@@ -32,6 +31,7 @@ from edgepack_contract.keyring import (
     succeed_keyring,
 )
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.small_files import read_configured
 from edgepack_contract.tls import client_context, read_authorities
 from edgepack_runtime.config import RuntimeConfig
 from edgepack_runtime.errors import DeviceError
@@ -90,7 +90,7 @@ class Trust:
         self._owner = owner
         self._lock = threading.Lock()
         before = _read_record(fs, self._record_path, owner)
-        self._file = _read_keyring(keyring_path)
+        self._file = read_configured(keyring_path, LIMITS.keyring_bytes, code="no-identity")
         self._keyring = _open(self._file, keyring_path, owner, before)
         kept = before.floor_ms if before and before.epoch == self._keyring.epoch else 0
         self.clock = TrustedClock(system_ms, floor_ms=kept, owner_ms=self._keyring.issued)
@@ -228,14 +228,6 @@ def _read_record(fs: DurableFS, path: Path, owner: str) -> Record | None:
         # enrolled anew with other owners: what the former ones said counts no more
         return None
     return record
-
-
-def _read_keyring(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(LIMITS.keyring_bytes + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", code="no-identity") from error
 
 
 def _open(raw: bytes, path: Path, owner: str, before: Record | None) -> Keyring:

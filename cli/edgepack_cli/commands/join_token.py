@@ -16,6 +16,7 @@ from edgepack_cli.output import emit_json, note, say, table
 from edgepack_contract.enrolment import JoinString, parse_join_string
 from edgepack_contract.keyring import claimed_keyring, keyring_lines, open_keyring
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.small_files import read_small
 
 SECONDS_PER_HOUR = 3600
 
@@ -110,8 +111,7 @@ def _owner(keyring: Path | None, client: FleetClient) -> str:
     A server that could name the owner could name itself.
     """
     if keyring is not None:
-        with keyring.open("rb") as stream:
-            raw = stream.read(LIMITS.keyring_bytes + 1)
+        raw = read_small(keyring, LIMITS.keyring_bytes)
         newest, _ = claimed_keyring(keyring_lines(raw)[-1])
         return open_keyring(raw, owner_fingerprint=newest.owner_fingerprint).owner_fingerprint
     if client.owner is not None:

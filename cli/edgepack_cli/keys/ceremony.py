@@ -12,7 +12,6 @@ from edgepack_cli.keys.folder import (
     KeyFolder,
     authority_in,
     public_key_of,
-    read_file,
     replace_file,
 )
 from edgepack_cli.keys.making import now_ms
@@ -31,6 +30,7 @@ from edgepack_contract.keyring import (
     sign_keyring,
 )
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.small_files import read_small
 
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
@@ -189,7 +189,7 @@ def check(file: Path, *, owner: str, as_json: bool) -> None:
 
 def _open_proposal(path: Path, owner: str) -> tuple[list[bytes], Keyring, Keyring]:
     """The lines of a proposal, the keyring in force, which is verified, and what is proposed."""
-    lines = keyring_lines(read_file(path, LIMITS.keyring_bytes))
+    lines = keyring_lines(read_small(path, LIMITS.keyring_bytes))
     if len(lines) < 2:
         raise CommandError(
             f"{path} is not a proposal: it has a keyring, but none that would follow it",

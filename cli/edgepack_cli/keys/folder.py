@@ -22,6 +22,7 @@ from edgepack_contract.errors import SigningKeyError
 from edgepack_contract.keyring import Keyring, advance_keyring, open_keyring, succeed_keyring
 from edgepack_contract.keys import PrivateKey, PublicKey, read_public_key, write_private_key
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.small_files import read_small
 
 KEYRING, PROPOSAL, PIN = "keyring.json", "keyring.proposed", "owner.fingerprint"
 SHORTEST_FINGERPRINT = 8
@@ -60,12 +61,12 @@ class KeyFolder:
 
     def pin(self) -> str:
         """The fingerprint of the owner that this folder goes by."""
-        raw = read_file(self.path / PIN, LIMITS.key_file_bytes)
+        raw = read_small(self.path / PIN, LIMITS.key_file_bytes)
         return raw.decode("ascii", errors="replace").strip()
 
     def raw(self) -> bytes:
         """The bytes of the keyring file."""
-        return read_file(self.path / KEYRING, LIMITS.keyring_bytes)
+        return read_small(self.path / KEYRING, LIMITS.keyring_bytes)
 
     def keyring(self) -> Keyring:
         """The keyring in force.
@@ -175,7 +176,7 @@ def public_key_of(path: Path) -> PublicKey:
         SigningKeyError: There is none.
     """
     if path.suffix == ".pem":
-        return certificate_key(read_certificate(read_file(path, LIMITS.key_file_bytes)))
+        return certificate_key(read_certificate(read_small(path, LIMITS.key_file_bytes)))
     return read_public_key(path)
 
 
@@ -185,18 +186,12 @@ def authority_in(path: Path) -> str:
     Raises:
         SigningKeyError: The file has none.
     """
-    raw = read_file(path, LIMITS.key_file_bytes)
+    raw = read_small(path, LIMITS.key_file_bytes)
     try:
         read_authority(raw)
     except SigningKeyError as error:
         raise SigningKeyError(f"{path}: {error}", code=error.code) from error
     return raw.decode("ascii", errors="replace")
-
-
-def read_file(path: Path, most: int) -> bytes:
-    """At most ``most`` bytes of a file, and one more when it is larger."""
-    with path.open("rb") as stream:
-        return stream.read(most + 1)
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -219,7 +214,7 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 def checksum(path: Path) -> str:
     """What is written down beside a backup: ``sha256sum FILE`` begins with these 16 digits."""
-    return hashlib.sha256(read_file(path, LIMITS.key_file_bytes)).hexdigest()[:16]
+    return hashlib.sha256(read_small(path, LIMITS.key_file_bytes)).hexdigest()[:16]
 
 
 def _number(role: str, stem: str) -> re.Match[str] | None:

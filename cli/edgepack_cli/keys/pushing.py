@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from edgepack_cli.client import from_environment
-from edgepack_cli.keys.folder import read_file
 from edgepack_cli.output import emit_json, note, say
 from edgepack_cli.trust import FILE
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.small_files import read_small
 
 
 @click.command()
@@ -23,7 +23,7 @@ def push(file: Path) -> None:
     Example: edgepack keys keyring push keys/keyring.json
     """
     client = from_environment(os.environ)
-    said = client.put_bytes("/keyring", read_file(file, LIMITS.keyring_bytes))
+    said = client.put_bytes("/keyring", read_small(file, LIMITS.keyring_bytes))
     say(f"keyring version {said['version']} of epoch {said['epoch']} is in force")
     note(_words(client.get("/keyring/status")))
 

@@ -15,6 +15,7 @@ import msgspec
 
 from edgepack_contract.canonical import canonical_json
 from edgepack_contract.limits import KIB
+from edgepack_contract.small_files import read_small
 from edgepack_runtime.errors import DeviceError
 from edgepack_runtime.inference.probe import ProbeResult
 from edgepack_runtime.storage.fsio import DurableFS
@@ -39,8 +40,8 @@ def read_tried(folder: Path) -> list[Tried]:
         folder: The files of the variant, ``store/<hex>/model``.
     """
     try:
-        with (folder.parent / _FILE).open("rb") as stream:
-            return msgspec.json.decode(stream.read(MAX_BYTES + 1), type=list[Tried])
+        raw = read_small(folder.parent / _FILE, MAX_BYTES)
+        return msgspec.json.decode(raw, type=list[Tried])
     except (OSError, msgspec.DecodeError):
         return []
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import msgspec
 
-from edgepack_contract.description import DESCRIPTION_PATH, Description, parse_description
+from edgepack_contract.description import DESCRIPTION_PATH, parse_description
 from edgepack_contract.errors import BundleError
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.small_files import read_small
 from edgepack_runtime.inference.confinement import OUTPUT_BYTES, confine, keep_output_apart
 from edgepack_runtime.inference.errors import UnfitModelError
 from edgepack_runtime.inference.prescan import prescan
@@ -33,7 +34,9 @@ def run_child(order: Order) -> None:
 def _judge(order: Order) -> dict[str, Any]:
     folder = Path(order.folder)
     try:
-        description = _read_description(folder)
+        # as .variant has it, which imports onnxruntime
+        raw = read_small(folder / DESCRIPTION_PATH, LIMITS.description_bytes)
+        description = parse_description(raw)
         prescan(folder, description)
     except UnfitModelError as error:
         return {"code": error.code, "words": str(error)[:500]}
@@ -49,9 +52,3 @@ def _judge(order: Order) -> dict[str, Any]:
         threads=order.threads,
         rounds=order.rounds,
     )
-
-
-def _read_description(folder: Path) -> Description:
-    # as edgepack_runtime.inference.variant has it, which imports onnxruntime
-    with (folder / DESCRIPTION_PATH).open("rb") as stream:
-        return parse_description(stream.read(LIMITS.description_bytes + 1))

@@ -13,6 +13,7 @@ from edgepack_contract.description import (
     parse_description,
 )
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.small_files import read_small
 from edgepack_runtime.inference.errors import ModelLoadError
 from edgepack_runtime.inference.session import Session, TensorInfo, open_session
 
@@ -24,8 +25,7 @@ def read_description(folder: Path) -> Description:
         MalformedBundleError: It is not a description.
         OSError: It cannot be read.
     """
-    with (folder / DESCRIPTION_PATH).open("rb") as stream:
-        return parse_description(stream.read(LIMITS.description_bytes + 1))
+    return parse_description(read_small(folder / DESCRIPTION_PATH, LIMITS.description_bytes))
 
 
 def open_variant(

@@ -10,6 +10,7 @@ from edgepack_contract.certificates import read_certificate
 from edgepack_contract.errors import EdgepackError
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.names import is_id
+from edgepack_contract.small_files import read_small
 from edgepack_runtime import machine_state
 from edgepack_runtime.activation.journal import Journal
 from edgepack_runtime.capture.recorder import Recorder
@@ -156,8 +157,7 @@ def certificates(config: RuntimeConfig) -> list[CertificateView]:
 
 def _certificate(what: str, path: str) -> CertificateView:
     try:
-        with Path(path).open("rb") as stream:
-            found = read_certificate(stream.read(LIMITS.key_file_bytes))
+        found = read_certificate(read_small(Path(path), LIMITS.key_file_bytes))
     except (OSError, EdgepackError) as error:
         return CertificateView(what=what, path=path, problem=str(error))
     expires = int(found.not_valid_after_utc.timestamp() * 1000)

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlsplit
 from edgepack_contract.errors import EdgepackError
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.sealing import derived_secret
+from edgepack_contract.small_files import read_small
 from edgepack_runtime.config import RuntimeConfig
 from edgepack_runtime.membership.identity import load_identity
 
@@ -63,8 +64,7 @@ def redact(text: str, secrets: Iterable[str]) -> str:
 
 def _lines(path: Path) -> set[str]:
     try:
-        with path.open("rb") as stream:
-            raw = stream.read(LIMITS.key_file_bytes)
+        raw = read_small(path, LIMITS.key_file_bytes)
     except OSError:
         # what cannot be read here cannot be told either
         return set()

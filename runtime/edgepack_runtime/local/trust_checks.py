@@ -9,6 +9,7 @@ from edgepack_contract.certificates import certificate_key, common_name, read_ce
 from edgepack_contract.errors import EdgepackError
 from edgepack_contract.keys import read_private_key
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.small_files import read_small
 from edgepack_runtime.admission import device_facts
 from edgepack_runtime.config import RuntimeConfig
 from edgepack_runtime.local.findings import Finding, fail, ok, warn
@@ -83,8 +84,7 @@ def _belongs(config: RuntimeConfig) -> list[Finding]:
     if path is None:
         return []
     try:
-        with Path(path).open("rb") as stream:
-            certificate = read_certificate(stream.read(LIMITS.key_file_bytes))
+        certificate = read_certificate(read_small(Path(path), LIMITS.key_file_bytes))
         own = read_private_key(Path(config.identity.key)).public.fingerprint
         other = certificate_key(certificate).fingerprint
     except (OSError, EdgepackError):

@@ -23,6 +23,7 @@ from edgepack_contract.keyring import Keyring, open_keyring
 from edgepack_contract.keys import read_private_key
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.names import check_id, is_id
+from edgepack_contract.small_files import read_configured
 from edgepack_runtime.config import RuntimeConfig, load_config
 from edgepack_runtime.membership.enrolment import Waiting, Wish, join_fleet
 from edgepack_runtime.membership.folder import (
@@ -130,7 +131,8 @@ def _certificate(config: RuntimeConfig) -> x509.Certificate | None:
     if config.identity.certificate is None:
         return None
     path = Path(config.identity.certificate)
-    certificate = read_certificate(_read(path, LIMITS.key_file_bytes))
+    raw = read_configured(path, LIMITS.key_file_bytes, code="no-identity")
+    certificate = read_certificate(raw)
     key = read_private_key(Path(config.identity.key)).public
     if certificate_key(certificate).fingerprint != key.fingerprint:
         raise ConfigError(
@@ -154,16 +156,9 @@ def _now() -> datetime:
 
 
 def _read_keyring(config: RuntimeConfig) -> Keyring:
-    raw = _read(Path(config.identity.keyring), LIMITS.keyring_bytes + 1)
+    path = Path(config.identity.keyring)
+    raw = read_configured(path, LIMITS.keyring_bytes, code="no-identity")
     return open_keyring(raw, owner_fingerprint=config.identity.owner)
-
-
-def _read(path: Path, most: int) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(most)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", code="no-identity") from error
 
 
 def _note_key(folder: Path) -> None:

@@ -11,6 +11,7 @@ from edgepack_contract.instructions import Identity
 from edgepack_contract.keys import read_private_key
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.sealing import MAC_KEY_BYTES
+from edgepack_contract.small_files import read_configured
 from edgepack_runtime.config import RuntimeConfig
 
 
@@ -37,8 +38,9 @@ def load_identity(config: RuntimeConfig) -> DeviceIdentity:
 
 
 def _mac_key(path: Path) -> bytes:
+    raw = read_configured(path, LIMITS.key_file_bytes, code="no-identity")
     try:
-        key = binascii.unhexlify(_read(path).strip())
+        key = binascii.unhexlify(raw.strip())
     except binascii.Error as error:
         raise ConfigError(f"{path} does not hold hex digits", code="bad-mac-key") from error
     if len(key) != MAC_KEY_BYTES:
@@ -46,11 +48,3 @@ def _mac_key(path: Path) -> bytes:
             f"{path} holds {len(key)} bytes, a MAC key has {MAC_KEY_BYTES}", code="bad-mac-key"
         )
     return key
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(LIMITS.key_file_bytes + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", code="no-identity") from error

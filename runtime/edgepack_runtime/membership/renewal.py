@@ -32,6 +32,7 @@ from edgepack_contract.errors import (
 from edgepack_contract.instructions import Identity
 from edgepack_contract.keys import PrivateKey, read_private_key
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.small_files import read_small
 from edgepack_runtime.errors import FleetRefusedError, FleetUntrustedError
 from edgepack_runtime.membership.enrolment import KEYRING_PATH, check_certificate
 from edgepack_runtime.membership.fleet_client import FleetClient, unchecked
@@ -290,8 +291,7 @@ class Renewer:
     def _life(self) -> Life | None:
         """Of the certificate that there is; None when it cannot be used."""
         try:
-            with self._certificate.open("rb") as stream:
-                certificate = read_certificate(stream.read(LIMITS.key_file_bytes))
+            certificate = read_certificate(read_small(self._certificate, LIMITS.key_file_bytes))
             ours = certificate_key(certificate).fingerprint == self._who.enrolment
         except (OSError, SigningKeyError):
             return None

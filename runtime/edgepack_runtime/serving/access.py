@@ -13,6 +13,7 @@ from pathlib import Path
 
 from edgepack_contract.errors import ConfigError
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.small_files import read_small
 from edgepack_contract.tls import server_context
 from edgepack_runtime.config import ServeConfig
 from edgepack_runtime.serving.asgi import CLOSE, Asgi, Receive, Scope, Send, error_response
@@ -114,8 +115,7 @@ def read_token(path: Path) -> str:
             ``bad-token``).
     """
     try:
-        with path.open("rb") as stream:
-            raw = stream.read(LIMITS.key_file_bytes + 1).strip()
+        raw = read_small(path, LIMITS.key_file_bytes).strip()
     except OSError as error:
         raise ConfigError(
             f"cannot read the token {path}: {error.strerror}", code="bad-token"

@@ -45,6 +45,7 @@ class ServingModel:
         float_rows: Reads its input, where that is the usual one.
         plain_classes: Of a classifier that gives probabilities, and besides at most a label: the
             name of that output, and the labels.
+        takes_texts: Whether an input holds texts.
         version: The bundle's version.
         joinable: Whether rows of several requests may be answered by one run; whoever loads the
             model settles it.
@@ -64,6 +65,7 @@ class ServingModel:
         self.reader = ClassReader(description.outputs)
         self.float_rows = FloatRows.of(description)
         self.plain_classes = plain_classes(description.outputs, self.reader.labels)
+        self.takes_texts = any(spec.dtype == "str" for spec in description.inputs)
         self.version = description.version
         self._session = session
         self._golden = golden

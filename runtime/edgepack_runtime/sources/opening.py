@@ -12,6 +12,7 @@ from edgepack_contract.clock import TrustedClock
 from edgepack_contract.errors import SourceError
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.loopback import is_loopback
+from edgepack_contract.small_files import read_small
 from edgepack_contract.tls import client_context, read_authorities
 from edgepack_runtime.config import DownloadConfig, RegistryConfig
 from edgepack_runtime.sources.archive import ArchiveSource
@@ -114,8 +115,7 @@ def _credentials(registry: RegistryConfig) -> Credentials | None:
     if path is None:
         return Credentials(user, "")
     try:
-        with Path(path).open("rb") as stream:
-            raw = stream.read(LIMITS.key_file_bytes + 1)
+        raw = read_small(Path(path), LIMITS.key_file_bytes)
         password = raw.decode().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(
