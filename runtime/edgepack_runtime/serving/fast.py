@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
@@ -36,7 +37,8 @@ from edgepack_runtime.serving.asgi import (
     Scope,
     Send,
 )
-from edgepack_runtime.serving.compression import encoding_for, is_worth_packing
+from edgepack_runtime.serving.codec import Encoded
+from edgepack_runtime.serving.compression import SMALLEST_BYTES, encoding_for, is_worth_packing
 from edgepack_runtime.serving.failure import response_of
 from edgepack_runtime.serving.predict import Call
 from edgepack_runtime.serving.predictions import (
@@ -53,7 +55,25 @@ MOST_AT_ONCE = 8
 """Requests of one connection that are answered before others have their turn."""
 
 _MOST_PATHS = 256
+_NOTHING = Encoded(b"")
 _NOT_HERE = frozenset({b"content-encoding", b"transfer-encoding", b"upgrade"})
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A head that was admitted to the short way.
+
+    Attributes:
+        route: Where it leads.
+        headers: The headers as they came.
+        known: The same by name.
+        length: Bytes of the body.
+    """
+
+    route: Route
+    headers: list[Header]
+    known: dict[bytes, bytes]
+    length: int
 
 
 class Front:
@@ -62,12 +82,21 @@ class Front:
     Args:
         predictions: Answers the endpoints that predict.
         guard: Which token a request must bear.
+
+    Attributes:
+        guard: The same.
+        ending: Whether the server tells its callers to leave, as :meth:`renew` found it.
+        seen: Heads that were admitted, by their bytes.
     """
 
     def __init__(self, predictions: Predictions, guard: Guard) -> None:
+        self.guard = guard
+        self.ending = False
+        self.seen: dict[bytes, Seen] = {}
         self._predictions = predictions
-        self._guard = guard
         self._paths: dict[bytes, Route] = {}
+        self._defaults: list[Header] = []
+        self._heads: dict[str, bytes] = {}
 
     def route(self, target: bytes) -> Route | None:
         """Where the target of a request leads, None when that is no plain path to a prediction."""
@@ -88,7 +117,7 @@ class Front:
             length is not None
             and int(length) <= self._predictions.body_bytes
             and _NOT_HERE.isdisjoint(headers)
-            and self._guard.admits(raw)
+            and self.guard.admits(raw)
         )
 
     def call(self, route: Route, headers: dict[bytes, bytes], body: bytes) -> Call:
@@ -106,6 +135,22 @@ class Front:
             raise
         return Call(slot, CODECS[route.endpoint], payload, route.version)
 
+    def renew(self, defaults: list[Header]) -> None:
+        """Take up the headers of every answer; uvicorn has a new list of them each second."""
+        if defaults is not self._defaults:
+            self._defaults = defaults
+            self._heads = {}
+            # a server that is ending tells its callers so
+            self.ending = CLOSE in defaults
+
+    def head(self, version: str) -> bytes:
+        """The head of a prediction in JSON by a version, up to the length of its body."""
+        head = self._heads.get(version)
+        if head is None:
+            headers = answer_of(_NOTHING, version).headers
+            head = self._heads[version] = _head(200, (*self._defaults, *headers))
+        return head
+
     def refused(self, route: Route, kind: ErrorKind) -> None:
         """Count a request whose body never came."""
         self._predictions.slot(route).refused_early(kind)
@@ -118,6 +163,8 @@ class FastProtocol(Refusing):
     _route: Route | None = None
     _known: dict[bytes, bytes]
     _parts: list[bytes]
+    _way: Route | None = None
+    _begun: Asgi | None = None
     _burst = 0
     _too_late: asyncio.TimerHandle | None = None
     _idle: asyncio.TimerHandle | None = None
@@ -150,7 +197,7 @@ class FastProtocol(Refusing):
 
     def on_headers_complete(self) -> None:
         """Choose the way."""
-        self._route = self._find()
+        self._route = self._way = self._find()
         if self._route is None:
             super().on_headers_complete()
         self._parts = []
@@ -175,8 +222,10 @@ class FastProtocol(Refusing):
             super().on_headers_complete()
             super().on_body(body)
             super().on_message_complete()
-        else:
-            self._answer(front, route, body)
+            return
+        app, self._begun = self._begun or self._answer(front, route, self._known, body), None
+        if app is not None:
+            self._run(app)
 
     def _find(self) -> Route | None:
         front, parser = self.front, self.parser
@@ -187,8 +236,7 @@ class FastProtocol(Refusing):
             or self._burst >= MOST_AT_ONCE
             or self.flow.write_paused
             or self.expect_100_continue
-            # a server that is ending tells its callers so
-            or CLOSE in self.server_state.default_headers
+            or self._is_ending(front)
             or parser.get_method() != b"POST"
             or not parser.should_keep_alive()
         ):
@@ -202,26 +250,37 @@ class FastProtocol(Refusing):
             return None
         return route if front.admits(self.headers, known) else None
 
-    def _answer(self, front: Front, route: Route, body: bytes) -> None:
-        known = self._known
+    def _is_ending(self, front: Front) -> bool:
+        front.renew(self.server_state.default_headers)
+        return front.ending
+
+    def _answer(
+        self, front: Front, route: Route, known: dict[bytes, bytes], body: bytes
+    ) -> Asgi | None:
+        """Answer a request; what is left to do of it, None for nothing."""
         try:
             call = front.call(route, known, body)
             if not call.at_once():
-                self._run(functools.partial(_finish, call, known))
-                return
+                return functools.partial(_finish, call, known)
         except Exception as error:  # noqa: BLE001 - a defect of ours costs one answer
             self._write(response_of(error))
-            return
-        response = answer_of(call.prediction.encoded, call.prediction.version)
-        if is_worth_packing(response) and encoding_for(known) is not None:
-            self._run(functools.partial(_pack, response, known))
+            return None
+        app, encoded = None, call.encoded
+        if encoded.json_bytes is None and len(encoded.body) < SMALLEST_BYTES:
+            front.renew(self.server_state.default_headers)
+            self._send(front.head(call.version), encoded.body)
         else:
-            self._write(response)
+            response = answer_of(encoded, call.version)
+            if is_worth_packing(response) and encoding_for(known) is not None:
+                app = functools.partial(_pack, response, known)
+            else:
+                self._write(response)
         try:
             # the client need not wait for that
             call.settle()
         except Exception as error:  # noqa: BLE001 - a defect of ours, which is logged
             response_of(error)
+        return app
 
     def _run(self, app: Asgi) -> None:
         """Let uvicorn run what takes longer, as the application of this one request."""
@@ -233,14 +292,15 @@ class FastProtocol(Refusing):
         super().on_message_complete()
 
     def _write(self, response: Response) -> None:
-        body = response.body
         head = _head(response.status, (*self.server_state.default_headers, *response.headers))
+        self._send(head, response.body)
+        if CLOSE in response.headers:
+            self.transport.close()
+
+    def _send(self, head: bytes, body: bytes) -> None:
         self.transport.write(b"%b%d\r\n\r\n%b" % (head, len(body), body))
         self._burst += 1
         self.server_state.total_requests += 1
-        if CLOSE in response.headers:
-            self.transport.close()
-            return
         self._answered_at = self.loop.time()
         # one timer that looks again is cheaper than one for each answer
         if self._idle is None:

@@ -11,7 +11,7 @@ from time import perf_counter_ns
 
 import msgspec
 
-from edgepack_contract.limits import KIB
+from edgepack_contract.limits import KIB, MIB
 from edgepack_runtime.inference.errors import InputError, ModelRunError
 from edgepack_runtime.inference.session import Tensor
 from edgepack_runtime.serving.batching import Batcher
@@ -25,6 +25,7 @@ from edgepack_runtime.serving.errors import (
 from edgepack_runtime.serving.slot import INLINE_SECONDS, Slot
 
 INLINE_BYTES = 64 * KIB
+INLINE_TENSOR_BYTES = MIB
 
 
 class Prediction(msgspec.Struct, frozen=True, gc=False):
@@ -66,14 +67,18 @@ class Call:
     :meth:`at_once` must follow, :meth:`finish` when it says no, and then :meth:`settle`, which may
     come after the answer was sent. What the first two raise, as :func:`predict` does, has been
     counted, and the lease is given back. The steps follow each other, perhaps in different threads.
+
+    Attributes:
+        encoded: The answer, once there is one.
+        version: The version that gives it.
     """
 
     __slots__ = (
-        "_arrived", "_begun", "_codec", "_computed", "_decoded", "_done", "_encoded", "_finite",
-        "_model", "_outputs", "_payload", "_request", "_slot", "_started", "_tenure",
+        "_arrived", "_begun", "_codec", "_computed", "_decoded", "_done", "_finite", "_model",
+        "_outputs", "_payload", "_request", "_slot", "_started", "_tenure", "encoded", "version",
     )  # fmt: skip
 
-    _encoded: Encoded
+    encoded: Encoded
     _finite: bool
     _outputs: dict[str, Tensor]
     _request: PredictRequest
@@ -81,27 +86,33 @@ class Call:
     def __init__(
         self, slot: Slot, codec: Codec, payload: Payload, version: str | None = None
     ) -> None:
-        self._tenure = slot.lease(payload, version)
+        self._tenure = tenure = slot.lease(payload, version)
         self._slot, self._codec, self._payload = slot, codec, payload
-        self._model = self._tenure.model
+        self._model = model = tenure.model
+        self.version = model.version
         self._arrived = perf_counter_ns()
 
     @property
     def prediction(self) -> Prediction:
         """What came of it."""
-        return Prediction(self._encoded, self._model.version)
+        return Prediction(self.encoded, self.version)
 
     def at_once(self) -> bool:
         """Answer here and now when that is quick; whether it was."""
+        model = self._model
         try:
-            if len(self._payload.body) >= INLINE_BYTES:
+            if self._is_large():
                 return False
-            self._decode()
+            self._started = perf_counter_ns()
+            self._request = request = self._codec.decode(model, self._payload)
+            self._decoded = perf_counter_ns()
             if self._tenure.batcher is not None:
                 return False
-            if self._model.estimated_seconds(self._request.feeds) >= INLINE_SECONDS:
+            if model.estimated_seconds(request.feeds) >= INLINE_SECONDS:
                 return False
-            self._run()
+            self._begun = perf_counter_ns()
+            self._outputs = model.run(request.feeds)
+            self._computed = perf_counter_ns()
             self._encode()
         except BaseException as error:
             self._failed(error)
@@ -110,15 +121,14 @@ class Call:
 
     async def finish(self) -> None:
         """Answer in the slot's pool, or together with others."""
-        large = len(self._payload.body) >= INLINE_BYTES
+        large = self._is_large()
         try:
             if self._tenure.batcher is not None:
                 await self._join(self._tenure.batcher, large=large)
             elif large:
                 await self._slot.in_pool(self._decode_run_encode, self._model)
             else:
-                await self._slot.in_pool(self._run, self._model)
-                self._encode()
+                await self._slot.in_pool(self._run_encode, self._model)
         except BaseException as error:
             self._failed(error)
             raise
@@ -136,6 +146,20 @@ class Call:
             slot.answered(tenure, self._request, self._outputs, durations, finite=self._finite)
         finally:
             slot.give_back(tenure)
+
+    def _is_large(self) -> bool:
+        """Whether reading the request takes so long that others would wait."""
+        size = len(self._payload.body)
+        if size < INLINE_BYTES:
+            return False
+        text = self._payload.json_bytes
+        # tensors of numbers are taken as they lie there, and only looked through
+        return (
+            text is None
+            or text >= INLINE_BYTES
+            or size >= INLINE_TENSOR_BYTES
+            or (self._model.takes_texts)
+        )
 
     def _decode(self) -> None:
         self._started = perf_counter_ns()
@@ -163,11 +187,14 @@ class Call:
                 f"model {self._slot.name!r} {model.version} answered NaN or an infinity, "
                 "which its bundle refuses"
             )
-        self._encoded = self._codec.encode(self._slot.name, model, self._request, self._outputs)
+        self.encoded = self._codec.encode(self._slot.name, model, self._request, self._outputs)
         self._done = perf_counter_ns()
 
     def _decode_run_encode(self) -> None:
         self._decode()
+        self._run_encode()
+
+    def _run_encode(self) -> None:
         self._run()
         self._encode()
 

@@ -66,11 +66,11 @@ class Predictions:
             UnknownModelError: There is none of that name, or none at all.
             HttpError: 400, the path names none and there are several.
         """
+        slot = self._slots.get(route.model)
+        if slot is not None:
+            return slot
         names = ", ".join(sorted(self._slots)) or "none"
         if route.model:
-            slot = self._slots.get(route.model)
-            if slot is not None:
-                return slot
             raise UnknownModelError(
                 f"there is no model {route.model[:80]!r}; this device has: {names}"
             )

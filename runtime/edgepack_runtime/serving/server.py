@@ -20,8 +20,9 @@ from edgepack_runtime.serving.access import Guard
 from edgepack_runtime.serving.app import App
 from edgepack_runtime.serving.asgi import CLOSE, Asgi
 from edgepack_runtime.serving.fast import Front
-from edgepack_runtime.serving.head import HEAD_SECONDS, BoundedHead
+from edgepack_runtime.serving.head import HEAD_SECONDS
 from edgepack_runtime.serving.ops import OpsOnly
+from edgepack_runtime.serving.repeats import Repeats
 from edgepack_runtime.serving.sockets import (
     MOST_CONNECTIONS,
     PRIVATE_MODE,
@@ -253,7 +254,7 @@ class _Server(uvicorn.Server):
         yield
 
     def _protocol(self) -> asyncio.Protocol:
-        protocol = BoundedHead(self.config, self.server_state, {})
+        protocol = Repeats(self.config, self.server_state, {})
         protocol.front = self._front
         return protocol
 
@@ -261,7 +262,7 @@ class _Server(uvicorn.Server):
 def _config(app: Asgi, most_connections: int) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=BoundedHead,
+        http=Repeats,
         ws="none",
         lifespan="off",
         interface="asgi3",
