@@ -15,9 +15,10 @@ from edgepack_contract.loopback import is_loopback
 from edgepack_contract.small_files import read_small
 from edgepack_contract.tls import client_context, read_authorities
 from edgepack_runtime.config import DownloadConfig, RegistryConfig
+from edgepack_runtime.sources.addresses import checked_url
 from edgepack_runtime.sources.archive import ArchiveSource
 from edgepack_runtime.sources.links import Links
-from edgepack_runtime.sources.registry import Manner, RegistrySource, checked_url
+from edgepack_runtime.sources.registry import Manner, RegistrySource
 from edgepack_runtime.sources.source import Credentials, Source
 
 

@@ -16,16 +16,16 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import BinaryIO, cast
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import SplitResult
 
-from edgepack_contract.errors import ConfigError, MalformedBundleError, SourceError
+from edgepack_contract.errors import MalformedBundleError, SourceError
 from edgepack_contract.limits import LIMITS
-from edgepack_contract.loopback import is_loopback
 from edgepack_contract.oci import INDEX_TYPE, MANIFEST_TYPE, Descriptor
 from edgepack_contract.tls import client_context, tls_trouble
 from edgepack_runtime.config import DownloadConfig
 from edgepack_runtime.errors import TransientSourceError
 from edgepack_runtime.proxy import proxy_for
+from edgepack_runtime.sources.addresses import checked_url, redirected, same_host
 from edgepack_runtime.sources.line import Connection, Watch
 from edgepack_runtime.sources.links import Links
 from edgepack_runtime.sources.login import Login
@@ -208,8 +208,9 @@ class RegistrySource:
             if answer.status not in _REDIRECTS:
                 return answer
             answer.close()
-            here = self._redirected(here, answer, elsewhere=what.startswith("blobs/sha256:"))
-            shown = self.login.header() if _same_host(here, self._url) else None
+            blob = what.startswith("blobs/sha256:")
+            here = redirected(here, answer.header("Location"), elsewhere=blob)
+            shown = self.login.header() if same_host(here, self._url) else None
             answer = self._ask(here, headers, watch, shown)
         if answer.status not in _REDIRECTS:
             return answer
@@ -250,31 +251,6 @@ class RegistrySource:
         watch.pace = self._manner.links.pace(near, gate)
         tls = self._manner.tls(url.netloc) if secure else None
         return Connection(host, port, watch, tls=tls, proxy=proxy)
-
-    def _redirected(self, here: SplitResult, answer: _Answer, *, elsewhere: bool) -> SplitResult:
-        """Where a redirect leads. Registries send to their object stores, for blobs alone."""
-        try:
-            there = urlsplit(urljoin(here.geturl(), answer.header("Location")))
-            named = there.hostname is not None and (there.port is None or there.port > 0)
-        except ValueError:
-            there, named = here, False
-        if named and _same_host(there, here):
-            return there
-        if not elsewhere:
-            raise SourceError(
-                f"{self._url.netloc} redirects to {there.netloc[:80]!r}; only itself is allowed",
-                code="bad-redirect",
-            )
-        near = is_loopback(here.hostname or "") and is_loopback(there.hostname or "")
-        safe = there.scheme == "https" and not is_loopback(there.hostname or "")
-        stays = there.scheme in ("http", "https") and near and here.scheme == "http"
-        if not named or there.username or not (safe or stays or (near and there.scheme == "https")):
-            raise SourceError(
-                f"{self._url.netloc} redirects to {there.scheme[:10]}://{there.netloc[:80]}, and "
-                "only another host by https is allowed",
-                code="bad-redirect",
-            )
-        return there
 
     def _check(self, answer: _Answer, what: str) -> None:
         if answer.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
@@ -354,34 +330,6 @@ def _read_bounded(answer: _Answer, limit: int, *, what: str) -> bytes:
     if len(raw) > limit:
         raise MalformedBundleError(f"{what} has more than {limit} bytes", code="too-large")
     return raw
-
-
-def checked_url(url: str) -> SplitResult:
-    """The parts of the address of a repository.
-
-    Raises:
-        ConfigError: It is of another form, or plain http to another machine.
-    """
-    try:
-        parts = urlsplit(url)
-        port_ok = parts.port is None or parts.port > 0
-    except ValueError as error:
-        raise ConfigError(f"{url[:120]!r} is not a URL: {error}", code="bad-source") from error
-    named = parts.hostname and parts.path.strip("/") and port_ok
-    plain = not (parts.username or parts.query or parts.fragment)
-    if parts.scheme not in ("http", "https") or not named or not plain:
-        raise ConfigError(
-            f"{url[:120]!r} is not of the form https://HOST[:PORT]/REPOSITORY", code="bad-source"
-        )
-    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-        raise ConfigError(
-            f"{url[:120]!r} is plain http to another machine; use https", code="insecure-source"
-        )
-    return parts
-
-
-def _same_host(one: SplitResult, other: SplitResult) -> bool:
-    return (one.scheme, one.netloc) == (other.scheme, other.netloc)
 
 
 def _range_of(answer: _Answer) -> tuple[int | None, int | None]:

@@ -21,9 +21,10 @@ from edgepack_contract.messages import Ref, SlotDesired
 from edgepack_contract.states import Phase
 from edgepack_contract.tls import client_context
 from edgepack_runtime.errors import InterruptedInstallError, TransientSourceError
+from edgepack_runtime.sources.addresses import checked_url
 from edgepack_runtime.sources.archive import ArchiveSource
 from edgepack_runtime.sources.opening import FleetHost, Sources
-from edgepack_runtime.sources.registry import Manner, RegistrySource, _unreachable, checked_url
+from edgepack_runtime.sources.registry import Manner, RegistrySource, _unreachable
 from edgepack_runtime.sources.source import Credentials, Have, Patience, never
 
 A = bundle("1.0.0", size=300_000)
