@@ -41,8 +41,10 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     Off loopback it takes TLS, and a file with the token that every request must bear.
     ``body_bytes`` bounds the body of a request, unpacked; ``waiting`` how many requests may wait
-    for a model. With ``grpc_port`` the protocol is answered by gRPC too, on the same host and
-    behind the same certificate and token; it takes the extra ``edgepack[grpc]``.
+    for a model. A daemon that is asked to end says at once that it is not ready, goes on for
+    ``drain_seconds`` for load balancers that look only now and then, and then gives what is in
+    flight ``grace_seconds``. With ``grpc_port`` the protocol is answered by gRPC too, on the same
+    host and behind the same certificate and token; it takes the extra ``edgepack[grpc]``.
     """
 
     host: str = "127.0.0.1"
@@ -56,6 +58,8 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         LIMITS.request_body_bytes
     )
     waiting: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64
+    drain_seconds: Annotated[float, msgspec.Meta(ge=0.0, le=600.0)] = 0.0
+    grace_seconds: Annotated[int, msgspec.Meta(ge=0, le=600)] = 5
 
 
 class BatchingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -19,7 +19,7 @@ from edgepack_contract.errors import ConfigError
 from edgepack_contract.gate import Waiver, admit
 from edgepack_runtime import logs
 from edgepack_runtime.admission import device_facts, reminding, warn_of_expiry
-from edgepack_runtime.config import RuntimeConfig
+from edgepack_runtime.config import RuntimeConfig, ServeConfig
 from edgepack_runtime.daemon import Daemon
 from edgepack_runtime.errors import DeviceError
 from edgepack_runtime.local.control import listening
@@ -30,7 +30,7 @@ from edgepack_runtime.reloading import changes, in_force
 from edgepack_runtime.security import Facts, security_gate
 from edgepack_runtime.serving.access import Guard
 from edgepack_runtime.serving.app import App
-from edgepack_runtime.serving.calls import answering_calls
+from edgepack_runtime.serving.calls import Calls, answering_calls
 from edgepack_runtime.serving.server import RunningServer, serve
 from edgepack_runtime.serving.slot import Slot
 from edgepack_runtime.slot_runtime import now_ms
@@ -45,7 +45,7 @@ SESSION_FILE = "session"
 MAX_SESSION = 2**53 - 1
 """The largest number that every reader of JSON keeps exact."""
 
-END_SECONDS = 10.0
+END_SECONDS = 4.0
 """How long a daemon may take to write down its windows and say goodbye."""
 
 
@@ -98,14 +98,16 @@ async def run_device(
             guard=guard,
             ops=config.ops,
             insecure=waiver is not None,
+            grace_seconds=config.serve.grace_seconds,
         )
-        running = _Running(daemon, server, notifier, waiver, config)
-        on_hangup(partial(running.reload, reread))
         with reminding(waiver):
             async with (
                 listening(daemon.control(app), home),
-                answering_calls(app, daemon.slots.serving, config.serve, guard),
+                answering_calls(app, daemon.slots.serving, config.serve, guard) as calls,
             ):
+                listeners = Listeners(app, server, calls, config.serve)
+                running = _Running(daemon, listeners, notifier, waiver, config)
+                on_hangup(partial(running.reload, reread))
                 await _run(running, stop)
 
 
@@ -147,16 +149,34 @@ def tell_ports(server: RunningServer, words: str) -> None:
         logger.info("health and metrics on port %d", server.ops_port, extra={"event": "ops"})
 
 
-async def end_server(server: RunningServer, stop: Stop) -> None:
-    """Finish what is in flight, unless asked a second time."""
-    ending = asyncio.create_task(server.stop())
-    hurried = asyncio.create_task(stop.hurried.wait())
-    await asyncio.wait({ending, hurried}, return_when=asyncio.FIRST_COMPLETED)
-    if not ending.done():
-        logger.warning("asked again: requests in flight are cut", extra={"event": "hurried"})
-        server.hurry()
-    hurried.cancel()
-    await ending
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Whoever answers requests, and how they end together."""
+
+    app: App
+    server: RunningServer
+    calls: Calls
+    config: ServeConfig
+
+    async def end(self, stop: Stop) -> None:
+        """Say that this is not ready, finish what is in flight; hurry when asked again."""
+        self.app.ending = True
+        ending = asyncio.create_task(self._end(stop))
+        hurried = asyncio.create_task(stop.hurried.wait())
+        await asyncio.wait({ending, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        if not ending.done():
+            logger.warning("asked again: requests in flight are cut", extra={"event": "hurried"})
+            self.server.hurry()
+            await self.calls.stop(0)
+        hurried.cancel()
+        await ending
+
+    async def _end(self, stop: Stop) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.drain_seconds):
+                await stop.hurried.wait()
+        grace = 0 if stop.hurried.is_set() else self.config.grace_seconds
+        await asyncio.gather(self.server.stop(), self.calls.stop(grace))
 
 
 def remove_leftovers(fs: DurableFS, home: Path, keyring: Path) -> None:
@@ -247,7 +267,7 @@ class _Running:
     """A daemon that listens; ``config`` is what is in force."""
 
     daemon: Daemon
-    server: RunningServer
+    listeners: Listeners
     notifier: Notifier
     waiver: Waiver | None
     config: RuntimeConfig
@@ -260,7 +280,7 @@ class _Running:
             found, after = changes(self.config, told), in_force(self.config, told)
             facts = device_facts(after)
             _check_still_safe(facts, self.waiver)
-            self.server.reload(after.serve)
+            self.listeners.server.reload(after.serve)
         except ConfigError as error:
             logger.warning(
                 "the configuration stays as it is: %s", error, extra={"event": "reload_refused"}
@@ -295,7 +315,8 @@ def _tell_reloaded(now: tuple[str, ...], later: tuple[str, ...]) -> None:
 
 
 async def _run(running: _Running, stop: Stop) -> None:
-    daemon, server, notifier = running.daemon, running.server, running.notifier
+    daemon, notifier = running.daemon, running.notifier
+    server = running.listeners.server
     daemon.start()
     tell_ports(server, f"serving on port {server.port} and {server.unix_socket}")
     work = [asyncio.create_task(daemon.run_windows()), asyncio.create_task(daemon.run_health())]
@@ -310,7 +331,7 @@ async def _run(running: _Running, stop: Stop) -> None:
         logger.info("stopping", extra={"event": "stopping"})
         for task in work:
             task.cancel()
-        await end_server(server, stop)
+        await running.listeners.end(stop)
         await _end(daemon)
 
 

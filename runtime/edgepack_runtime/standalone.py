@@ -14,10 +14,11 @@ from edgepack_runtime.admission import bundle_facts, reminding, warn_of_expiry
 from edgepack_runtime.config import OpsConfig, ServeConfig
 from edgepack_runtime.loading import load_bundle
 from edgepack_runtime.notify import Notifier
-from edgepack_runtime.process import end_server, on_hangup, reload, tell_ports, watch
+from edgepack_runtime.process import Listeners, on_hangup, reload, tell_ports, watch
 from edgepack_runtime.security import security_gate
 from edgepack_runtime.serving.access import Guard
 from edgepack_runtime.serving.app import App
+from edgepack_runtime.serving.calls import answering_calls
 from edgepack_runtime.serving.server import RunningServer, serve
 from edgepack_runtime.serving.slot import Slot
 from edgepack_runtime.stopping import Stop, until_stopped
@@ -61,28 +62,38 @@ async def run_bundle(
         bundle, model = load_bundle(path, Path(folder), keyring)
     slot = Slot(bundle.name)
     slot.swap(model, keep_previous=False)
+    slots, guard = {bundle.name: slot}, Guard(listen)
+    app = App(slots, waiver=waiver, body_bytes=listen.body_bytes)
     server = await serve(
-        App({bundle.name: slot}, waiver=waiver, body_bytes=listen.body_bytes),
+        app,
         unix_socket=Path(listen.unix_socket) if listen.unix_socket else None,
         host=listen.host,
         port=listen.port,
-        guard=Guard(listen),
+        guard=guard,
         ops=ops,
         insecure=waiver is not None,
+        grace_seconds=listen.grace_seconds,
     )
     on_hangup(lambda: reload(server, bundle_facts(listen, ops, keyring), waiver))
-    _tell(bundle, listen, server)
-    windows = asyncio.create_task(_roll(slot))
-    notifier.ready(f"serves {bundle.name} {bundle.version}")
-    watched = watch(notifier, {bundle.name: slot}, dead=list)
-    try:
+    async with answering_calls(app, slots, listen, guard) as calls:
+        _tell(bundle, listen, server)
         with reminding(waiver):
-            await until_stopped(stop, windows, *watched)
+            await _run(slot, notifier, Listeners(app, server, calls, listen), stop)
+
+
+async def _run(slot: Slot, notifier: Notifier, listeners: Listeners, stop: Stop) -> None:
+    work = [asyncio.create_task(_roll(slot))]
+    model = slot.active
+    if model is not None:
+        notifier.ready(f"serves {slot.name} {model.version}")
+    work += watch(notifier, {slot.name: slot}, dead=list)
+    try:
+        await until_stopped(stop, *work)
     finally:
         notifier.stopping("finishes what is in flight")
-        for task in (windows, *watched):
+        for task in work:
             task.cancel()
-        await end_server(server, stop)
+        await listeners.end(stop)
         await slot.close()
 
 

@@ -222,3 +222,26 @@ def _refused(process: Process) -> bool:
     except OSError:
         return True
     return False
+
+
+def test_load_balancers_are_told_before_it_ends(tmp_path):
+    home = tmp_path / "home"
+    make_home(home, "pi-1", free_port())
+    configure(home, "[serve]", "[serve]\ndrain_seconds = 60")
+    configure(home, "[mqtt]", f'[ops]\nhost = "127.0.0.1"\nport = {free_port()}\n[mqtt]')
+    ops = load_config(home / "device.toml", {}).ops.port
+    factory = home / "factory"
+    factory.mkdir()
+    tiny_bundle(factory / f"{MODEL}.edgepack", "1.0.0")
+    configure(home, "state_dir", 'factory = "factory"\nstate_dir')
+    place = home / "serve.sock"
+    with running(home / "log", "edgepack_cli", "run", "--config", home / "device.toml") as daemon:
+        # no broker was ever there: what the device came with serves
+        daemon.port()
+        eventually(lambda: ask(ops, "GET", "/ready").status == 200, lambda: daemon.said)
+        daemon.process.send_signal(signal.SIGTERM)
+        eventually(lambda: ask(ops, "GET", "/ready").status == 503, lambda: daemon.said)
+        assert ask(place, "GET", "/v2/health/ready").status == 503
+        assert ask(place, "POST", PREDICT, BODY).status == 200
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.wait() == 0

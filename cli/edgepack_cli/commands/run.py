@@ -19,6 +19,9 @@ from edgepack_cli.trust import FILE
     help="With --bundle: off loopback it takes TLS, a token and a keyring.",
 )  # fmt: skip
 @click.option("--port", default=8000, show_default=True, help="With --bundle: 0 takes a free port.")
+@click.option(
+    "--grpc-port", type=int, help="With --bundle: gRPC too, which takes edgepack[grpc]; 0 as above."
+)
 @click.option("--unix-socket", help="With --bundle: also listen on this socket.")
 @click.option("--tls-certificate", type=FILE, help="With --bundle: PEM certificate and chain.")
 @click.option("--tls-key", type=FILE, help="With --bundle: the certificate's PEM key.")
@@ -32,7 +35,7 @@ from edgepack_cli.trust import FILE
     help="With --config: print what it comes to, with defaults and EDGEPACK_* variables, and end.",
 )  # fmt: skip
 def command(
-    *, config: Path | None, bundle: Path | None, host: str, port: int,
+    *, config: Path | None, bundle: Path | None, host: str, port: int, grpc_port: int | None,
     unix_socket: str | None, tls_certificate: Path | None, tls_key: Path | None,
     token_file: Path | None, ops_host: str | None, ops_port: int | None,
     keyring: Path | None, owner: str | None, print_config: bool,
@@ -54,7 +57,8 @@ def command(
     if config is not None:
         _become("--config", str(config), *["--print-config"] * print_config)
     options = {
-        "--unix-socket": unix_socket, "--tls-certificate": tls_certificate, "--tls-key": tls_key,
+        "--grpc-port": grpc_port, "--unix-socket": unix_socket,
+        "--tls-certificate": tls_certificate, "--tls-key": tls_key,
         "--token-file": token_file, "--ops-host": ops_host, "--ops-port": ops_port,
         "--keyring": keyring, "--owner": owner,
     }  # fmt: skip

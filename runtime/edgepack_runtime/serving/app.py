@@ -57,6 +57,7 @@ class App:
 
     Attributes:
         predictions: Answers what predicts.
+        ending: Set when the daemon is about to end: it is not ready any more, and still answers.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class App:
         backlog: Callable[[], Backlog | None] = lambda: None,
     ) -> None:
         self.predictions = Predictions(slots, body_bytes)
+        self.ending = False
         self._slots = slots
         self._phase_of = phase_of
         self._monotonic = monotonic
@@ -135,7 +137,7 @@ class App:
         return json_response({"live": True})
 
     async def _ready(self, _route: Route, _request: Request) -> Response:
-        ready = status.is_ready(self._slots)
+        ready = not self.ending and status.is_ready(self._slots)
         return json_response({"ready": True}) if ready else json_response({"ready": False}, 503)
 
     async def _server(self, _route: Route, _request: Request) -> Response:

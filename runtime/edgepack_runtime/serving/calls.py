@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 
 from edgepack_contract.errors import ConfigError
 from edgepack_runtime.config import ServeConfig
@@ -15,21 +16,35 @@ from edgepack_runtime.serving.slot import Slot
 logger = logging.getLogger(__name__)
 
 
+async def _nothing(_seconds: float) -> None:
+    """There is no listener to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """The gRPC listener, if there is one.
+
+    Attributes:
+        port: Its TCP port, None without one.
+        stop: Takes no more calls, finishes what is in flight within so many seconds.
+    """
+
+    port: int | None = None
+    stop: Callable[[float], Awaitable[None]] = _nothing
+
+
 @contextlib.asynccontextmanager
 async def answering_calls(
     app: Asgi, slots: Mapping[str, Slot], config: ServeConfig, guard: Guard
-) -> AsyncIterator[int | None]:
-    """Answer gRPC until the block ends, when ``config`` names a port for it.
-
-    Yields:
-        The port, None without a listener.
+) -> AsyncIterator[Calls]:
+    """Answer gRPC when ``config`` names a port for it; cut what is left when the block ends.
 
     Raises:
         ConfigError: grpcio is not installed (code ``missing-extra``), or the place cannot be
             listened at (code ``cannot-listen``).
     """
     if config.grpc_port is None:
-        yield None
+        yield Calls()
         return
     try:
         # grpcio is an extra: a device without it neither has nor loads it
@@ -42,6 +57,6 @@ async def answering_calls(
     listener = await listen(app, slots, config, guard)
     logger.info("gRPC on port %d", listener.port, extra={"event": "grpc", "port": listener.port})
     try:
-        yield listener.port
+        yield Calls(listener.port, listener.stop)
     finally:
-        await listener.stop()
+        await listener.stop(0)

@@ -33,7 +33,7 @@ from edgepack_runtime.serving.sockets import (
 )
 
 IDLE_SECONDS = 75
-GRACE_SECONDS = 10
+GRACE_SECONDS = ServeConfig().grace_seconds
 LINGER_SECONDS = 0.5
 LINGER_STEP_SECONDS = 0.01
 ACCEPT_TURNS = 3
@@ -62,6 +62,7 @@ class RunningServer:
         self.ops_port = ports.get(Kind.OPS)
         self.unix_socket = next((one.path for one in listeners if one.path is not None), None)
         self._servers = [listener.server for listener in listeners]
+        self._kinds = [listener.kind for listener in listeners]
         self._tasks = tasks
         self._guard = guard
         self._inode = self.unix_socket.stat().st_ino if self.unix_socket is not None else None
@@ -82,13 +83,19 @@ class RunningServer:
         """Take no more connections, finish what is in flight, end. Idempotent.
 
         A connection that stands is answered what it asks for :data:`LINGER_SECONDS` more, and told
-        that it ends with that answer (RFC 9112, 9.6), so that no request crosses its end.
+        that it ends with that answer (RFC 9112, 9.6), so that no request crosses its end. The
+        operations listener tells until then that the daemon is not ready.
         """
-        for server in self._servers:
-            server.should_exit = True
-        await asyncio.gather(*self._tasks)
+        for ops in (False, True):
+            await self._end(Kind.OPS, is_it=ops)
         if self.unix_socket is not None:
             unlink(self.unix_socket, self._inode)
+
+    async def _end(self, kind: Kind, *, is_it: bool) -> None:
+        places = [n for n, one in enumerate(self._kinds) if (one is kind) is is_it]
+        for place in places:
+            self._servers[place].should_exit = True
+        await asyncio.gather(*(self._tasks[place] for place in places))
 
     def hurry(self) -> None:
         """Have :meth:`stop` cut what is in flight."""
@@ -105,6 +112,7 @@ async def serve(
     guard: Guard | None = None,
     ops: OpsConfig = NO_OPS,
     insecure: bool = False,
+    grace_seconds: int = GRACE_SECONDS,
 ) -> RunningServer:
     """Begin to serve in the running loop.
 
@@ -118,6 +126,7 @@ async def serve(
         guard: What callers by TCP must bring; None for nothing.
         ops: The operations listener, which is plain everywhere.
         insecure: Serve off loopback without them all the same; somebody gave a reason.
+        grace_seconds: How long what is in flight may take when it is stopped.
 
     Raises:
         ConfigError: ``host`` is not loopback and ``guard`` not enough (code
@@ -140,10 +149,7 @@ async def serve(
         wanted.append(_Wanted(Kind.TCP, (host, port), guard.before(app), guard.tls, front))
     if ops.host is not None:
         wanted.append(_Wanted(Kind.OPS, (ops.host, ops.port), OpsOnly(app)))
-    listeners = _bind(wanted)
-    tasks = [asyncio.create_task(one.serve(), name=f"http-{one.kind}") for one in listeners]
-    await _until_listening([listener.server for listener in listeners], tasks)
-    return RunningServer(listeners, tasks, guard)
+    return await _begin(wanted, guard, grace_seconds)
 
 
 async def serve_privately(app: Asgi, path: Path) -> RunningServer:
@@ -156,10 +162,7 @@ async def serve_privately(app: Asgi, path: Path) -> RunningServer:
     Raises:
         ConfigError: The path cannot be listened at (code ``cannot-listen``).
     """
-    listeners = _bind([_Wanted(Kind.PRIVATE, path, app)])
-    tasks = [asyncio.create_task(one.serve(), name=f"http-{one.kind}") for one in listeners]
-    await _until_listening([listener.server for listener in listeners], tasks)
-    return RunningServer(listeners, tasks, Guard(ServeConfig()))
+    return await _begin([_Wanted(Kind.PRIVATE, path, app)], Guard(ServeConfig()), GRACE_SECONDS)
 
 
 class Kind(StrEnum):
@@ -186,7 +189,7 @@ class _Listener:
     Each has a server of its own, so that who fills one listener does not fill the others.
     """
 
-    def __init__(self, wanted: _Wanted) -> None:
+    def __init__(self, wanted: _Wanted, grace_seconds: int) -> None:
         where = wanted.where
         most = MOST_CONNECTIONS if wanted.kind in (Kind.UNIX, Kind.TCP) else OPS_CONNECTIONS
         self.kind = wanted.kind
@@ -195,7 +198,7 @@ class _Listener:
         self.socket = bind_unix(where, mode=mode) if isinstance(where, Path) else bind_tcp(*where)
         self.socket.most = most + REFUSED_WITH_WORDS
         self.port = None if self.path is not None else int(self.socket.getsockname()[1])
-        self.server = _Server(_config(wanted.app, most), wanted.tls, wanted.front)
+        self.server = _Server(_config(wanted.app, most, grace_seconds), wanted.tls, wanted.front)
 
     async def serve(self) -> None:
         await self.server.serve(sockets=[self.socket])
@@ -259,7 +262,14 @@ class _Server(uvicorn.Server):
         return protocol
 
 
-def _config(app: Asgi, most_connections: int) -> uvicorn.Config:
+async def _begin(wanted: list[_Wanted], guard: Guard, grace_seconds: int) -> RunningServer:
+    listeners = _bind(wanted, grace_seconds)
+    tasks = [asyncio.create_task(one.serve(), name=f"http-{one.kind}") for one in listeners]
+    await _until_listening([listener.server for listener in listeners], tasks)
+    return RunningServer(listeners, tasks, guard)
+
+
+def _config(app: Asgi, most_connections: int, grace_seconds: int) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=Repeats,
@@ -273,7 +283,7 @@ def _config(app: Asgi, most_connections: int) -> uvicorn.Config:
         proxy_headers=False,
         limit_concurrency=most_connections,
         timeout_keep_alive=IDLE_SECONDS,
-        timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_graceful_shutdown=grace_seconds,
     )
 
 
@@ -293,11 +303,11 @@ async def _all_listening(servers: list[_Server]) -> None:
         await server.listening.wait()
 
 
-def _bind(wanted: list[_Wanted]) -> list[_Listener]:
+def _bind(wanted: list[_Wanted], grace_seconds: int) -> list[_Listener]:
     listeners: list[_Listener] = []
     for one in wanted:
         try:
-            listeners.append(_Listener(one))
+            listeners.append(_Listener(one, grace_seconds))
         except OSError as error:
             for listener in listeners:
                 listener.socket.close()

@@ -5,9 +5,11 @@ What is told about models is asked of the HTTP application, so that both forms t
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,18 +23,27 @@ from google.protobuf import json_format  # type: ignore[import-untyped]
 from edgepack_contract.errors import ConfigError
 from edgepack_contract.limits import LIMITS
 from edgepack_runtime.config import ServeConfig
+from edgepack_runtime.inference.errors import BadRequestError
 from edgepack_runtime.serving.access import Guard
-from edgepack_runtime.serving.asgi import Asgi
+from edgepack_runtime.serving.asgi import BODY_SECONDS, Asgi
 from edgepack_runtime.serving.codec import Encoded, Payload
-from edgepack_runtime.serving.errors import UnknownModelError
+from edgepack_runtime.serving.errors import OverloadError, UnknownModelError
 from edgepack_runtime.serving.failure import response_of
 from edgepack_runtime.serving.grpc.codec import MESSAGES, GrpcCodec, parse
 from edgepack_runtime.serving.grpc.schema import METHODS, SERVICE
 from edgepack_runtime.serving.predict import predict
 from edgepack_runtime.serving.slot import Slot
 
-MOST_CALLS = 256
-GRACE_SECONDS = 10.0
+MOST_CALLS = MOST_OF_ONE = 256
+MOST_CONNECTIONS = 128
+MOST_STREAMS = 64
+"""Streams may stay open without a word; these leave room for other calls."""
+
+SEND_SECONDS = 30.0
+"""A client that has not taken an answer after so long is waited for no longer."""
+
+IDLE_SECONDS = 300
+HANDSHAKE_SECONDS = 10
 KEY_METADATA = "x-edgepack-key"
 
 _OPEN = frozenset({"ServerLive", "ServerReady"})
@@ -42,6 +53,7 @@ _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
     404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     503: grpc.StatusCode.UNAVAILABLE,
@@ -69,6 +81,9 @@ Context = Any
 """``grpc.aio.ServicerContext``, which comes without types."""
 
 
+Work = Callable[[bytes, Context], Awaitable[bytes]]
+
+
 class RefusedError(Exception):
     """A call that is answered with an HTTP status and words, as over HTTP."""
 
@@ -89,29 +104,42 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
     def __init__(self, app: Asgi, slots: Mapping[str, Slot], guard: Guard) -> None:
         self._app, self._slots, self._guard = app, slots, guard
         self._codec = GrpcCodec()
+        self._calls = self._streams = 0
 
     def service(self, details: Any) -> Any:
         """The handler of a call, None when there is no such method."""
         service, _, method = details.method.lstrip("/").partition("/")
         if service != SERVICE or method not in METHODS:
             return None
+        # every call as a stream, which is the same to a client: who is refused is not read, and
+        # both reading and sending can have an end
+        return grpc.stream_stream_rpc_method_handler(self._handler(method, details))
+
+    def _handler(self, method: str, details: Any) -> Callable[[Any, Context], Awaitable[None]]:
         if method not in _OPEN and not self._admits(details.invocation_metadata):
-            return grpc.unary_unary_rpc_method_handler(_unauthenticated)
+            return _unauthenticated
         if method == "ModelStreamInfer":
-            return grpc.stream_stream_rpc_method_handler(self._stream)
-        if method == "ModelInfer":
-            return grpc.unary_unary_rpc_method_handler(self._infer)
-        return grpc.unary_unary_rpc_method_handler(self._telling(method))
+            return self._stream
+        work = self._infer if method == "ModelInfer" else partial(self._told, method)
+        return partial(self._once, work)
 
-    def _telling(self, method: str) -> Callable[[bytes, Context], Awaitable[bytes]]:
-        async def tell(raw: bytes, context: Context) -> bytes:
-            try:
-                return await self._tell(method, raw)
-            except Exception as error:  # noqa: BLE001 - response_of logs it
-                # as in _infer
-                return await _abort(context, error)
+    async def _once(self, work: Work, _requests: Any, context: Context) -> None:
+        # gRPC's own limit counts a call whose answer nobody takes for as long as its connection
+        if self._calls >= MOST_CALLS:
+            await _abort(context, OverloadError(f"{MOST_CALLS} calls are being answered already"))
+        self._calls += 1
+        try:
+            answer = await work(await _heard(context), context)
+        except Exception as error:  # noqa: BLE001 - response_of logs it
+            # the outermost place that still knows the call: a defect of ours costs one answer
+            await _abort(context, error)
+        else:
+            await _send(context, answer)
+        finally:
+            self._calls -= 1
 
-        return tell
+    async def _told(self, method: str, raw: bytes, _context: Context) -> bytes:
+        return await self._tell(method, raw)
 
     async def _tell(self, method: str, raw: bytes) -> bytes:
         request = parse(METHODS[method][0], raw)
@@ -135,26 +163,27 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
         return found
 
     async def _infer(self, raw: bytes, context: Context) -> bytes:
-        try:
-            key = dict(context.invocation_metadata()).get(KEY_METADATA)
-            return (await self._predict(raw, key)).body
-        except Exception as error:  # noqa: BLE001 - response_of logs it
-            # the outermost place that still knows the call: a defect of ours costs one answer
-            return await _abort(context, error)
+        return (await self._predict(raw, _key(context))).body
 
-    async def _stream(
-        self, requests: AsyncIterator[bytes], context: Context
-    ) -> AsyncIterator[bytes]:
-        key = dict(context.invocation_metadata()).get(KEY_METADATA)
-        async for raw in requests:
-            response = MESSAGES["ModelStreamInferResponse"]()
-            try:
-                encoded = await self._predict(raw, key)
-                response.infer_response.MergeFromString(encoded.body)
-            except Exception as error:  # noqa: BLE001 - response_of logs it
-                # as the reference server: an error is an answer of the stream, which goes on
-                response.error_message = _words(error)[1]
-            yield response.SerializeToString()
+    async def _stream(self, _requests: Any, context: Context) -> None:
+        if self._streams >= MOST_STREAMS:
+            await _abort(context, OverloadError(f"{MOST_STREAMS} streams are open already"))
+        self._streams += 1
+        try:
+            while (raw := await context.read()) is not grpc.aio.EOF:
+                await _send(context, await self._part(raw, context))
+        finally:
+            self._streams -= 1
+
+    async def _part(self, raw: bytes, context: Context) -> bytes:
+        response = MESSAGES["ModelStreamInferResponse"]()
+        try:
+            encoded = await self._predict(raw, _key(context))
+            response.infer_response.MergeFromString(encoded.body)
+        except Exception as error:  # noqa: BLE001 - response_of logs it
+            # as the reference server: an error is an answer of the stream, which goes on
+            response.error_message = _words(error)[1]
+        return bytes(response.SerializeToString())
 
     async def _predict(self, raw: bytes, key: str | bytes | None) -> Encoded:
         # the tensors are read by the codec, perhaps in another thread
@@ -187,9 +216,12 @@ class GrpcListener:
         self._server = server
         self.port = port
 
-    async def stop(self) -> None:
-        """Take no more calls, finish what is in flight, end. Idempotent."""
-        await self._server.stop(GRACE_SECONDS)
+    async def stop(self, seconds: float) -> None:
+        """Take no more calls, finish what is in flight within ``seconds``, end.
+
+        Called again it can only make the time shorter.
+        """
+        await self._server.stop(seconds)
 
 
 async def listen(
@@ -204,12 +236,15 @@ async def listen(
     """
     server = grpc.aio.server(
         handlers=[Service(app, slots, guard)],
-        maximum_concurrent_rpcs=MOST_CALLS,
         options=[
             ("grpc.max_receive_message_length", config.body_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", LIMITS.request_header_bytes),
             ("grpc.so_reuseport", 0),
+            ("grpc.max_concurrent_streams", MOST_OF_ONE),
+            ("grpc.max_allowed_incoming_connections", MOST_CONNECTIONS),
+            ("grpc.max_connection_idle_ms", 1000 * IDLE_SECONDS),
+            ("grpc.server_handshake_timeout_ms", 1000 * HANDSHAKE_SECONDS),
         ],
     )
     host = f"[{config.host}]" if ":" in config.host else config.host
@@ -292,13 +327,38 @@ def _words(error: Exception) -> tuple[int, str]:
     return response.status, json.loads(response.body)["error"]
 
 
-async def _abort(context: Context, error: Exception) -> bytes:
+async def _abort(context: Context, error: Exception) -> None:
     status, words = _words(error)
     await context.abort(_CODES.get(status, grpc.StatusCode.INTERNAL), words)
-    return b""
 
 
-async def _unauthenticated(_raw: bytes, context: Context) -> bytes:
+async def _heard(context: Context) -> bytes:
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            raw = await context.read()
+    except TimeoutError as error:
+        words = f"the message did not arrive within {BODY_SECONDS:g} s"
+        raise RefusedError(408, words) from error
+    if raw is grpc.aio.EOF:
+        raise BadRequestError("the call ended without a message")
+    return bytes(raw)
+
+
+async def _send(context: Context, answer: bytes) -> None:
+    try:
+        async with asyncio.timeout(SEND_SECONDS):
+            await context.write(answer)
+    except TimeoutError as error:
+        # a status would have to wait for the answer before it, and a handler that is cancelled
+        # sends none: the call counts no more, and gRPC keeps its answer until the connection ends
+        raise asyncio.CancelledError from error
+
+
+def _key(context: Context) -> str | bytes | None:
+    found: str | bytes | None = dict(context.invocation_metadata()).get(KEY_METADATA)
+    return found
+
+
+async def _unauthenticated(_requests: Any, context: Context) -> None:
     words = "send the token of this device in the metadata: authorization: Bearer TOKEN"
     await context.abort(grpc.StatusCode.UNAUTHENTICATED, words)
-    return b""

@@ -28,9 +28,9 @@ def listening(world, **settings):
     """The port of a gRPC listener over the world's slots."""
     config = ServeConfig(**{"grpc_port": 0} | settings)
     calls = answering_calls(App(world.slots), world.slots, config, Guard(config))
-    port = world.wait(calls.__aenter__())
+    made = world.wait(calls.__aenter__())
     try:
-        yield port
+        yield made.port
     finally:
         world.wait(calls.__aexit__(None, None, None))
 
