@@ -6,6 +6,7 @@ It confines itself, looks over the graph, and only then imports onnxruntime.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +53,8 @@ def _judge(order: Order) -> dict[str, Any]:
         threads=order.threads,
         rounds=order.rounds,
     )
+
+
+if __name__ == "__main__":
+    # FOLDER [MEMORY_BYTES [THREADS [SECONDS [ROUNDS [PARENT]]]]]
+    run_child(Order(sys.argv[1], *map(int, sys.argv[2:])))

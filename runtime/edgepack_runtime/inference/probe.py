@@ -2,8 +2,8 @@
 
 A malformed graph can crash, hang or exhaust the process that loads it. The child bears that; this
 module, which runs in the parent, only starts it and reads its verdict. It imports neither numpy
-nor onnxruntime. ``python -m edgepack_runtime.inference.probe FOLDER`` is the child, whose steps are
-in :mod:`.child`. It has a session of its own, no environment to speak of, and ends with its parent.
+nor onnxruntime. ``python -m edgepack_runtime.inference.child FOLDER`` is the child. It has a session
+of its own, no environment to speak of, and ends with its parent.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def probe_model(
     seconds = math.ceil(timeout_s) + _SECONDS_MORE
     order = Order(str(folder.absolute()), memory_bytes or 0, threads, seconds, rounds, os.getpid())
     # -P: the current folder is nobody's package
-    command = [sys.executable, "-P", "-m", "edgepack_runtime.inference.probe", *map(str, order)]
+    command = [sys.executable, "-P", "-m", "edgepack_runtime.inference.child", *map(str, order)]
     # in memory, because the disk may be full; the child bounds what it writes
     out, err = os.memfd_create("probe-out"), os.memfd_create("probe-err")
     try:
@@ -186,10 +186,3 @@ def _environment() -> dict[str, str]:
 def _read(descriptor: int) -> bytes:
     # positioned, because the offset of the file is shared with the child that wrote it
     return os.pread(descriptor, _READ_BYTES, max(0, os.fstat(descriptor).st_size - _READ_BYTES))
-
-
-if __name__ == "__main__":
-    from edgepack_runtime.inference.child import run_child
-
-    # FOLDER [MEMORY_BYTES [THREADS [SECONDS [ROUNDS [PARENT]]]]]
-    run_child(Order(sys.argv[1], *map(int, sys.argv[2:])))

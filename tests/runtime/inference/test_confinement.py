@@ -46,7 +46,7 @@ def children(parent):
             command = (entry / "cmdline").read_bytes()
         except OSError:
             continue
-        if int(fields[1]) == parent and b"edgepack_runtime.inference.probe" in command:
+        if int(fields[1]) == parent and b"edgepack_runtime.inference.child" in command:
             found.append(int(entry.name))
     return found
 
@@ -107,7 +107,7 @@ def test_a_child_does_not_outlive_who_started_it(endless):
 
 
 def test_a_child_whose_parent_is_gone_tries_nothing(endless):
-    command = [sys.executable, "-m", "edgepack_runtime.inference.probe", str(endless)]
+    command = [sys.executable, "-m", "edgepack_runtime.inference.child", str(endless)]
     numbers = ["0", "1", "60", "1", "1"]
     out = subprocess.run([*command, *numbers], capture_output=True, check=False, text=True)
     assert (out.returncode, out.stdout) == (1, "")

@@ -150,7 +150,7 @@ def test_a_model_that_never_answers(make_variant):
 
 
 def test_the_child_by_hand_prints_one_line(make_variant):
-    command = [sys.executable, "-m", "edgepack_runtime.inference.probe", str(make_variant("v"))]
+    command = [sys.executable, "-m", "edgepack_runtime.inference.child", str(make_variant("v"))]
     out = subprocess.run(command, capture_output=True, check=False, text=True)
     assert (out.returncode, out.stdout.count("\n")) == (0, 1)
     assert msgspec.json.decode(out.stdout, type=ProbeResult).ok
