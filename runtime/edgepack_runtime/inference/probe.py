@@ -2,8 +2,8 @@
 
 A malformed graph can crash, hang or exhaust the process that loads it. The child bears that; this
 module, which runs in the parent, only starts it and reads its verdict. It imports neither numpy
-nor onnxruntime. ``python -m edgepack_runtime.inference.child FOLDER`` is the child. It has a session
-of its own, no environment to speak of, and ends with its parent.
+nor onnxruntime. ``python -m edgepack_runtime.inference.child FOLDER`` is the child. It has a
+session of its own, no environment to speak of, and ends with its parent.
 """
 
 from __future__ import annotations
