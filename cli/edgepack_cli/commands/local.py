@@ -26,6 +26,9 @@ _RESTING = frozenset({"idle", "succeeded", "failed", "fell_back", "rejected", "s
 _BLAMED = {"bundle": Exit.VERIFICATION, "config": Exit.CONFIG}
 _ENDED = {"succeeded": Exit.OK, "rejected": Exit.VERIFICATION, "fell_back": Exit.ROLLED_BACK}
 _LATER = "what the fleet wants next takes its place"
+_LONG_PATH = (
+    "the path is too long to be kept: if the device restarts while it installs, run this once more"
+)
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _slot_option = click.option("--slot", help="Only this slot.")
@@ -242,6 +245,8 @@ def _change(place: Place, what: str, order: object, *, no_wait: bool, as_json: b
         session = _session(asking.view())
         taken = asking.ask("POST", what, order, Taken)
         note(f"slot {taken.slot}: {taken.version} was asked for; {_LATER}")
+        if not taken.resumes:
+            note(_LONG_PATH)
         if no_wait:
             return _told(taken, None, as_json=as_json)
         ended = _until_ended(asking.view, taken, session)

@@ -42,6 +42,7 @@ from edgepack_runtime.activation.state import (
     Installed,
     SlotState,
     belonging,
+    fits_journal,
     short_words,
 )
 from edgepack_runtime.activation.unwritten import instead_of
@@ -60,10 +61,12 @@ class Asked:
     Attributes:
         ticket: The slot has taken notice when :attr:`SlotAgent.attended` is not less.
         bundle: What it shall run, None for nothing.
+        resumes: Whether a restart goes on with it; a long path is not written down.
     """
 
     ticket: int
     bundle: Installed | None = None
+    resumes: bool = True
 
 
 class SlotAgent:
@@ -184,7 +187,7 @@ class SlotAgent:
         What the fleet wants later takes its place.
 
         Args:
-            path: The file; it must stay until the install is over.
+            path: The file; it must stay until the install is over, which a restart does not end.
             probation: How long to watch it.
             retry_blocked: Try it even if it misbehaved here before.
 
@@ -193,12 +196,14 @@ class SlotAgent:
             SourceError: It cannot be read.
         """
         bundle = self._parts.installer.identify(path)
-        self._runner.local[bundle.digest] = str(path.absolute())
+        source = str(path.absolute())
+        # also when it is too long for the journal
+        self._runner.local[bundle.digest] = source
         released = (bundle.digest,) if retry_blocked else ()
-        ref = Ref(name=bundle.name, digest=bundle.digest, sources=[])
+        ref = Ref(name=bundle.name, digest=bundle.digest, sources=[source])
         watched = probation or Probation()
         ticket = self._inbox.put(Wished(ref, probation=watched, retry_blocked=released))
-        return Asked(ticket, bundle)
+        return Asked(ticket, bundle, fits_journal(source))
 
     def roll_back(self, *, probation: Probation | None = None) -> Asked:
         """Go back to the bundle before, which is in the store; a trial that is on ends for it.

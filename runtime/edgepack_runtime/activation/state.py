@@ -160,8 +160,13 @@ def belonging(state: SlotState, *, owner: str, enrolment: str) -> SlotState:
 
 def short_ref(ref: Ref) -> Ref:
     """A reference that fits the journal: the first sources that are not overlong."""
-    fitting = [source for source in ref.sources if len(source) <= MAX_SOURCE_CHARS]
+    fitting = [source for source in ref.sources if fits_journal(source)]
     return msgspec.structs.replace(ref, sources=fitting[:MAX_SOURCES])
+
+
+def fits_journal(source: str) -> bool:
+    """Whether a source is remembered over a restart."""
+    return source.isprintable() and len(source.encode()) <= MAX_SOURCE_CHARS
 
 
 def short_words(words: str, *, most: int = MAX_WORDS) -> str:

@@ -78,6 +78,7 @@ class Taken(msgspec.Struct, frozen=True, kw_only=True):
     ticket: int
     digest: str | None = None
     version: str | None = None
+    resumes: bool = True
 
 
 class Control:
@@ -206,7 +207,9 @@ def _emptied(name: str, runtime: SlotRuntime) -> Taken:
 def _taken(slot: str, asked: Asked) -> Taken:
     digest = asked.bundle.digest if asked.bundle else None
     version = asked.bundle.version if asked.bundle else None
-    return Taken(slot=slot, ticket=asked.ticket, digest=digest, version=version)
+    return Taken(
+        slot=slot, ticket=asked.ticket, digest=digest, version=version, resumes=asked.resumes
+    )
 
 
 def _probation(seconds: float | None) -> Probation | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 
 import bundle_samples
 import pytest
@@ -10,7 +11,7 @@ from msgspec.structs import replace
 from slot_world import PROBATION, World, bundle
 
 from edgepack_contract.instructions import Obeyed
-from edgepack_contract.messages import SlotDesired
+from edgepack_contract.messages import Ref, SlotDesired
 from edgepack_contract.states import Phase
 from edgepack_runtime.activation.factory import is_due, lacks_model
 from edgepack_runtime.activation.guard import Counters
@@ -28,6 +29,37 @@ def updated(world) -> World:
     world.install(A)
     world.install(SAFER)
     return world
+
+
+@pytest.mark.parametrize("phase", [Phase.DOWNLOADING, Phase.PROBING, Phase.PROBATION])
+def test_an_install_from_a_file_goes_on_after_a_kill(world, tmp_path, phase):
+    world.start()
+    world.install(A)
+    file = shutil.copy(B.path, tmp_path / B.path.name)
+    assert world.agent.install_local(file, probation=PROBATION).resumes
+    world.run_to(phase)
+    world.start()
+    world.settle()
+    assert (world.state.phase, world.host.serving) == (Phase.SUCCEEDED, B.digest)
+
+
+def test_a_path_that_is_too_long_to_be_kept_is_said_so(world, tmp_path):
+    world.start()
+    folder = tmp_path / ("a" * 200)
+    folder.mkdir()
+    file = shutil.copy(A.path, folder / A.path.name)
+    assert not world.agent.install_local(file, probation=PROBATION).resumes
+    world.settle()
+    assert world.host.serving == A.digest
+
+
+def test_a_document_of_the_fleet_names_no_file_of_this_machine(world):
+    world.start()
+    ref = Ref(name="digits", digest=A.digest, sources=[str(A.path), "file:///etc/shadow"])
+    world.agent.wish(SlotDesired(active=ref), Obeyed(epoch=1, generation=1))
+    world.settle()
+    assert world.state.phase == Phase.FAILED
+    assert world.state.wanted.ref.sources == []
 
 
 def with_factory(world: World, sample) -> World:

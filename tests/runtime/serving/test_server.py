@@ -12,7 +12,7 @@ import pytest
 
 from edgepack_contract.errors import ConfigError
 from edgepack_contract.limits import LIMITS
-from edgepack_runtime.serving import server as server_module
+from edgepack_runtime.serving import head as head_module
 from edgepack_runtime.serving.app import App
 from edgepack_runtime.serving.server import serve
 
@@ -172,7 +172,7 @@ def test_a_head_that_is_too_large_is_hung_up_on(world, parts):
 
 
 def test_a_head_that_does_not_end_is_hung_up_on(world, monkeypatch):
-    monkeypatch.setattr(server_module, "HEAD_SECONDS", 0.05)
+    monkeypatch.setattr(head_module, "HEAD_SECONDS", 0.05)
     world.start()
     assert talk(world.server.port, HEAD) == b""
     assert talk(world.server.port) == b""
