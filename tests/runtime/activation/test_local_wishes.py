@@ -8,7 +8,7 @@ import shutil
 import bundle_samples
 import pytest
 from msgspec.structs import replace
-from slot_world import PROBATION, World, bundle
+from slot_world import PROBATION, Crash, World, bundle
 
 from edgepack_contract.instructions import Obeyed
 from edgepack_contract.messages import Ref, SlotDesired
@@ -17,6 +17,7 @@ from edgepack_runtime.activation.factory import is_due, lacks_model
 from edgepack_runtime.activation.guard import Counters
 from edgepack_runtime.activation.state import SlotState
 from edgepack_runtime.errors import DeviceError
+from edgepack_runtime.sources.archive import ArchiveSource
 
 A, B, C = bundle("1.0.0"), bundle("1.1.0"), bundle("1.2.0")
 SAFER = bundle("2.0.0", security_version=7)
@@ -31,14 +32,20 @@ def updated(world) -> World:
     return world
 
 
-@pytest.mark.parametrize("phase", [Phase.DOWNLOADING, Phase.PROBING, Phase.PROBATION])
-def test_an_install_from_a_file_goes_on_after_a_kill(world, tmp_path, phase):
+def test_an_install_from_a_file_goes_on_after_a_kill(world, tmp_path, monkeypatch):
     world.start()
     world.install(A)
     file = shutil.copy(B.path, tmp_path / B.path.name)
     assert world.agent.install_local(file, probation=PROBATION).resumes
-    world.run_to(phase)
+
+    def killed(_path):
+        raise Crash
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(ArchiveSource, "open", killed)
+        world.settle()
     world.start()
+    assert world.state.phase == Phase.DOWNLOADING
     world.settle()
     assert (world.state.phase, world.host.serving) == (Phase.SUCCEEDED, B.digest)
 
