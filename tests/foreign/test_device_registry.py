@@ -11,10 +11,8 @@ from certificate_files import make_tls
 from docker_registry import PASSWORD, USER, registry
 from large_bundles import large_bundle
 from toxic_proxy import toxic_proxy
-from world_device import FLEET, Device, make_home
+from world_device import FLEET, Device, make_home, runs
 from world_waiting import eventually
-
-from edgepack_contract.states import Phase
 
 pytestmark = pytest.mark.foreign("docker-registry")
 
@@ -35,16 +33,6 @@ def broker():
     broker = Broker()
     yield broker
     broker.kill()
-
-
-def runs(digest: str):
-    """Whether a device says that it runs a bundle, and is content with it."""
-
-    def there(said):
-        slot = said.slots.get("tiny")
-        return slot and (slot.phase, slot.running) == (Phase.SUCCEEDED, digest)
-
-    return there
 
 
 def test_a_device_is_killed_while_it_pulls_and_goes_on(tmp_path, broker):

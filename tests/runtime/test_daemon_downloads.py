@@ -7,10 +7,8 @@ from broker_process import Broker
 from large_bundles import large_bundle
 from pull_registry import pull_registry
 from toxic_proxy import toxic_proxy
-from world_device import FLEET, Device, make_home
+from world_device import FLEET, Device, make_home, runs
 from world_waiting import eventually
-
-from edgepack_contract.states import Phase
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("device-daemon")]
 
@@ -23,16 +21,6 @@ def broker():
     broker = Broker()
     yield broker
     broker.kill()
-
-
-def runs(digest: str):
-    """Whether a device says that it runs a bundle, and is content with it."""
-
-    def there(said):
-        slot = said.slots.get("tiny")
-        return slot and (slot.phase, slot.running) == (Phase.SUCCEEDED, digest)
-
-    return there
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["compressed", "as it is"])

@@ -19,10 +19,26 @@ ECHO_DTYPES = (
     "uint8", "uint16", "uint32", "uint64",
 )  # fmt: skip
 
+TEXTS = np.array([["ä", ""], ["日本", "x" * 300]], object)
+
 
 def echo_input(dtype: str) -> str:
     """The input of a type; its output is the same with ``_out``."""
     return f"x_{dtype}"
+
+
+def echo_values(dtype: str, shape: tuple[int, ...] = (2, 2)) -> np.ndarray:
+    """What a type can hold, its ends among it; texts are text."""
+    rng = np.random.default_rng(3)
+    if dtype == "str":
+        return np.resize(TEXTS, shape)
+    if dtype == "bool":
+        return rng.integers(0, 2, shape).astype(bool)
+    kind = np.dtype(dtype)
+    if kind.kind == "f":
+        return rng.normal(size=shape).astype(kind)
+    info = np.iinfo(kind)
+    return np.resize(np.array([info.min, info.max, 0, 1], kind), shape)
 
 
 def echo_variant(folder: Path, *dtypes: str, shape: tuple[int | str, ...] = ("n", "m")) -> Path:

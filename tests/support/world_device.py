@@ -24,6 +24,7 @@ from edgepack_contract.keys import PrivateKey, read_private_key, write_private_k
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.messages import Desired, Probation, Ref, Reported, SlotDesired, State
 from edgepack_contract.sealing import unseal
+from edgepack_contract.states import Phase
 from edgepack_contract.topics import Kind, device_topic
 
 T = TypeVar("T")
@@ -60,6 +61,16 @@ def keyring_file(version: int, **changes: Any) -> bytes:
         owners=[OWNER.public.pem.decode()], publishers=[publisher], fleets=fleets,
     )  # fmt: skip
     return sign_keyring(msgspec.structs.replace(made, **changes), [OWNER])
+
+
+def runs(digest: str) -> Callable[[Reported], bool]:
+    """Whether a device says that it runs a bundle in the slot of :data:`MODEL`, and is content."""
+
+    def there(said: Reported) -> bool:
+        slot = said.slots.get(MODEL)
+        return slot is not None and (slot.phase, slot.running) == (Phase.SUCCEEDED, digest)
+
+    return there
 
 
 def make_home(home: Path, name: str, mqtt_port: int) -> None:

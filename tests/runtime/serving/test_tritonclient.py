@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from echo_variants import ECHO_DTYPES, echo_input
+from echo_variants import ECHO_DTYPES, TEXTS, echo_input, echo_values
 from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
-
-TEXTS = np.array([["ä", ""], ["日本", "x" * 300]], object)
 
 
 @pytest.fixture(scope="module")
@@ -25,19 +23,6 @@ def served(make_world, load, load_echo):
 def client(served):
     with triton.InferenceServerClient(f"127.0.0.1:{served.server.port}", concurrency=4) as made:
         yield made
-
-
-def values_of(dtype, shape=(2, 2)):
-    rng = np.random.default_rng(3)
-    if dtype == "str":
-        return np.resize(TEXTS, shape)
-    if dtype == "bool":
-        return rng.integers(0, 2, shape).astype(bool)
-    kind = np.dtype(dtype)
-    if kind.kind == "f":
-        return rng.normal(size=shape).astype(kind)
-    info = np.iinfo(kind)
-    return np.resize(np.array([info.min, info.max, 0, 1], kind), shape)
 
 
 def tensor(name, values, *, binary=True):
@@ -67,7 +52,7 @@ def has_json(dtype):
 
 def everything(*, binary, shape=(2, 2)):
     return {
-        dtype: (values_of(dtype, shape), binary or not has_json(dtype)) for dtype in ECHO_DTYPES
+        dtype: (echo_values(dtype, shape), binary or not has_json(dtype)) for dtype in ECHO_DTYPES
     }
 
 
@@ -95,7 +80,7 @@ def test_every_datatype_comes_back(client, binary_in, binary_out):
 
 def test_json_and_bytes_mixed_both_ways(client):
     tensors = {
-        dtype: (values_of(dtype), place % 2 == 0 or not has_json(dtype))
+        dtype: (echo_values(dtype), place % 2 == 0 or not has_json(dtype))
         for place, dtype in enumerate(ECHO_DTYPES)
     }
     outputs = [

@@ -20,6 +20,9 @@ def test_addresses_of_repositories(url):
     ("url", "code"),
     [
         ("http://fleet.example/models", "insecure-source"),
+        ("http://10.0.0.1:8000/models", "insecure-source"),
+        ("https://fleet.example:0x/models", "bad-source"),
+        ("models", "bad-source"),
         ("https://fleet.example", "bad-source"),
         ("https://fleet.example/", "bad-source"),
         ("https:///models", "bad-source"),

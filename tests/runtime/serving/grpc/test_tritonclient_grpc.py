@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 from certificate_files import make_tls, make_token
-from echo_variants import ECHO_DTYPES, echo_input
+from echo_variants import ECHO_DTYPES, echo_input, echo_values
 from tritonclient import grpc as triton
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
@@ -19,8 +19,6 @@ from edgepack_runtime.config import ServeConfig
 from edgepack_runtime.serving.access import Guard
 from edgepack_runtime.serving.app import App
 from edgepack_runtime.serving.calls import answering_calls
-
-TEXTS = np.array([["ä".encode(), b""], ["日本".encode(), b"x" * 300]], object)
 
 
 @contextlib.contextmanager
@@ -51,16 +49,9 @@ def client(served):
 
 
 def values_of(dtype, shape=(2, 2)):
-    rng = np.random.default_rng(3)
-    if dtype == "str":
-        return np.resize(TEXTS, shape)
-    if dtype == "bool":
-        return rng.integers(0, 2, shape).astype(bool)
-    kind = np.dtype(dtype)
-    if kind.kind == "f":
-        return rng.normal(size=shape).astype(kind)
-    info = np.iinfo(kind)
-    return np.resize(np.array([info.min, info.max, 0, 1], kind), shape)
+    """Over gRPC texts are bytes."""
+    values = echo_values(dtype, shape)
+    return np.vectorize(str.encode, [object])(values) if dtype == "str" else values
 
 
 def tensor(name, values):
