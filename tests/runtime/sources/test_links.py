@@ -26,9 +26,7 @@ def test_each_link_has_its_cap():
 
 
 def test_a_closed_link_is_waited_for_in_words():
-    with pytest.raises(
-        WaitingSourceError, match=r"unmetered link: .* by wwan0"
-    ) as caught:
+    with pytest.raises(WaitingSourceError, match=r"unmetered link: .* by wwan0") as caught:
         links("wwan0", metered=["wwan0"]).pace("r.example", 443)
     assert isinstance(caught.value, TransientSourceError)
     assert caught.value.code == "waits-unmetered"
