@@ -28,6 +28,7 @@ from edgepack_runtime.serving.failure import response_of
 from edgepack_runtime.serving.metrics import CONTENT_TYPE, render_metrics
 from edgepack_runtime.serving.predictions import CODECS, Predictions, packed
 from edgepack_runtime.serving.residents import Tenure
+from edgepack_runtime.serving.room import Hold
 from edgepack_runtime.serving.routes import Endpoint, Route, find_route
 from edgepack_runtime.serving.slot import Slot
 from edgepack_runtime.telemetry.spool import Backlog
@@ -124,14 +125,20 @@ class App:
             return response_of(error)
 
     async def _predict(self, route: Route, request: Request) -> Response:
-        slot = self.predictions.slot(route)
+        with self.predictions.room.holding() as hold:
+            body = await self._body(route, request, hold)
+            return await self.predictions.answer(route, request.headers, body)
+
+    async def _body(self, route: Route, request: Request, hold: Hold) -> bytes:
+        slot, most = self.predictions.slot(route), self.predictions.body_bytes
+        # the protocol has taken room for a length that it was told
+        grown = {} if b"content-length" in request.headers else {"grown": hold.grow}
         try:
             encoding_of(request.headers)
-            body = await read_body(request, self.predictions.body_bytes, length_required=True)
+            return await read_body(request, most, length_required=True, **grown)
         except HttpError as error:
             slot.refused_early("deadline" if error.status == 408 else "bad_request")
             raise
-        return await self.predictions.answer(route, request.headers, body)
 
     async def _live(self, _route: Route, _request: Request) -> Response:
         return json_response({"live": True})

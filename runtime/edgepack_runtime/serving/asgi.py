@@ -73,8 +73,20 @@ def error_response(status: int, message: str, *headers: Header) -> Response:
     return json_response({"error": message}, status, *headers)
 
 
-async def read_body(request: Request, most_bytes: int, *, length_required: bool = False) -> bytes:
+async def read_body(
+    request: Request,
+    most_bytes: int,
+    *,
+    length_required: bool = False,
+    grown: Callable[[int], None] = lambda _size: None,
+) -> bytes:
     """Read a request's body.
+
+    Args:
+        request: Whose.
+        most_bytes: How much it may hold.
+        length_required: Whether it must say how much, or come in chunks.
+        grown: Told the bytes that are there as they become more; what it raises ends the reading.
 
     Raises:
         HttpError: 411 without a length where one is required, 413 over the limit, 408 when it does
@@ -94,7 +106,7 @@ async def read_body(request: Request, most_bytes: int, *, length_required: bool 
         return first
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            return await _read_rest(request.receive, bytearray(first), most_bytes)
+            return await _read_rest(request.receive, bytearray(first), most_bytes, grown)
     except TimeoutError as error:
         raise HttpError(408, f"the body did not arrive within {BODY_SECONDS:g} s", CLOSE) from error
 
@@ -104,13 +116,16 @@ def too_large(size: int, most_bytes: int) -> HttpError:
     return HttpError(413, f"the body has {size} bytes or more, at most {most_bytes}", CLOSE)
 
 
-async def _read_rest(receive: Receive, body: bytearray, most_bytes: int) -> bytes:
+async def _read_rest(
+    receive: Receive, body: bytearray, most_bytes: int, grown: Callable[[int], None]
+) -> bytes:
     more = True
     while more:
         message = await receive()
         body += _part(message)
         if len(body) > most_bytes:
             raise too_large(len(body), most_bytes)
+        grown(len(body))
         more = message.get("more_body", False)
     return bytes(body)
 

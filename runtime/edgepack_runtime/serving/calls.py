@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from edgepack_contract.errors import ConfigError
 from edgepack_runtime.config import ServeConfig
 from edgepack_runtime.serving.access import Guard
-from edgepack_runtime.serving.asgi import Asgi
+from edgepack_runtime.serving.app import App
 from edgepack_runtime.serving.slot import Slot
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Calls:
 
 @contextlib.asynccontextmanager
 async def answering_calls(
-    app: Asgi, slots: Mapping[str, Slot], config: ServeConfig, guard: Guard
+    app: App, slots: Mapping[str, Slot], config: ServeConfig, guard: Guard
 ) -> AsyncIterator[Calls]:
     """Answer gRPC when ``config`` names a port for it; cut what is left when the block ends.
 

@@ -30,6 +30,12 @@ class OverloadError(ServingError):
     default_code = "overload"
 
 
+class NoRoomError(ServingError):
+    """Large requests of others take the memory that there is for such."""
+
+    default_code = "no-room"
+
+
 class DeadlineError(ModelRunError):
     """The model did not answer in time; its run was ended."""
 

@@ -6,10 +6,11 @@ import logging
 
 from edgepack_contract.errors import EdgepackError
 from edgepack_runtime.inference.errors import InputError
-from edgepack_runtime.serving.asgi import Header, HttpError, Response, error_response
+from edgepack_runtime.serving.asgi import CLOSE, Header, HttpError, Response, error_response
 from edgepack_runtime.serving.errors import (
     DeadlineError,
     NoModelError,
+    NoRoomError,
     OverloadError,
     UnknownModelError,
 )
@@ -23,6 +24,7 @@ _ANSWERS: tuple[tuple[type[EdgepackError], int, tuple[Header, ...]], ...] = (
     (UnknownModelError, 404, ()),
     (OverloadError, 429, (_RETRY,)),
     (NoModelError, 503, (_RETRY,)),
+    (NoRoomError, 503, (_RETRY, CLOSE)),
     (DeadlineError, 504, ()),
     (EdgepackError, 500, ()),
 )

@@ -85,12 +85,16 @@ class Front:
 
     Attributes:
         guard: The same.
+        room: What large bodies take of.
+        body_bytes: The most that one body may have.
         ending: Whether the server tells its callers to leave, as :meth:`renew` found it.
         seen: Heads that were admitted, by their bytes.
     """
 
     def __init__(self, predictions: Predictions, guard: Guard) -> None:
         self.guard = guard
+        self.room = predictions.room
+        self.body_bytes = predictions.body_bytes
         self.ending = False
         self.seen: dict[bytes, Seen] = {}
         self._predictions = predictions

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from edgepack_contract.limits import KIB, LIMITS
 from edgepack_runtime.inference.errors import BadRequestError, InputError
+from edgepack_runtime.memory import available_bytes
 from edgepack_runtime.serving.asgi import JSON, Header, HttpError, Response
 from edgepack_runtime.serving.codec import Codec, Encoded, Payload
 from edgepack_runtime.serving.compression import (
@@ -21,6 +22,7 @@ from edgepack_runtime.serving.errors import UnknownModelError
 from edgepack_runtime.serving.instances import InstancesCodec
 from edgepack_runtime.serving.oip import OipCodec
 from edgepack_runtime.serving.predict import predict
+from edgepack_runtime.serving.room import Room, room_size
 from edgepack_runtime.serving.routes import Endpoint, Route
 from edgepack_runtime.serving.rows import RowCodec
 from edgepack_runtime.serving.slot import Slot
@@ -50,12 +52,16 @@ class Predictions:
     Args:
         slots: The slots by name; looked at anew for each request.
         body_bytes: The most that a body may hold, unpacked.
+
+    Attributes:
+        room: What large bodies take of, whatever way they come in.
     """
 
     def __init__(
         self, slots: Mapping[str, Slot], body_bytes: int = LIMITS.request_body_bytes
     ) -> None:
         self.body_bytes = body_bytes
+        self.room = Room(room_size(body_bytes, available_bytes()))
         self._slots = slots
         self._unpacking = asyncio.Semaphore(UNPACKED_AT_ONCE)
 

@@ -10,6 +10,9 @@ from __future__ import annotations
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from edgepack_runtime.serving.asgi import CLOSE, Header, Receive, Scope, Send, error_response
+from edgepack_runtime.serving.errors import NoRoomError
+from edgepack_runtime.serving.failure import response_of
+from edgepack_runtime.serving.room import NO_ROOM
 
 _RETRY: Header = (b"retry-after", b"1")
 
@@ -41,6 +44,11 @@ class Refusing(HttpToolsProtocol):
         """Whether as many connections are open as may be."""
         most = self.limit_concurrency
         return most is not None and (len(self.connections) >= most or len(self.tasks) >= most)
+
+
+async def no_room(_scope: Scope, _receive: Receive, send: Send) -> None:
+    """Refuse a large body while others take all the memory there is for such."""
+    await response_of(NoRoomError(NO_ROOM)).send(send)
 
 
 async def _too_many(_scope: Scope, _receive: Receive, send: Send) -> None:

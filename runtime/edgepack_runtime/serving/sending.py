@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import asyncio
 
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
 from edgepack_runtime.serving.asgi import BODY_SECONDS
 from edgepack_runtime.serving.fast import FastProtocol
+from edgepack_runtime.serving.refusing import no_room
+from edgepack_runtime.serving.room import FREE_BYTES, Room
 
 SEND_SECONDS = 10.0
 """A client that takes nothing of its answer for so long is cut."""
@@ -25,8 +29,10 @@ class BoundedSend(FastProtocol):
     """Bounds the time of a body, and of sending an answer."""
 
     _in_body = False
+    _held = 0
     _unsent = 0
     _cut_at = 0.0
+    _room: Room
     _send_timer: asyncio.TimerHandle | None = None
     _body_timer: asyncio.TimerHandle | None = None
 
@@ -40,6 +46,7 @@ class BoundedSend(FastProtocol):
         """Wait no longer."""
         self._forget_body()
         self._forget_sending()
+        self._give_back()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -49,15 +56,31 @@ class BoundedSend(FastProtocol):
             self._body_timer = self.loop.call_later(REST_SECONDS, self.transport.abort)
 
     def on_headers_complete(self) -> None:
-        """A body may follow."""
+        """A body may follow, if there is room for it."""
         self._in_body = True
-        super().on_headers_complete()
+        if self._find_room():
+            super().on_headers_complete()
+            return
+        ordinary, front = self.app, self.front
+        self.app, self.front = no_room, None
+        try:
+            super().on_headers_complete()
+        finally:
+            self.app, self.front = ordinary, front
 
     def on_message_complete(self) -> None:
         """The body is here."""
         self._in_body = False
         self._forget_body()
         super().on_message_complete()
+        last: RequestResponseCycle | None = self.cycle
+        if self._held and (last is None or last.response_complete):
+            self._give_back()
+
+    def on_response_complete(self) -> None:
+        """The body is needed no more."""
+        self._give_back()
+        super().on_response_complete()
 
     def pause_writing(self) -> None:
         """The client is slower than the answer."""
@@ -70,6 +93,23 @@ class BoundedSend(FastProtocol):
         """The client has taken everything."""
         self._forget_sending()
         super().resume_writing()
+
+    def _find_room(self) -> bool:
+        """Take of the room for all connections what this body takes; False when there is none."""
+        size = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
+        if size <= FREE_BYTES or self.front is None or size > self.front.body_bytes:
+            # what is too large is refused before it is read
+            return True
+        # of several requests in a pipeline the first one's end would give back for all
+        if self._held or not self.front.room.take(size):
+            return False
+        self._held, self._room = size, self.front.room
+        return True
+
+    def _give_back(self) -> None:
+        if self._held:
+            self._room.give_back(self._held)
+            self._held = 0
 
     def _look_whether_it_reads(self) -> None:
         unsent = self.transport.get_write_buffer_size()

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from edgepack_contract.loopback import is_loopback
+
 MOST_CONNECTIONS = 512
+SHARES = 4
+"""One address may have a quarter of the connections of a listener."""
+
 MOST_PORT = 65_535
 SOCKET_MODE = 0o660
 PRIVATE_MODE = 0o600
 SUN_PATH_BYTES = 108
+_IPV6_NETWORK = 64
 
 
 class BoundedSocket(socket.socket):
@@ -26,18 +34,39 @@ class BoundedSocket(socket.socket):
     """
 
     most = MOST_CONNECTIONS
-    _open: frozenset[socket.socket] = frozenset()
+    _open: Mapping[socket.socket, str] = MappingProxyType({})
 
     def accept(self) -> tuple[socket.socket, Any]:
         """Take the next caller, or hang up on it."""
         connection, address = super().accept()
-        self._open = frozenset(one for one in self._open if one.fileno() != -1)
-        if len(self._open) >= self.most:
+        held = {one: peer for one, peer in self._open.items() if one.fileno() != -1}
+        self._open, peer = held, _peer(address)
+        if len(self._open) >= self.most or self._has_its_share(peer):
             connection.close()
             # asyncio goes on with the next caller
             raise ConnectionAbortedError
-        self._open |= {connection}
+        held[connection] = peer
         return connection, address
+
+    def _has_its_share(self, peer: str) -> bool:
+        """Whether one address has as many connections as it may: whoever is at it shows later."""
+        if not peer or is_loopback(peer):
+            return False
+        return sum(one == peer for one in self._open.values()) >= self.most // SHARES
+
+
+def _peer(address: Any) -> str:
+    """Who is counted: an IPv4 address, a network of IPv6; nobody on a Unix socket."""
+    if not isinstance(address, tuple):
+        return ""
+    found = ipaddress.ip_address(str(address[0]).partition("%")[0])
+    if isinstance(found, ipaddress.IPv6Address):
+        if found.ipv4_mapped is not None:
+            return str(found.ipv4_mapped)
+        if not found.is_loopback:
+            # one machine has all the addresses of its network to choose from
+            return str(ipaddress.ip_network((found, _IPV6_NETWORK), strict=False).network_address)
+    return str(found)
 
 
 def bind_tcp(host: str, port: int) -> BoundedSocket:

@@ -41,9 +41,10 @@ def test_an_install_from_a_file_goes_on_after_a_kill(world, tmp_path, monkeypatc
     def killed(_path):
         raise Crash
 
-    with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(ArchiveSource, "open", killed)
+    monkeypatch.setattr(ArchiveSource, "open", killed)
+    with pytest.raises(Crash):
         world.settle()
+    monkeypatch.undo()
     world.start()
     assert world.state.phase == Phase.DOWNLOADING
     world.settle()

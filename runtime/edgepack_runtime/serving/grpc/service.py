@@ -25,6 +25,7 @@ from edgepack_contract.limits import LIMITS
 from edgepack_runtime.config import ServeConfig
 from edgepack_runtime.inference.errors import BadRequestError
 from edgepack_runtime.serving.access import Guard
+from edgepack_runtime.serving.app import App
 from edgepack_runtime.serving.asgi import BODY_SECONDS, Asgi
 from edgepack_runtime.serving.codec import Encoded, Payload
 from edgepack_runtime.serving.errors import OverloadError, UnknownModelError
@@ -101,7 +102,7 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
         guard: What callers must bring.
     """
 
-    def __init__(self, app: Asgi, slots: Mapping[str, Slot], guard: Guard) -> None:
+    def __init__(self, app: App, slots: Mapping[str, Slot], guard: Guard) -> None:
         self._app, self._slots, self._guard = app, slots, guard
         self._codec = GrpcCodec()
         self._calls = self._streams = 0
@@ -196,7 +197,10 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
             )
         held = key.encode() if isinstance(key, str) else key
         payload = Payload(raw, None, held)
-        return (await predict(slot, self._codec, payload, target.model_version or None)).encoded
+        with self._app.predictions.room.holding() as hold:
+            hold.grow(len(raw))
+            version = target.model_version or None
+            return (await predict(slot, self._codec, payload, version)).encoded
 
     def _admits(self, metadata: Any) -> bool:
         return self._guard.admits(
@@ -225,7 +229,7 @@ class GrpcListener:
 
 
 async def listen(
-    app: Asgi, slots: Mapping[str, Slot], config: ServeConfig, guard: Guard
+    app: App, slots: Mapping[str, Slot], config: ServeConfig, guard: Guard
 ) -> GrpcListener:
     """Begin to serve in the running loop, where and as ``config`` says of HTTP too.
 
