@@ -200,6 +200,7 @@ class Daemon:
         self._config = config
         self._sources.reconfigure(config.download)
         self._recorder.reconfigure(config.capture)
+        self.slots.reconfigure(config)
         self.slots.settle_capture()
 
     async def run_windows(self) -> None:

@@ -24,6 +24,9 @@ LIVE = (
 )
 """A setting, or a table with all that is in it."""
 
+LIVE_OF_SLOTS = ("threads", "batching")
+"""What can change of every slot; it counts from the next model on that is loaded there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Changes:
@@ -35,7 +38,7 @@ class Changes:
 
 def changes(before: RuntimeConfig, after: RuntimeConfig) -> Changes:
     """Compare two configurations."""
-    old, new = _flat(before), _flat(after)
+    old, new = _flat(_naming(before, after)), _flat(_naming(after, before))
     names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     now = [name for name in names if _is_live(name) and not _comes_or_goes(name, old, new)]
     return Changes(tuple(now), tuple(name for name in names if name not in now))
@@ -43,8 +46,8 @@ def changes(before: RuntimeConfig, after: RuntimeConfig) -> Changes:
 
 def in_force(before: RuntimeConfig, after: RuntimeConfig) -> RuntimeConfig:
     """What holds after a reload: the new where it can change, the old elsewhere."""
-    merged: dict[str, Any] = msgspec.to_builtins(before)
-    new = _flat(after)
+    merged: dict[str, Any] = msgspec.to_builtins(_naming(before, after))
+    new = _flat(_naming(after, before))
     for name in changes(before, after).now:
         *tables, key = name.split(".")
         table = merged
@@ -54,7 +57,16 @@ def in_force(before: RuntimeConfig, after: RuntimeConfig) -> RuntimeConfig:
     return msgspec.convert(merged, RuntimeConfig)
 
 
+def _naming(config: RuntimeConfig, other: RuntimeConfig) -> RuntimeConfig:
+    """The same, with the slots that the other names: what is not said of a slot is its default."""
+    slots = {name: config.slot(name) for name in (*config.slots, *other.slots)}
+    return msgspec.structs.replace(config, slots=slots)
+
+
 def _is_live(name: str) -> bool:
+    table, *_, key = (*name.split(".", 2), "")[:3]
+    if table == "slots":
+        return key.split(".")[0] in LIVE_OF_SLOTS
     return any(name == one or name.startswith(f"{one}.") for one in LIVE)
 
 

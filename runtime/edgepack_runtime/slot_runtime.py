@@ -14,8 +14,9 @@ from edgepack_contract.states import Phase
 from edgepack_contract.window import DriftVerdict
 from edgepack_runtime.activation.agent import SlotAgent
 from edgepack_runtime.candidate_runtime import CandidateRuntime
+from edgepack_runtime.config import SlotConfig
 from edgepack_runtime.serving.slot import Slot
-from edgepack_runtime.serving_host import ActiveHost
+from edgepack_runtime.serving_host import ActiveHost, CandidateHost
 from edgepack_runtime.telemetry.horizons import DriftReport
 
 
@@ -27,6 +28,7 @@ class SlotRuntime:
         slot: What serves.
         agent: Installs the active model.
         host: What it installs into.
+        beside: What the second model is installed into.
         candidate: Installs the second model.
         alpha: The share of false alarms that the fleet allows a drift test.
         drift: The last verdict.
@@ -35,6 +37,7 @@ class SlotRuntime:
     slot: Slot
     agent: SlotAgent
     host: ActiveHost
+    beside: CandidateHost
     candidate: CandidateRuntime
     alpha: float = 1e-6
     drift: DriftVerdict | None = None
@@ -55,6 +58,11 @@ class SlotRuntime:
         return msgspec.structs.replace(
             said, words=words or said.words, candidate=self.candidate.status()
         )
+
+    def reconfigure(self, settled: SlotConfig) -> None:
+        """Take up settings; they count from the next model on that is loaded here."""
+        self.slot.batching = settled.batching
+        self.host.threads = self.beside.threads = settled.threads
 
     def birth(self) -> SlotBirth | None:
         """What the slot runs, None when it is nothing."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,12 @@ class SlotTable:
             raise DeviceError(words, code="bad-slot")
         return self._runtimes.get(name) or self.open(name)
 
+    def reconfigure(self, config: RuntimeConfig) -> None:
+        """Take up settings of slots; they count from the next model on that is loaded."""
+        self._parts = replace(self._parts, config=config)
+        for name, runtime in self:
+            runtime.reconfigure(config.slot(name))
+
     def settle_capture(self) -> None:
         """Let every slot capture, or not, by what is in force now."""
         for _, runtime in self:
@@ -212,7 +218,7 @@ class SlotTable:
             fs=parts.fs,
             folder=folder / FOLDER,
         )
-        return SlotRuntime(slot, agent, host, candidate)
+        return SlotRuntime(slot, agent, host, beside, candidate)
 
     def _slot_changed(self, name: str) -> None:
         runtime = self._runtimes.get(name)
@@ -260,7 +266,7 @@ class SlotTable:
             store=store,
             installer=installer,
             host=host,
-            probe=partial(probe_here, timeout_s=PROBE_SECONDS, threads=host.threads),
+            probe=lambda tried: probe_here(tried, timeout_s=PROBE_SECONDS, threads=host.threads),
             # what the active model of the slot owes, its candidate owes too
             floor_elsewhere=partial(self._floor_elsewhere, None if candidate else name),
             factory=None if candidate or not self._factory else self._factory / f"{name}{SUFFIX}",

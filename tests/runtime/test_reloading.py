@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from edgepack_runtime.config import (
+    BatchingConfig,
     DownloadConfig,
     IdentityConfig,
     LogConfig,
@@ -52,9 +53,14 @@ def test_nothing_changes_nothing():
         # a listener has no token, or has one, for as long as it listens
         (PLAIN, changed(serve=SAFE), (),
          ("serve.tls_certificate", "serve.tls_key", "serve.token_file")),
+        (changed(slots={"a": SlotConfig(threads=2)}), changed(slots={"a": SlotConfig(threads=4)}),
+         ("slots.a.threads",), ()),
+        (PLAIN, changed(slots={"a": SlotConfig(threads=2)}), ("slots.a.threads",), ()),
+        (PLAIN, changed(slots={"a": SlotConfig(by_mqtt=True)}), (), ("slots.a.by_mqtt",)),
         (PLAIN, changed(state_dir="/other", device="pi-2"), (), ("device", "state_dir")),
     ],
-    ids=["level", "window", "list", "port", "both", "token", "token comes", "who it is"],
+    ids=["level", "window", "list", "port", "both", "token", "token comes", "slot", "slot comes",
+         "slot by mqtt", "who it is"],
 )  # fmt: skip
 def test_what_can_change_does_and_the_rest_is_named(before, after, now, later):
     found = changes(before, after)
@@ -77,3 +83,8 @@ def test_a_printed_configuration_says_the_same(tmp_path):
     path.write_text(to_toml(config), encoding="utf-8")
     assert load_config(path, {}) == config
     assert "EDGEPACK" not in to_toml(config)
+
+
+def test_a_slot_that_is_not_named_any_more_has_what_slots_have():
+    before = changed(slots={"a": SlotConfig(threads=2, batching=BatchingConfig(rows=8))})
+    assert in_force(before, PLAIN).slot("a") == SlotConfig()

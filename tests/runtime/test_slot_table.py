@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from broker_process import Broker
 from world_bundles import MODEL, ROW, tiny_bundle
-from world_device import FLEET, PROBATION, Device, keyring_file, make_home
+from world_device import FLEET, Device, keyring_file, make_home
 from world_process import ask
 from world_registry import Registry
 from world_waiting import eventually
@@ -20,6 +20,7 @@ from edgepack_contract.messages import (
     CandidateMode,
     Event,
     EventKind,
+    Probation,
     Ref,
     SlotDesired,
 )
@@ -32,6 +33,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("device-slots")]
 
 SHADOW, SPLIT = CandidateMode.SHADOW, CandidateMode.SPLIT
 KEYS = 40
+QUICK = Probation(seconds=0.2, max_seconds=5.0, shadow_seconds=0.3)
 SECOND = """
 [slots.second]
 threads = 2
@@ -68,6 +70,8 @@ def shared(tmp_path_factory, bundles):
 @pytest.fixture
 def device(shared, bundles):
     """A device that runs 1.0.0, without a candidate."""
+    # a report from before an earlier test's candidate would do as well
+    shared.forget()
     tell(shared, bundles["1.0.0"])
     shared.hear_reported(lambda said: settled(said, bundles["1.0.0"], None))
     return shared
@@ -79,7 +83,7 @@ def tell(device, active, candidate=None, mode=SHADOW, share=1.0, **more):
     beside = None
     if candidate is not None:
         beside = Candidate(ref=ref_of(candidate, **more), mode=mode, share=share)
-    slot = SlotDesired(active=ref_of(active), candidate=beside, probation=PROBATION)
+    slot = SlotDesired(active=ref_of(active), candidate=beside, probation=QUICK)
     document = device.document({MODEL: slot})
     device.send(device.topic(Kind.DESIRED), device.signed(document), retain=True)
 
@@ -220,7 +224,7 @@ def test_a_candidate_that_must_not_be_is_refused(device, bundles, candidate, mor
 def test_two_slots_serve_two_models_each_in_its_way(device, bundles):
     device.generation += 1
     slots = {
-        name: SlotDesired(active=ref_of(bundles[version]), probation=PROBATION)
+        name: SlotDesired(active=ref_of(bundles[version]), probation=QUICK)
         for name, version in ((MODEL, "1.0.0"), ("second", "1.2.0"))
     }
     device.send(device.topic(Kind.DESIRED), device.signed(device.document(slots)), retain=True)
@@ -244,6 +248,24 @@ def test_two_slots_serve_two_models_each_in_its_way(device, bundles):
         MODEL: "1.0.0",
         "second": "1.2.0",
     }
+
+
+def test_settings_of_a_slot_count_after_a_hangup_from_the_next_model_on(device, bundles):
+    path = device.home / "device.toml"
+    before = path.read_text()
+    path.write_text(before + f"[slots.{MODEL}]\nbatching = {{ rows = 4, delay_ms = 1.0 }}\n")
+    try:
+        device.process.process.send_signal(signal.SIGHUP)
+        device.process.wait_said(f"slots.{MODEL}.batching.rows")
+        assert device.predict().status == 200
+        assert batches(device, MODEL) == []
+        tell(device, bundles["1.2.0"])
+        device.hear_reported(lambda said: settled(said, bundles["1.2.0"], None))
+        assert device.predict().status == 200
+        assert batches(device, MODEL) != []
+    finally:
+        path.write_text(before)
+        device.process.process.send_signal(signal.SIGHUP)
 
 
 def batches(device, name):
