@@ -35,6 +35,7 @@ from edgepack_runtime.capture.ring import clear
 from edgepack_runtime.config import RuntimeConfig
 from edgepack_runtime.connections import broker, bundle_sources, renewer
 from edgepack_runtime.errors import DeviceError
+from edgepack_runtime.handover import Handover
 from edgepack_runtime.link import Asked, DeviceLink, LinkIdentity
 from edgepack_runtime.local.control import Control
 from edgepack_runtime.local.log_ring import LogRing
@@ -137,7 +138,7 @@ class Daemon:
         return DeviceLink(
             LinkIdentity(who.tenant, who.device, self._session, identity.mac_key),
             broker(config, self._trust),
-            on_message=self._from_link,
+            on_message=Handover(self._loop, self._take).put,
             on_connected=self._from_link_connected,
             rng=self._rng,
             now_ms=now_ms,
@@ -184,6 +185,11 @@ class Daemon:
         """How many documents were refused, by code."""
         return self._orders.counts
 
+    @property
+    def asked_by_mqtt(self) -> Mapping[str, int]:
+        """How many requests came by the broker, by what became of them."""
+        return self._predictor.counts
+
     def backlog(self) -> Backlog:
         """What waits to be sent to the fleet, as it was found last."""
         return self._reporter.backlog
@@ -228,9 +234,6 @@ class Daemon:
         await asyncio.to_thread(self._reporter.close)
         await asyncio.to_thread(self._recorder.close)
         logging.getLogger().removeHandler(self.logs)
-
-    def _from_link(self, topic: str, payload: bytes) -> None:
-        self._loop.call_soon_threadsafe(self._take, topic, payload)
 
     def _from_link_connected(self) -> None:
         self._loop.call_soon_threadsafe(lambda: self._spawn(self._reporter.connected()))

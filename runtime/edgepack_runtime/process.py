@@ -88,6 +88,7 @@ async def run_device(
             refusals=daemon.refusals,
             body_bytes=config.serve.body_bytes,
             backlog=daemon.backlog,
+            asked_by_mqtt=daemon.asked_by_mqtt,
         )
         guard = Guard(config.serve)
         server = await serve(

@@ -55,6 +55,7 @@ class App:
         refusals: How many documents were refused, by code; looked at anew for each request.
         body_bytes: The most that the body of a prediction may hold, unpacked.
         backlog: What waits to be sent to the fleet, None where nothing is.
+        asked_by_mqtt: How many requests came by the broker, by what became of them; None without.
 
     Attributes:
         predictions: Answers what predicts.
@@ -71,6 +72,7 @@ class App:
         refusals: Mapping[str, int] | None = None,
         body_bytes: int = LIMITS.request_body_bytes,
         backlog: Callable[[], Backlog | None] = lambda: None,
+        asked_by_mqtt: Mapping[str, int] | None = None,
     ) -> None:
         self.predictions = Predictions(slots, body_bytes)
         self.ending = False
@@ -80,6 +82,7 @@ class App:
         self._started = monotonic()
         self._waiver = waiver
         self._backlog = backlog
+        self._asked_by_mqtt = asked_by_mqtt
         self._refusals = {} if refusals is None else refusals
         self._answers: dict[Endpoint, Answering] = {
             Endpoint.PAGE: self._page,
@@ -209,6 +212,7 @@ class App:
             refusals=self._refusals,
             phase_of=self._phase_of,
             backlog=self._backlog(),
+            asked_by_mqtt=self._asked_by_mqtt,
         )
         return Response(200, body, ((b"content-type", CONTENT_TYPE),))
 

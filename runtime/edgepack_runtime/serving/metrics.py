@@ -35,11 +35,13 @@ def render_metrics(
     refusals: Mapping[str, int] | None = None,
     phase_of: PhaseOf = lambda _slot: None,
     backlog: Backlog | None = None,
+    asked_by_mqtt: Mapping[str, int] | None = None,
 ) -> bytes:
     """The metrics of a daemon.
 
     ``insecure`` is whether it runs in spite of its security gate, ``refusals`` how many documents
-    it refused, by code, ``backlog`` what waits for the fleet.
+    it refused, by code, ``backlog`` what waits for the fleet, ``asked_by_mqtt`` how many requests
+    came by the broker, by what became of them.
     """
     each = sorted(slots.items())
     families = [
@@ -47,6 +49,7 @@ def render_metrics(
         *_slot_families(each, phase_of),
         *_model_families(each),
         *(_backlog_families(backlog) if backlog is not None else ()),
+        *(_mqtt_families(asked_by_mqtt) if asked_by_mqtt is not None else ()),
         *_process_families(),
     ]
     return "".join(_text(*family) for family in families).encode()
@@ -67,6 +70,15 @@ def _daemon_families(
         "counter",
         "Desired documents and keyrings that were not obeyed, by code.",
         [("", {"code": code}, count) for code, count in sorted(refusals.items())],
+    )
+
+
+def _mqtt_families(asked: Mapping[str, int]) -> Iterator[Family]:
+    yield (
+        "edgepack_mqtt_requests_total",
+        "counter",
+        "Requests that came by the broker, by what became of them.",
+        [("", {"result": result}, count) for result, count in sorted(asked.items())],
     )
 
 
