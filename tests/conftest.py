@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,6 +19,13 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("edgepack")
+
+# a script that starts the suite in the background, and nohup, have them ignored, which is inherited
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL),
+):  # fmt: skip
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 FOREIGN_REQUIRED = os.environ.get("EDGEPACK_FOREIGN") == "1"
 """Set by ``make test-foreign``, which installs the programs: there a skip is a failure."""

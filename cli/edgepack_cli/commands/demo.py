@@ -43,9 +43,11 @@ def command(
 
     Example: edgepack demo --exit
     """
-    # A terminal that is closed, like a SIGTERM, ends the demo as Ctrl-C does.
+    # A terminal that is closed, like a SIGTERM, ends the demo as Ctrl-C does, but not under nohup.
+    # Ctrl-C itself may be ignored: so it is for what a script starts in the background.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.getsignal(signal.SIGINT))
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     folder = make_folder(keep)
     world = World(folder, devices=DEVICES, seed=seed)
     killer = Killer(*map(KillPoint, kills))
