@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from broker_process import BROKER
 from world_bundles import MODEL, ROW, tiny_bundle
+from world_device import make_home
 from world_process import ask
 from world_waiting import eventually
 
@@ -26,6 +28,12 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
 os.execvp(sys.argv[1], sys.argv[1:])
 """
 """Has loopback, in a network namespace of its own without a route, and becomes a command."""
+
+BESIDE_A_BROKER = f"""\
+import os, subprocess, sys
+subprocess.Popen([sys.executable, {str(BROKER)!r}, sys.argv[1]])
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
 
 ASKS_ELSEWHERE = """\
 import time
@@ -118,6 +126,29 @@ def test_it_speaks_to_nobody(tmp_path):
     text = ours.read_text(errors="replace")
     # MemoryDenyWriteExecute
     assert not re.search(r"mmap\([^)]*PROT_WRITE\|PROT_EXEC|mprotect\([^)]*PROT_EXEC", text)
+
+
+@pytest.mark.foreign("strace")
+@pytest.mark.foreign("unshare")
+def test_a_device_that_installs_speaks_to_its_broker_only(tmp_path):
+    home, trace, port = tmp_path / "home", tmp_path / "trace", 1883
+    make_home(home, "pi-1", port)
+    (home / "factory").mkdir()
+    tiny_bundle(home / "factory" / f"{MODEL}.edgepack", "1.0.0")
+    config, unix = home / "device.toml", home / "serve.sock"
+    config.write_text('factory = "factory"\n' + config.read_text())
+    daemon = (sys.executable, "-m", "edgepack_cli", "run", "--config", config)
+    with traced(trace, sys.executable, "-c", BESIDE_A_BROKER, port, *daemon):
+
+        def installed():
+            told = ask(unix, "GET", "/health").json if lives(unix) else {}
+            return told.get("slots", {}).get(MODEL, {}).get("phase") == "succeeded"
+
+        eventually(installed, lambda: "an installed bundle")
+        assert ask(unix, "POST", f"/v1/models/{MODEL}:predict", {"instances": [ROW]}).status == 200
+        connected = re.compile(rf"connect\(.*htons\({port}\)")
+        eventually(lambda: connected.search(trace.read_text(errors="replace")), "the broker")
+    assert spoken_to(trace) == set()
 
 
 @pytest.mark.foreign("strace")
