@@ -171,7 +171,7 @@ class SlotTotals:
 def _fingerprint(feeds: Mapping[str, Tensor]) -> int:
     # of a large input a regular sample: two that differ elsewhere only pass for one, and the model
     # is then suspected later, never wrongly
-    parts = []
+    parts: list[bytes | tuple[object, ...]] = []
     for array in feeds.values():
         if array.size <= _HASHED_ELEMENTS and not array.dtype.hasobject:
             parts.append(array.tobytes())
