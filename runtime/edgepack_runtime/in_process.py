@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import msgspec
+import numpy as np
 
 from edgepack_contract.description import DESCRIPTION_PATH, Description
 from edgepack_contract.digest import sha256_digest
@@ -71,6 +72,7 @@ class Model:
         self._model = _load(Path(path), trusted, threads)
         self.description: Description = self._model.description
         self._only = self.description.inputs[0] if len(self.description.inputs) == 1 else None
+        self._usual = self._model.float_rows
         self._refuses = self.description.on_nonfinite == "refuse"
         self._now_ms = now_ms
         self._lock = threading.Lock()
@@ -145,7 +147,11 @@ class Model:
     def _answer(self, inputs: Inputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         begun = time.perf_counter()
         try:
-            feeds = self._feeds(inputs)
+            usual = self._usual
+            if usual is not None and type(inputs) is np.ndarray and usual.fits(inputs):
+                feeds = {usual.name: inputs}
+            else:
+                feeds = self._feeds(inputs)
             outputs = self._model.run(feeds)
             if self._refuses and not self._model.is_finite(outputs):
                 raise NonfiniteOutputError(

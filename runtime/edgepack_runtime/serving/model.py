@@ -14,7 +14,7 @@ from edgepack_contract.limits import LIMITS
 from edgepack_contract.reference import Reference, parse_reference
 from edgepack_contract.small_files import read_small
 from edgepack_contract.statistics import ClassReader
-from edgepack_runtime.inference.coerce import all_finite
+from edgepack_runtime.inference.coerce import floats_finite
 from edgepack_runtime.inference.errors import ModelLoadError, ModelRunError, ShapeError
 from edgepack_runtime.inference.float_rows import FloatRows
 from edgepack_runtime.inference.golden import (
@@ -187,7 +187,7 @@ class ServingModel:
     def is_finite(self, outputs: Mapping[str, Tensor]) -> bool:
         """Whether no output holds NaN or an infinity."""
         for name in self._float_outputs:  # noqa: SIM110 - a generator costs more than the rest
-            if not all_finite(outputs[name]):
+            if not floats_finite(outputs[name]):
                 return False
         return True
 

@@ -228,11 +228,12 @@ class Slot(Place):
     ) -> None:
         """Count one answer, and let whoever sees the same inputs have a look."""
         seconds, rows, model = durations.seconds, request.rows, tenure.model
+        feeds = request.feeds
         self.last_prediction_ms = self._now_ms()
         self.totals.count(rows, seconds)
-        tenure.aggregator.record(request.feeds, outputs, seconds)
+        tenure.aggregator.record(feeds, outputs, seconds)
         tenure.counts.answered(
-            request.feeds,
+            feeds,
             model.float_bytes(outputs),
             rows,
             durations,
@@ -241,8 +242,8 @@ class Slot(Place):
         )
         if tenure is self._active and rows:
             if self._shadow is not None:
-                self._shadow.offer(request.feeds, outputs, model)
-            self.candidate.offer(request.feeds, outputs, model)
+                self._shadow.offer(feeds, outputs, model)
+            self.candidate.offer(feeds, outputs, model)
         if self.capture is not None:
             self.capture.offer(model, request, outputs)
 

@@ -109,7 +109,8 @@ class SlotAggregator:
         self._latency.add(seconds)
         self._n += 1
         first = inputs.get(self._rows_of)
-        rows = first.shape[0] if first is not None and first.ndim else 1
+        shape = () if first is None else first.shape
+        rows = shape[0] if shape else 1
         self._rows += rows
         # the budget is for one row
         if seconds > self._budget and seconds > self._budget * rows:
