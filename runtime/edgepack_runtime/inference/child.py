@@ -12,11 +12,16 @@ from typing import Any
 
 import msgspec
 
-from edgepack_contract.description import DESCRIPTION_PATH, parse_description
+from edgepack_contract.description import DESCRIPTION_PATH, Description, parse_description
 from edgepack_contract.errors import BundleError
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.small_files import read_small
-from edgepack_runtime.inference.confinement import OUTPUT_BYTES, confine, keep_output_apart
+from edgepack_runtime.inference.confinement import (
+    OUTPUT_BYTES,
+    confine,
+    keep_output_apart,
+    limit_cpu,
+)
 from edgepack_runtime.inference.errors import UnfitModelError
 from edgepack_runtime.inference.prescan import prescan
 from edgepack_runtime.inference.probe import Order
@@ -38,6 +43,8 @@ def _judge(order: Order) -> dict[str, Any]:
         # as .variant has it, which imports onnxruntime
         raw = read_small(folder / DESCRIPTION_PATH, LIMITS.description_bytes)
         description = parse_description(raw)
+        if order.cpu_seconds:
+            limit_cpu(order.cpu_seconds * _threads(description, order))
         prescan(folder, description)
     except UnfitModelError as error:
         return {"code": error.code, "words": str(error)[:500]}
@@ -55,6 +62,13 @@ def _judge(order: Order) -> dict[str, Any]:
     )
 
 
+def _threads(description: Description, order: Order) -> int:
+    """How many threads of a session compute side by side."""
+    options = description.session
+    given = options.intra_op_threads or order.threads, options.inter_op_threads or order.threads
+    return max(given)
+
+
 if __name__ == "__main__":
-    # FOLDER [MEMORY_BYTES [THREADS [SECONDS [ROUNDS [PARENT]]]]]
+    # FOLDER [MEMORY_BYTES [THREADS [SECONDS [ROUNDS [PARENT [CPU_SECONDS]]]]]]
     run_child(Order(sys.argv[1], *map(int, sys.argv[2:])))

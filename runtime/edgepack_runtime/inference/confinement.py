@@ -64,6 +64,12 @@ def limit_memory(most: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
+def limit_cpu(seconds: int) -> None:
+    """From now on the process may have computed for so many seconds in all, and then ends."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (min(seconds, hard), hard))
+
+
 def keep_output_apart() -> int:
     """Send whatever is printed from now on to standard error; where standard output went before."""
     kept = os.dup(1)

@@ -22,7 +22,7 @@ import msgspec
 
 ProbeCode = Literal[
     "", "load-failed", "golden-mismatch", "latency-budget",
-    "probe-memory", "probe-timeout", "probe-crashed",
+    "probe-memory", "probe-timeout", "probe-cpu", "probe-crashed",
     "malformed-model", "undescribed-model", "forbidden-operator", "external-data", "model-limits",
 ]  # fmt: skip
 
@@ -32,6 +32,8 @@ REFUSING = frozenset({
 """What the pre-scan says of a graph that must not be: the whole bundle is refused for it."""
 
 ROUNDS = 3
+CPU_SHARE = 0.75
+"""Of the time that a probe has: what a thread may compute of it, however busy the machine is."""
 
 _READ_BYTES = 64 * 1024
 _WORDS = 500
@@ -46,7 +48,7 @@ class Order(NamedTuple):
     """What the child is to do, as its command line has it.
 
     ``memory_bytes`` is 0 for no limit, ``seconds`` after how many it ends itself, ``parent`` the
-    process it ends with, 0 for none.
+    process it ends with, 0 for none, ``cpu_seconds`` what each thread may compute, 0 for no limit.
     """
 
     folder: str
@@ -55,6 +57,7 @@ class Order(NamedTuple):
     seconds: int = 65
     rounds: int = ROUNDS
     parent: int = 0
+    cpu_seconds: int = 0
 
 
 class ProbeResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,6 +92,7 @@ def probe_model(
     memory_bytes: int | None = None,
     threads: int = 1,
     rounds: int = ROUNDS,
+    cpu_seconds: int | None = None,
 ) -> ProbeResult:
     """Load, check and measure an unpacked variant in a child. Blocks; never raises for the model.
 
@@ -98,9 +102,19 @@ def probe_model(
         memory_bytes: The most memory the child may hold, None for no limit.
         threads: Threads of the model where its description leaves them to the device.
         rounds: How often latency is measured; the quietest round counts, and with 0 there is none.
+        cpu_seconds: What each of its threads may compute; None for :data:`CPU_SHARE` of the time.
+            That it is used up is the model's doing, and not that of a busy machine.
     """
     seconds = math.ceil(timeout_s) + _SECONDS_MORE
-    order = Order(str(folder.absolute()), memory_bytes or 0, threads, seconds, rounds, os.getpid())
+    order = Order(
+        str(folder.absolute()),
+        memory_bytes or 0,
+        threads,
+        seconds,
+        rounds,
+        os.getpid(),
+        cpu_seconds or math.ceil(CPU_SHARE * timeout_s),
+    )
     # -P: the current folder is nobody's package
     command = [sys.executable, "-P", "-m", "edgepack_runtime.inference.child", *map(str, order)]
     # in memory, because the disk may be full; the child bounds what it writes
@@ -158,8 +172,11 @@ def verdict(returncode: int, out: bytes, err: bytes) -> ProbeResult:
 
 def _killed(number: int) -> ProbeResult:
     name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
-    if number in (signal.SIGALRM, signal.SIGXCPU):
+    if number == signal.SIGALRM:
         return _timed_out(f"ended by {name}")
+    if number == signal.SIGXCPU:
+        words = "the model computed for all the processor time that it may take, without an end"
+        return ProbeResult(code="probe-cpu", words=words)
     if number == signal.SIGKILL:
         # nobody else kills it: the parent's own kill is reported as a timeout before this
         return ProbeResult(

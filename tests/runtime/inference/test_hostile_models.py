@@ -7,6 +7,7 @@ in the probe's child.
 from __future__ import annotations
 
 import os
+import resource
 import threading
 
 import hostile_graphs as hostile
@@ -311,6 +312,14 @@ TRIED = {
     ),
     "names a file": (REFUSED["an absolute path"][0], "external-data", 30, 0),
 }  # fmt: skip
+
+
+def test_a_model_that_computes_for_ever_is_ended_by_the_kernel(variant):
+    started = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    result = probe_model(put(variant, hostile.endless()), timeout_s=120, cpu_seconds=2)
+    # a busy machine makes it wait, and is no reason to try it again
+    assert (result.code, "processor time" in result.words) == ("probe-cpu", True), result
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - started < 10
 
 
 @pytest.mark.parametrize(("graph", "code", "seconds", "memory"), TRIED.values(), ids=TRIED)

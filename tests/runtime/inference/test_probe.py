@@ -182,7 +182,7 @@ FAILED = msgspec.json.encode(ProbeResult(code="golden-mismatch", words="differs"
         (-signal.SIGABRT, b"", "probe-crashed"),
         (-signal.SIGKILL, b"", "probe-memory"),
         (-signal.SIGALRM, b"", "probe-timeout"),
-        (-signal.SIGXCPU, b"", "probe-timeout"),
+        (-signal.SIGXCPU, b"", "probe-cpu"),
         (-200, b"", "probe-crashed"),
     ],
 )
