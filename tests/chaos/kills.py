@@ -1,7 +1,8 @@
 """``make chaos``: kill real daemons at every system call, and see that each device recovers.
 
 Ends when everything was tried, and goes on where it was when it was stopped: what was done for this
-very code is in a state file. ``--errors`` lets the calls fail instead.
+very code is in a state file. ``--errors`` lets the calls fail instead. ``--broken NAME`` breaks the
+product on purpose until the judge says so, which must not take long.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE.parent / "support"))
 os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
 
+from chaos_breaks import BREAKS  # noqa: E402
 from chaos_daemon import GATES  # noqa: E402
 from chaos_lab import Job, Lab, Outcome, Point, in_order, with_errors  # noqa: E402
 from chaos_scenarios import SCENARIOS, make_bundles  # noqa: E402
@@ -44,6 +46,8 @@ SECONDS = 3500.0
 def main() -> int:
     """Run until there are enough kills, and say what came of them."""
     options = _options()
+    if options.broken:
+        return _see_broken(options)
     state = options.state or _state_file(options)
     state.parent.mkdir(parents=True, exist_ok=True)
     with _lab(options.scenario or list(SCENARIOS)) as lab:
@@ -67,6 +71,28 @@ def main() -> int:
     if options.write:
         replace_block(options.write, "chaos-errors" if options.errors else "chaos", table)
     return _verdict(outcomes, options)
+
+
+def _see_broken(options: argparse.Namespace) -> int:
+    """Kill a product that is broken until that is noticed."""
+    broken = BREAKS[options.broken]
+    options.scenario, began, tried = [broken.points.partition("/")[0]], time.monotonic(), 0
+    with _lab(options.scenario) as lab:
+        jobs = [job for job in _jobs(_points(lab, options), options)
+                if str(job).startswith(broken.points)]  # fmt: skip
+        broken.apply()
+        context = multiprocessing.get_context("fork")
+        with context.Pool(options.workers, _be_worker, (lab,)) as pool:
+            for outcome in pool.imap_unordered(_work, jobs):
+                tried += outcome.hits
+                if outcome.wrong:
+                    print(f"{options.broken}: noticed after {tried} kills at {outcome.job}:"
+                          f" {outcome.wrong}")  # fmt: skip
+                    return 0
+                if time.monotonic() - began > options.seconds:
+                    break
+    print(f"{options.broken}: NOT NOTICED by {tried} kills of {len(jobs)}")
+    return 1
 
 
 def _go(
@@ -240,6 +266,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=3 * (os.cpu_count() or 1),
                         help="daemons at a time; each waits most of its time")  # fmt: skip
     parser.add_argument("--scenario", action="append", choices=list(SCENARIOS))
+    parser.add_argument("--broken", choices=list(BREAKS), help="break the product, see it noticed")
     parser.add_argument("--errors", action="store_true", help="let calls fail instead of killing")
     parser.add_argument("--show", type=int, default=5, help="logs of so many that went wrong")
     parser.add_argument("--state", type=Path, help="the state file")

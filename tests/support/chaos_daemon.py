@@ -54,7 +54,7 @@ class Script:
         desired: The document that its fleet sends when it is up.
         generation: That document's.
         bad: Whether the model wanted misbehaves once it is asked.
-        die_at: The phase in which it kills itself, for the templates.
+        die_at: The phase in which it ends itself at once, with SIGABRT.
         gate: The thread that is to be held until somebody traces it, see :data:`GATES`.
         must_settle: Whether it goes on until the wish is fulfilled; else any end of it will do.
     """
@@ -248,7 +248,8 @@ def _over(daemon: Daemon, script: Script) -> bool:
     agent = runtime.agent
     state = agent.state
     if script.die_at is not None and state.phase == script.die_at:
-        os.kill(os.getpid(), signal.SIGKILL)
+        # as sudden as SIGKILL, and told apart from it
+        os.kill(os.getpid(), signal.SIGABRT)
     rests = state.phase in RESTING and not state.pending and not agent._inbox.waiting
     obeyed = state.obeyed.generation >= script.generation
     if not script.must_settle:

@@ -7,19 +7,19 @@ scenario. What can be named comes from dry runs under ``strace -c``; what is in
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import random
 import shutil
-import sqlite3
+import signal
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from chaos_daemon import Child, Run, Script, warm_up
+from chaos_judge import Memory, at_any_moment, at_rest, forgotten, remember, tree_digest
 from chaos_scenarios import (
     BAD_VERSION,
     MODEL,
@@ -33,7 +33,6 @@ from chaos_scenarios import (
 from chaos_strace import Tracer, count_options, error_options, kill_options, parse_counts
 
 from edgepack_contract.states import Phase
-from edgepack_runtime.activation import journal
 
 _WAITING = """
 alarm clock_gettime clock_nanosleep epoll_create1 epoll_ctl epoll_wait futex nanosleep poll ppoll
@@ -65,6 +64,11 @@ BREAKABLE = {
     "write": ("ENOSPC", "EIO", "EDQUOT", "EINTR"),
 }
 """What a disk may answer to a call."""
+
+MOST_STARTS = 8
+"""A model that ends the process is given up after fewer, even when it is wished for once more."""
+
+_DEADLY = -signal.SIGABRT
 
 
 @dataclass(frozen=True, order=True)
@@ -129,7 +133,7 @@ class Lab:
         self.root, self.bundles = root, bundles
         self.stored: dict[str, str] = {}
 
-    def prepare(self, names: Iterable[str]) -> None:
+    def prepare(self, names: Collection[str]) -> None:
         """Make the disks that scenarios begin with. Imports what daemons import, on the way."""
         begins = {SCENARIOS[name].begins for name in names}
         make_device(self.root / "empty")
@@ -142,9 +146,13 @@ class Lab:
             self._template("runs-a", "killed-a", SCENARIOS["start"], die_at=Phase.SUCCEEDED)
         if "trial-b" in begins:
             self._template("runs-a", "trial-b", SCENARIOS["install"], die_at=Phase.PROBATION)
+        if "dying-b" in begins:
+            self._template("runs-a", "dying-b", SCENARIOS["crash-loop"], die_at=Phase.PROBATION)
+        if "fallback" in names:
+            self._template("runs-a", "trial-bad", SCENARIOS["fallback"], die_at=Phase.PROBATION)
         if "half-b" in begins:
             self._half()
-        for store in self.root.glob(f"runs-*/state/slots/{MODEL}/store"):
+        for store in self.root.glob(f"*-*/state/slots/{MODEL}/store"):
             for entry in store.iterdir():
                 self.stored[entry.name] = tree_digest(entry)
 
@@ -182,26 +190,44 @@ class Lab:
             if point.error
             else kill_options(point.call, point.when)
         )
+        before = remember(home)
         run, text = self._traced(home, scenario, point.thread, options)
         hit = "(INJECTED)" in text if point.error else run.exit == -9 and not run.hung
         outcome.hits += hit
         if run.hung:
             outcome.wrong.append(f"{point}: the daemon hangs")
-        elif not hit and run.exit:
+        elif not hit and run.exit not in (0, _DEADLY if scenario.deadly else 0):
             outcome.wrong.append(f"{point}: it ended with {run.exit} by itself")
         elif point.error and hit:
             outcome.wrong += self._serves(run, scenario, recovered=False)
+        outcome.wrong += self._judged(home, before)
+
+    def _judged(self, home: Path, before: Memory, released: Collection[str] = ()) -> Iterator[str]:
+        """What is wrong with what a process left, whenever it ended."""
+        yield from at_any_moment(home, self.stored)
+        yield from forgotten(before, remember(home), released=released)
 
     def _recover(
         self, home: Path, scenario: Scenario, outcome: Outcome, *, after_error: bool
     ) -> None:
-        session = _session(home)
-        script = self._script(home, scenario, again=after_error)
-        run = Child(script).end()
+        wished, before = self.bundles[scenario.wish].digest, remember(home)
+        run, session = self._live_on(home, scenario, again=after_error)
         outcome.wrong += self._serves(run, scenario, recovered=True)
-        outcome.wrong += self._consistent(home, scenario)
-        if _session(home) <= session:
+        outcome.wrong += self._judged(home, before, [wished] if after_error else [])
+        needed = {self.bundles[scenario.ends[1]].digest, self.bundles[scenario.before[0]].digest}
+        outcome.wrong += at_rest(home, needed)
+        if remember(home).session <= session:
             outcome.wrong.append("the session number did not grow")
+
+    def _live_on(self, home: Path, scenario: Scenario, *, again: bool) -> tuple[Run, int]:
+        """Start it until it ends on purpose; the last run, and the session number before that."""
+        starts = 0
+        while True:
+            session = remember(home).session
+            run = Child(self._script(home, scenario, again=again)).end()
+            starts += 1
+            if not scenario.deadly or run.exit != _DEADLY or starts == MOST_STARTS:
+                return run, session
 
     def _serves(self, run: Run, scenario: Scenario, *, recovered: bool) -> Iterator[str]:
         """What is wrong with how a run went."""
@@ -222,7 +248,7 @@ class Lab:
             return
         if run.phase != phase:
             yield f"the slot rests in {run.phase} ({run.code}: {run.words}), not in {phase}"
-        blocked = [self.bundles[BAD_VERSION].digest] if scenario.wish == BAD_VERSION else []
+        blocked = [self.bundles[scenario.wish].digest] if scenario.misbehaves else []
         if run.blocked != blocked:
             yield f"blocked is {run.blocked}"
 
@@ -250,23 +276,6 @@ class Lab:
             if version not in versions or not close:
                 yield f"the {what} answer is {body}, right is one of {versions}, which says {right}"
 
-    def _consistent(self, home: Path, scenario: Scenario) -> Iterator[str]:
-        """What is wrong with the disk of a daemon that has ended."""
-        slot = home / "state" / "slots" / MODEL
-        kept = {entry.name: tree_digest(entry) for entry in (slot / "store").iterdir()}
-        if kept != {name: self.stored.get(name) for name in kept}:
-            yield f"the store has altered bundles: {kept}"
-        names = {self.bundles[scenario.ends[1]].digest, self.bundles[scenario.before[0]].digest}
-        if set(kept) != {name.removeprefix("sha256:") for name in names}:
-            yield f"the store has {sorted(kept)}, not {sorted(names)}"
-        left = [*(slot / "staging").iterdir(), *(home / "state").rglob("*.tmp-*")]
-        if left:
-            yield f"left behind: {left}"
-        for name in ("CURRENT", "CURRENT.prev"):
-            if journal._checked((slot / name).read_bytes()) is None:
-                yield f"{name} is damaged"
-        yield from _spool_damage(home / "state" / "spool.db")
-
     def _template(
         self, begins: str, name: str, scenario: Scenario, die_at: Phase | None = None
     ) -> Run:
@@ -274,7 +283,7 @@ class Lab:
         script = self._script(self.root / name, scenario)
         script.die_at = die_at
         run = Child(script).end()
-        expected = -9 if die_at else 0
+        expected = _DEADLY if die_at else 0
         said = (self.root / name / "daemon.log").read_text(errors="replace")
         assert run.exit == expected, f"template {name}: {run}\n{said}"
         return run
@@ -309,7 +318,8 @@ class Lab:
     def _script(self, home: Path, scenario: Scenario, *, again: bool = False) -> Script:
         generation = scenario.generation + again
         desired = document(home, scenario, self.bundles, generation=generation, release=again)
-        return Script(home, desired, generation, bad=scenario.wish == BAD_VERSION)
+        dies = Phase.PROBATION if scenario.deadly else None
+        return Script(home, desired, generation, bad=scenario.wish == BAD_VERSION, die_at=dies)
 
     def _home(self, name: str, scenario: Scenario) -> Path:
         home = self.root / name
@@ -337,33 +347,3 @@ def with_errors(points: Iterable[Point]) -> list[Point]:
         for point in points
         for error in BREAKABLE.get(point.call, ())
     ]
-
-
-def tree_digest(folder: Path) -> str:
-    """One digest of a stored bundle: names and bytes; what the probe measured is no part of it."""
-    found = hashlib.sha256()
-    for path in sorted(path for part in ("model", "proof") for path in (folder / part).rglob("*")):
-        found.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        if path.is_file():
-            found.update(hashlib.sha256(path.read_bytes()).digest())
-    return found.hexdigest()
-
-
-def _session(home: Path) -> int:
-    path = home / "state" / "session"
-    text = path.read_text() if path.exists() else ""
-    return int(text) if text.isdigit() else 0
-
-
-def _spool_damage(path: Path) -> Iterator[str]:
-    db = sqlite3.connect(path)
-    try:
-        ((found,),) = db.execute("PRAGMA quick_check").fetchall()
-        if found != "ok":
-            yield f"the spool: {found}"
-    except sqlite3.Error as error:
-        yield f"the spool: {error}"
-    finally:
-        db.close()
-    if path.with_name(f"{path.name}.damaged").exists():
-        yield "the spool was given up as damaged"

@@ -32,6 +32,8 @@ DEVICE = "pi"
 GOOD_ROW = [0.5, 1.0, 2.0, 0.25]
 BAD_ROW = [-0.5, -1.0, -2.0, -0.25]
 PROBATION = Probation(seconds=0.2, max_seconds=5.0, shadow_seconds=0.0)
+LONG_PROBATION = Probation(seconds=20.0, max_seconds=30.0, shadow_seconds=0.0)
+"""It must not pass before the model had its occasion to misbehave, however slow the machine is."""
 VERSIONS = ("1.0.0", "1.1.0", "1.2.0")
 BAD_VERSION = "6.6.6"
 NO_BROKER = 1
@@ -49,6 +51,8 @@ class Scenario:
         before: The versions that may answer when the process has just started again; empty when
             it may have none yet.
         ends: How the slot rests when everything is over, and the version that answers then.
+        generation: The number of the fleet's document.
+        deadly: Whether the process ends suddenly whenever the wish is on probation.
     """
 
     name: str
@@ -57,6 +61,12 @@ class Scenario:
     before: tuple[str, ...]
     ends: tuple[Phase, str]
     generation: int
+    deadly: bool = False
+
+    @property
+    def misbehaves(self) -> bool:
+        """Whether the wish must not pass its probation."""
+        return self.ends[0] == Phase.FELL_BACK
 
     @property
     def may_be_empty(self) -> bool:
@@ -73,6 +83,7 @@ SCENARIOS = {
         Scenario("fallback", "runs-a", BAD_VERSION, (A, BAD_VERSION), (Phase.FELL_BACK, A), 2),
         Scenario("start", "killed-a", A, (A,), (Phase.SUCCEEDED, A), 1),
         Scenario("start-on-trial", "trial-b", B, (A, B), (Phase.SUCCEEDED, B), 2),
+        Scenario("crash-loop", "dying-b", B, (A, B), (Phase.FELL_BACK, A), 2, deadly=True),
         Scenario("resume", "half-b", B, (A, B), (Phase.SUCCEEDED, B), 2),
         Scenario("third-install", "runs-b", C, (B, C), (Phase.SUCCEEDED, C), 3),
     )
@@ -118,6 +129,7 @@ def document(
 ) -> bytes:
     """The fleet's word, signed: what the slot is to run, tried again if ``release`` says so."""
     bundle = bundles[scenario.wish]
+    probation = LONG_PROBATION if scenario.misbehaves else PROBATION
     now = time.time_ns() // 1_000_000
     ref = Ref(name=MODEL, digest=bundle.digest, sources=[bundle.source])
     released = [bundle.digest] if release else []
@@ -129,7 +141,7 @@ def document(
         generation=generation,
         issued=now,
         expires=now + 7 * 86_400_000,
-        slots={MODEL: SlotDesired(active=ref, probation=PROBATION, retry_blocked=released)},
+        slots={MODEL: SlotDesired(active=ref, probation=probation, retry_blocked=released)},
     )
     return sign_desired(made, FLEET)
 
