@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import sys
 
+from edgepack_contract.limits import KIB, MIB
+
 SWITCH_SECONDS = 0.0005
 """After so long a thread that installs or publishes lets the one that answers run."""
+
+MAPPED_BYTES = 512 * KIB
+"""What is allocated from this size on has pages of its own, which go back when it is freed."""
+
+TRIM_BYTES = MIB
+"""So much may be free at the end of the heap before it goes back."""
+
+# mallopt(3); the numbers are those of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def settle() -> None:
@@ -17,3 +29,17 @@ def settle() -> None:
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.freeze()
+    _keep_pages()
+
+
+def _keep_pages() -> None:
+    """Keep the pages of a read from a socket, where the C library is glibc.
+
+    asyncio reads into 256 KiB and gives back what was not filled. glibc makes a mapping of its own
+    of every such read, which takes three system calls and a page fault: longer than all the rest of
+    a small request.
+    """
+    choose = getattr(ctypes.CDLL(None), "mallopt", None)
+    if choose is not None:
+        choose(_M_MMAP_THRESHOLD, MAPPED_BYTES)
+        choose(_M_TRIM_THRESHOLD, TRIM_BYTES)
