@@ -10,6 +10,12 @@ import click
 
 from edgepack_cli.trust import FILE
 
+_SPARING = {"MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""Read by libraries when they are loaded: heaps and threads that would take memory and help nobody.
+
+A model's own threads are onnxruntime's, and those the bundle's to choose.
+"""
+
 
 @click.command()
 @click.option("--config", type=FILE, help="The device's configuration: installs, serves, reports.")
@@ -70,4 +76,6 @@ def command(
 
 def _become(*arguments: str) -> None:
     # The process becomes the daemon, so that signals and exit codes are the daemon's own.
+    for name, value in _SPARING.items():
+        os.environ.setdefault(name, value)
     os.execv(sys.executable, [sys.executable, "-m", "edgepack_runtime", *arguments])  # noqa: S606
