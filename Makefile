@@ -20,8 +20,9 @@ help:            ## Show the targets
 demo: $(VENV)/.demo   ## The whole loop on this machine: make demo, or make demo ARGS=--exit
 	@$(BIN)/edgepack demo $(ARGS)
 
+# three for two cores: a good part of the time tests wait for brokers and daemons
 test: $(VENV)/.dev    ## Every test that needs no Debian tools
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not foreign and not framework" $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadgroup -m "not foreign and not framework" $(ARGS)
 
 test-frameworks: $(VENV)/.frameworks   ## Tests with PyTorch, TensorFlow, XGBoost, LightGBM and MLflow, which it installs
 	EDGEPACK_FRAMEWORKS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m framework $(ARGS)

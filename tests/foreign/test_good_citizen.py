@@ -74,8 +74,10 @@ def test_the_unit_leaves_little_to_whoever_breaks_in():
 @contextlib.contextmanager
 def traced(trace, *command, **environ):
     """A process in a network of its own, every call of which is in ``trace``."""
+    # whoever is not root may have a network of its own in a user namespace
+    rights = [] if os.getuid() == 0 else ["--user", "--map-root-user"]
     told = [
-        "unshare", "--net", "strace", "-f", "-qq", "-e", "signal=none", "-o", str(trace),
+        "unshare", "--net", *rights, "strace", "-f", "-qq", "-e", "signal=none", "-o", str(trace),
         sys.executable, "-c", ALONE, *map(str, command),
     ]  # fmt: skip
     plain = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
