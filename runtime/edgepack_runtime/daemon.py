@@ -194,10 +194,13 @@ class Daemon:
         """What waits to be sent to the fleet, as it was found last."""
         return self._reporter.backlog
 
-    def start(self) -> None:
-        """Take up every slot of the disk, then connect."""
+    def open(self) -> None:
+        """Take up every slot of the disk, so that whoever asks finds them, loaded or not yet."""
         self.slots.open_all()
         self._orders.obeyed = self.slots.obeyed()
+
+    def start(self) -> None:
+        """Connect; :meth:`open` comes before."""
         self._slot_changed()
         self._link.start()
 

@@ -10,7 +10,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -91,25 +91,36 @@ async def run_device(
             asked_by_mqtt=daemon.asked_by_mqtt,
         )
         guard = Guard(config.serve)
-        server = await serve(
-            app,
-            unix_socket=Path(socket) if socket else None,
-            host=config.serve.host,
-            port=config.serve.port,
-            guard=guard,
-            ops=config.ops,
-            insecure=waiver is not None,
-            grace_seconds=config.serve.grace_seconds,
-        )
-        with reminding(waiver):
-            async with (
-                listening(daemon.control(app), home),
-                answering_calls(app, daemon.slots.serving, config.serve, guard) as calls,
-            ):
-                listeners = Listeners(app, server, calls, config.serve)
-                running = _Running(daemon, listeners, notifier, waiver, config)
-                on_hangup(partial(running.reload, reread))
-                await _run(running, stop)
+        async with _opened(daemon):
+            server = await serve(
+                app,
+                unix_socket=Path(socket) if socket else None,
+                host=config.serve.host,
+                port=config.serve.port,
+                guard=guard,
+                ops=config.ops,
+                insecure=waiver is not None,
+                grace_seconds=config.serve.grace_seconds,
+            )
+            with reminding(waiver):
+                async with (
+                    listening(daemon.control(app), home),
+                    answering_calls(app, daemon.slots.serving, config.serve, guard) as calls,
+                ):
+                    listeners = Listeners(app, server, calls, config.serve)
+                    running = _Running(daemon, listeners, notifier, waiver, config)
+                    on_hangup(partial(running.reload, reread))
+                    await _run(running, stop)
+
+
+@contextlib.asynccontextmanager
+async def _opened(daemon: Daemon) -> AsyncIterator[None]:
+    """Open the slots before anybody can ask for them, and end them cleanly whatever comes."""
+    daemon.open()
+    try:
+        yield
+    finally:
+        await daemon.slots.close()
 
 
 def on_hangup(work: Callable[[], None]) -> None:

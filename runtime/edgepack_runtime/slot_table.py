@@ -89,6 +89,7 @@ class SlotTable:
         self._folder = Path(parts.config.state_dir) / "slots"
         self._factory = Path(parts.config.factory) if parts.config.factory else None
         self._runtimes: dict[str, SlotRuntime] = {}
+        self._closed = False
         self.serving: dict[str, Slot] = {}
 
     def __iter__(self) -> Iterator[tuple[str, SlotRuntime]]:
@@ -166,7 +167,10 @@ class SlotTable:
         return [name for name, runtime in self if not runtime.alive]
 
     async def close(self) -> None:
-        """End installs cleanly, and let go of the models."""
+        """End installs cleanly, and let go of the models; once."""
+        if self._closed:
+            return
+        self._closed = True
         for _, runtime in self:
             await asyncio.to_thread(runtime.candidate.stop)
             await asyncio.to_thread(runtime.agent.stop)
