@@ -12,8 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from slot_world import TestCalls
+from world_device import make_home
 
 from edgepack_contract.errors import ConfigError
+from edgepack_runtime import process
+from edgepack_runtime.activation.journal import Journal
+from edgepack_runtime.config import load_config
+from edgepack_runtime.notify import Notifier
 from edgepack_runtime.process import (
     MAX_SESSION,
     SESSION_FILE,
@@ -171,3 +176,25 @@ def test_what_writes_that_were_cut_off_left_is_removed(tmp_path):
     others.touch()
     remove_leftovers(DurableFS(), tmp_path, tmp_path / "keys" / "keyring.json")
     assert list(tmp_path.rglob("*.tmp-*")) == [others]
+
+
+def test_slots_are_there_before_anybody_can_ask_and_end_when_nobody_ever_could(
+    tmp_path, monkeypatch
+):
+    make_home(tmp_path / "pi-1", "pi-1", mqtt_port=1)
+    home = tmp_path / "pi-1" / "state"
+    (home / "slots" / "pump").mkdir(parents=True)
+    found = []
+
+    async def refuse(app, **_):
+        found.append(sorted(app.predictions._slots))
+        raise ConfigError("the port is taken")
+
+    monkeypatch.setattr(process, "serve", refuse)
+    config = load_config(tmp_path / "pi-1" / "device.toml", {})
+    with pytest.raises(ConfigError, match="the port is taken"):
+        asyncio.run(process.run_device(lambda: config, Notifier()))
+    assert found == [["pump"]]
+    # a start that cannot listen is no crash of the model
+    journal = Journal(DurableFS(), home / "slots" / "pump")
+    assert journal.load().state.clean
