@@ -177,7 +177,7 @@ def daemon(folder: Path, bundles: dict[str, Path]) -> Iterator[tuple[Device, flo
             begun = time.perf_counter()
             with on_core(SERVER_CORE):
                 device.process.start()
-            eventually(lambda: predicts(home), device.process.said)
+            eventually(lambda: predicts(home), lambda: device.process.said)
             yield device, time.perf_counter() - begun
         finally:
             device.close()
