@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from edgepack_runtime import process
 from edgepack_runtime.activation.agent import SlotAgent
 from edgepack_runtime.activation.effects import EffectRunner
-from edgepack_runtime.activation.events import Verified
+from edgepack_runtime.activation.events import Collect, Verified
 from edgepack_runtime.activation.journal import Journal
 from edgepack_runtime.activation.layers import LayerFetch
 from edgepack_runtime.activation.machine import step
@@ -61,11 +61,15 @@ def _unverified() -> None:
 
 
 def _act_then_write() -> None:
+    plain = SlotAgent._advance
+
     def advance(self: SlotAgent, event: Any) -> None:
         before, taken = self._state, step(self._state, event)
-        self._state = taken.state
-        self._do(taken.effects, before)
-        self._state = self._parts.journal.save(self._state)
+        if Collect() in taken.effects:
+            self._state = taken.state
+            self._runner.perform(Collect())
+            self._state = before
+        plain(self, event)
 
     _set(SlotAgent, "_advance", advance)
 
@@ -141,7 +145,7 @@ BREAKS = {
     "session-in-place": Break("install/main/write", lambda: _in_place("session")),
     "into-the-store": Break("install/slot/write", _into_the_store),
     "unverified": Break("install/slot/write", _unverified),
-    "act-then-write": Break("third-install/slot/", _act_then_write),
+    "act-then-write": Break("third-install/slot/unlink", _act_then_write),
     "attempts-not-written": Break("crash-loop/slot/", _attempts_not_written),
     "blocked-forgotten": Break("fallback/slot/", _blocked_forgotten),
     "orders-forgotten": Break("start/slot/rename", _orders_forgotten),
