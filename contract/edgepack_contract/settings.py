@@ -7,10 +7,12 @@ unknown variable of a table, so that a misspelt setting is never silently ignore
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar, get_origin
 
 import msgspec
 
@@ -19,6 +21,8 @@ from edgepack_contract.limits import LIMITS
 from edgepack_contract.small_files import read_configured
 
 T = TypeVar("T", bound=msgspec.Struct)
+_NONE: Mapping[str, str] = MappingProxyType({})
+_PLACE = re.compile(r"at `\$\.([\w.]+)")
 
 
 def load_settings(
@@ -36,21 +40,31 @@ def load_settings(
         ConfigError: Unreadable, not TOML, an unknown key, a wrong type or a missing value.
     """
     table = read_toml(path) if path is not None else {}
+    given: dict[str, str] = {}
     names = _variables(shape, prefix)
     tables = tuple(f"{prefix}_{name}_".upper() for name in _tables(shape))
     for variable, value in environ.items():
         if variable in names:
             _put(table, names[variable], value)
+            given[".".join(names[variable])] = variable
         elif variable.startswith(tables):
             raise ConfigError(
                 f"{variable} is not a setting. Known variables: {', '.join(sorted(names))}",
                 code="bad-config",
             )
-    return convert(table, shape, what=str(path) if path else "the configuration")
+    return convert(table, shape, what=str(path) if path else "the configuration", given=given)
 
 
-def convert(table: Mapping[str, Any], shape: type[T], *, what: str) -> T:
+def convert(
+    table: Mapping[str, Any], shape: type[T], *, what: str, given: Mapping[str, str] = _NONE
+) -> T:
     """Check a decoded table against its shape; text is turned into numbers where one is due.
+
+    Args:
+        table: What was read.
+        shape: The struct to fill.
+        what: Where it is from, for messages.
+        given: The keys that a variable has set, and its name.
 
     Raises:
         ConfigError: It does not fit; the message names the key.
@@ -58,8 +72,17 @@ def convert(table: Mapping[str, Any], shape: type[T], *, what: str) -> T:
     try:
         return msgspec.convert(table, shape, strict=False)
     except msgspec.ValidationError as error:
-        known = ", ".join(sorted(_keys(shape)))
-        raise ConfigError(f"{what}: {error}. Known keys: {known}", code="bad-config") from error
+        place = _PLACE.search(str(error))
+        source = given.get(place[1], what) if place else what
+        raise ConfigError(
+            f"{source}: {error}{_hint(str(error), shape)}", code="bad-config"
+        ) from error
+
+
+def _hint(words: str, shape: type[msgspec.Struct]) -> str:
+    """The keys there are, for who misspelt one."""
+    misspelt = "unknown field" in words or "missing required field" in words
+    return f". Known keys: {', '.join(sorted(_keys(shape)))}" if misspelt else ""
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -93,7 +116,8 @@ def _keys(shape: type[msgspec.Struct], before: str = "") -> list[str]:
 
 
 def _tables(shape: type[msgspec.Struct]) -> list[str]:
-    return [name for name, kind in _fields(shape).items() if _struct(kind)]
+    kinds = _fields(shape).items()
+    return [name for name, kind in kinds if _struct(kind) or get_origin(kind) is dict]
 
 
 def _struct(kind: Any) -> type[msgspec.Struct] | None:

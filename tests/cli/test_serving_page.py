@@ -32,16 +32,23 @@ def served(tmp_path_factory):
     bundle = folder / "sample.edgepack"
     taken = TensorSpec(name="x", dtype="float32", shape=["n", 4], features=list("abcd"))
     tiny_bundle(bundle, "1.0.0", name="sample", inputs=[taken])
-    arguments = ("run", "--bundle", bundle, "--port", "0")
+    arguments = ("run", "--bundle", bundle, "--port", "0", "--grpc-port", "0")
     with running(folder / "log", "edgepack_cli", *arguments) as process:
-        yield folder, process.port()
+        port = process.port()
+        (calls,) = re.findall(r"gRPC on port (\d+)", process.said)
+        yield (
+            folder,
+            {"127.0.0.1:8000": f"127.0.0.1:{port}", "127.0.0.1:8001": f"127.0.0.1:{calls}"},
+        )
 
 
 def run(command, served):
-    folder, port = served
+    folder, places = served
+    for written, place in places.items():
+        command = [part.replace(written, place) for part in command]
     return subprocess.run(
-        [part.replace("127.0.0.1:8000", f"127.0.0.1:{port}") for part in command],
-        cwd=folder, capture_output=True, text=True, check=False, timeout=120, env=os.environ,
+        command, cwd=folder, capture_output=True, text=True, check=False, timeout=120,
+        env=os.environ,
     )  # fmt: skip
 
 
@@ -58,8 +65,8 @@ def test_its_commands_run(served):
     assert np.frombuffer(answer[end:], np.float32).reshape(2, 3).sum() == pytest.approx(2)
 
 
-def test_its_program_runs(served):
-    (program,) = blocks("python")
+@pytest.mark.parametrize("program", blocks("python"), ids=["http", "grpc"])
+def test_its_programs_run(served, program):
     done = run([sys.executable, "-c", program], served)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 2

@@ -14,6 +14,7 @@ class Inner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Outer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: str
     http: Inner = Inner()
+    rooms: dict[str, int] = {}
 
 
 def load(tmp_path, text, environ=None):
@@ -48,7 +49,7 @@ def test_a_bad_configuration_says_what_and_where(tmp_path, text, words):
 
 
 def test_an_unknown_key_is_answered_with_the_known_ones(tmp_path):
-    with pytest.raises(ConfigError, match=r"Known keys: http\.port, name"):
+    with pytest.raises(ConfigError, match=r"Known keys: http\.port, name, rooms"):
         load(tmp_path, 'name = "a"\nnmae = "b"')
 
 
@@ -57,6 +58,22 @@ def test_an_unknown_variable_of_a_table_is_refused_and_those_of_others_are_not(t
     assert load(tmp_path, 'name = "a"', others) == Outer(name="a")
     with pytest.raises(ConfigError, match=r"EDGEPACK_HTTP_PROT is not a setting.*HTTP_PORT"):
         load(tmp_path, 'name = "a"', {"EDGEPACK_HTTP_PROT": "1"})
+
+
+def test_a_value_of_a_wrong_type_is_told_without_a_list_of_keys(tmp_path):
+    with pytest.raises(ConfigError, match=r"some\.toml.*http\.port") as caught:
+        load(tmp_path, 'name = "a"\n[http]\nport = "x"')
+    assert "Known keys" not in str(caught.value)
+
+
+def test_a_variable_of_a_wrong_type_is_named_and_not_the_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"^EDGEPACK_HTTP_PORT: Expected `int`"):
+        load(tmp_path, 'name = "a"', {"EDGEPACK_HTTP_PORT": "eighty"})
+
+
+def test_a_variable_below_a_table_of_names_is_not_passed_over(tmp_path):
+    with pytest.raises(ConfigError, match="EDGEPACK_ROOMS_KITCHEN is not a setting"):
+        load(tmp_path, 'name = "a"', {"EDGEPACK_ROOMS_KITCHEN": "3"})
 
 
 def test_a_variable_for_what_the_file_has_as_no_table(tmp_path):

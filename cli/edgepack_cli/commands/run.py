@@ -60,18 +60,19 @@ def command(
         raise click.UsageError("--ops-port needs --ops-host")
     if print_config and config is None:
         raise click.UsageError("--print-config needs --config")
-    if config is not None:
-        _become("--config", str(config), *["--print-config"] * print_config)
     options = {
         "--grpc-port": grpc_port, "--unix-socket": unix_socket,
         "--tls-certificate": tls_certificate, "--tls-key": tls_key,
         "--token-file": token_file, "--ops-host": ops_host, "--ops-port": ops_port,
         "--keyring": keyring, "--owner": owner,
     }  # fmt: skip
-    given = [
-        part for name, value in options.items() if value is not None for part in (name, str(value))
-    ]
-    _become("--bundle", str(bundle), "--host", host, "--port", str(port), *given)
+    given = {name: value for name, value in options.items() if value is not None}
+    if config is not None and given:
+        raise click.UsageError(f"with --config the file says it, not {', '.join(given)}")
+    if config is not None:
+        _become("--config", str(config), *["--print-config"] * print_config)
+    parts = [part for name, value in given.items() for part in (name, str(value))]
+    _become("--bundle", str(bundle), "--host", host, "--port", str(port), *parts)
 
 
 def _become(*arguments: str) -> None:

@@ -16,6 +16,8 @@ from urllib.parse import quote
 
 # a daemon starts children (the probe); gRPC's handlers for that only warn, in every child
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+# what it has to say is raised as well, and its lines are no JSON
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
 from google.protobuf import json_format  # type: ignore[import-untyped]
@@ -34,6 +36,7 @@ from edgepack_runtime.serving.grpc.codec import MESSAGES, GrpcCodec, parse
 from edgepack_runtime.serving.grpc.schema import METHODS, SERVICE
 from edgepack_runtime.serving.predict import predict
 from edgepack_runtime.serving.slot import Slot
+from edgepack_runtime.serving.sockets import MOST_PORT
 
 MOST_CALLS = MOST_OF_ONE = 256
 MOST_CONNECTIONS = 128
@@ -238,6 +241,14 @@ async def listen(
     Raises:
         ConfigError: The place cannot be listened at (code ``cannot-listen``).
     """
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    place = f"{host}:{config.grpc_port}"
+    if config.grpc_port is not None and not 0 <= config.grpc_port <= MOST_PORT:
+        # gRPC would take the lower 16 bits of it, and serve where nobody looks
+        raise ConfigError(
+            f"cannot listen at {place}: a port is a number from 0 to {MOST_PORT}",
+            code="cannot-listen",
+        )
     server = grpc.aio.server(
         handlers=[Service(app, slots, guard)],
         options=[
@@ -251,8 +262,6 @@ async def listen(
             ("grpc.server_handshake_timeout_ms", 1000 * HANDSHAKE_SECONDS),
         ],
     )
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    place = f"{host}:{config.grpc_port}"
     try:
         credentials = _credentials(config)
         if credentials is None:
@@ -260,7 +269,10 @@ async def listen(
         else:
             port = server.add_secure_port(place, credentials)
     except RuntimeError as error:
-        raise ConfigError(f"cannot listen at {place}: {error}", code="cannot-listen") from error
+        raise ConfigError(
+            f"cannot listen at {place} for gRPC: is the port taken, the host one of this machine?",
+            code="cannot-listen",
+        ) from error
     await server.start()
     return GrpcListener(server, port)
 

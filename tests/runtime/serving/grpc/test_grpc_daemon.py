@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import sys
 import threading
 
@@ -114,6 +115,26 @@ def test_a_device_takes_up_a_new_token(tmp_path):
         eventually(lambda: ready(port, newer), lambda: daemon.said)
         assert not ready(port, token)
         assert daemon.end() == 0
+
+
+@pytest.mark.parametrize("port", ["taken", 99_999, -1])
+def test_a_port_that_cannot_be(bundle, port):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1] if port == "taken" else port
+        ended = run_to_end("edgepack_runtime", "--bundle", bundle, "--port", 0, "--grpc-port", port)
+    assert ended.returncode == 78, ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith(f"error: cannot listen at 127.0.0.1:{port}")
+    # gRPC's own lines are no JSON
+    assert "Failed to" not in ended.stderr
+
+
+def test_what_the_file_says_is_not_said_twice(tmp_path):
+    config = tmp_path / "device.toml"
+    config.touch()
+    ended = run_to_end("edgepack_cli", "run", "--config", config, "--grpc-port", 1)
+    assert (ended.returncode, "--grpc-port" in ended.stderr) == (2, True)
 
 
 def test_a_device_without_grpcio_says_what_to_install(bundle, tmp_path):
