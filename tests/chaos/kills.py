@@ -60,8 +60,10 @@ def main() -> int:
         )
         outcomes = list(done.values())
         seconds = 0.0
-        with contextlib.suppress(KeyboardInterrupt):
+        try:
             _go(lab, left, options, state, outcomes)
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on from here", flush=True)
         seconds = time.monotonic() - began
     wanted = {str(job) for job in jobs}
     outcomes = [one for one in outcomes if one.job in wanted]
