@@ -79,7 +79,7 @@ def the_child_of(parent):
     [
         (signal.SIGKILL, "probe-memory", "out of memory"),
         (signal.SIGABRT, "probe-crashed", "SIGABRT"),
-        (signal.SIGXCPU, "probe-timeout", "SIGXCPU"),
+        (signal.SIGXCPU, "probe-cpu", "processor time"),
     ],
     ids=["by the kernel", "by itself", "by its limit"],
 )
