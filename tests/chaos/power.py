@@ -8,6 +8,7 @@ that make something durable, it must find a loss.
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import multiprocessing
 import os
@@ -36,6 +37,8 @@ from power_scenarios import (
     try_damage,
 )
 from report_block import replace_block
+
+from edgepack_contract import description, oci, signing, trusted
 
 MEMORY = Path("/dev/shm")
 STATES = 110_000
@@ -82,6 +85,7 @@ def main() -> int:
     """Try the disks, then the check itself."""
     logging.disable(logging.CRITICAL)
     options = _options()
+    _share_proofs()
     place = MEMORY if MEMORY.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="ep", dir=place) as made:
         root = Path(made)
@@ -99,6 +103,14 @@ def main() -> int:
     for one in [*found.lost[:10], *unknown]:
         print(f"WRONG {one}")
     return 1 if found.lost or unknown else 0
+
+
+def _share_proofs() -> None:
+    """Read the same bytes of a bundle's documents once: a quarter of the time of a disk."""
+    shared = functools.lru_cache(4096)(description.decode_bundle_json)
+    for module in (description, oci, signing):
+        module.decode_bundle_json = shared
+    trusted.parse_description = functools.lru_cache(4096)(description.parse_description)
 
 
 def _try_disks(recorded: list[Recorded], options: argparse.Namespace, root: Path) -> Found:
