@@ -33,6 +33,7 @@ class Limits:
     json_depth: int = 32
 
     request_body_bytes: int = 64 * MIB
+    request_json_bytes: int = 16 * MIB
     request_header_bytes: int = 16 * KIB
     config_bytes: int = 256 * KIB
     key_file_bytes: int = 64 * KIB

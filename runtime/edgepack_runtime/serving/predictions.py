@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from edgepack_contract.limits import KIB, LIMITS
 from edgepack_runtime.inference.errors import BadRequestError, InputError
 from edgepack_runtime.memory import available_bytes
-from edgepack_runtime.serving.asgi import JSON, Header, HttpError, Response
+from edgepack_runtime.serving.asgi import CLOSE, JSON, Header, HttpError, Response
 from edgepack_runtime.serving.codec import Codec, Encoded, Payload
 from edgepack_runtime.serving.compression import (
     Encoding,
@@ -111,6 +111,7 @@ class Predictions:
     async def _unpack(self, slot: Slot, encoding: Encoding, payload: Payload) -> Payload:
         try:
             body = await asyncio.to_thread(unpack, encoding, payload.body, self.body_bytes)
+            check_json_size(body, payload.json_bytes)
         except HttpError:
             slot.refused_early("bad_request")
             raise
@@ -130,10 +131,12 @@ def payload_of(endpoint: Endpoint, headers: Mapping[bytes, bytes], body: bytes) 
     Raises:
         BadRequestError: The header that says where the JSON ends is not a length, or has no meaning
             at this endpoint.
+        HttpError: 413, there is more JSON than may be.
     """
     given = headers.get(JSON_BYTES_HEADER)
     key = headers.get(KEY_HEADER)
     if given is None:
+        check_json_size(body, None)
         return Payload(body, None, key)
     if endpoint is not Endpoint.V2_INFER:
         raise BadRequestError("binary tensor data go to /v2/models/M/infer only")
@@ -143,6 +146,7 @@ def payload_of(endpoint: Endpoint, headers: Mapping[bytes, bytes], body: bytes) 
             f"given {given.decode('latin-1')[:40]!r}"
         )
     size = int(given)
+    check_json_size(body, size)
     if not size and headers.get(b"content-type", b"").startswith(JSON[1]):
         # JSON read as numbers would get an answer
         raise BadRequestError(
@@ -150,6 +154,22 @@ def payload_of(endpoint: Endpoint, headers: Mapping[bytes, bytes], body: bytes) 
             "Content-Type says that it is JSON; leave one of them out"
         )
     return Payload(body, size, key)
+
+
+def check_json_size(body: bytes, json_bytes: int | None) -> None:
+    """Check how much of a body is JSON: read, it takes some thirty times its size.
+
+    Raises:
+        HttpError: 413, it is too much.
+    """
+    size = len(body) if json_bytes is None else json_bytes
+    if size > LIMITS.request_json_bytes:
+        raise HttpError(
+            413,
+            f"the request has {size} bytes of JSON, at most {LIMITS.request_json_bytes}; send "
+            "tensors as binary data (docs/serving.md)",
+            CLOSE,
+        )
 
 
 def answer_of(encoded: Encoded, version: str) -> Response:

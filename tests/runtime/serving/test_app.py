@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import socket
@@ -372,3 +373,22 @@ def test_answers_land_in_the_window(served):
     assert sum(window.outputs.classes) == 3
     (empty,) = served.call(served.slots["pump"].roll)
     assert empty.n == 0
+
+
+def test_json_is_bounded_more_tightly_than_bytes(shared):
+    # read, it takes some thirty times its size
+    spaces = b" " * (LIMITS.request_json_bytes + 1)
+    for body, headers in ((spaces, {}), (gzip.compress(spaces, 1), {"content_encoding": "gzip"})):
+        for path in ("/v2/models/pump/infer", "/v1/models/pump:predict"):
+            answer = shared.ask("POST", path, body, **headers)
+            assert answer.status == 413
+            assert "send tensors as binary data" in answer.json["error"]
+    size = str(len(spaces))
+    answer = shared.ask(
+        "POST", "/v2/models/pump/infer", spaces, inference_header_content_length=size
+    )
+    assert answer.status == 413
+    answer = shared.ask(
+        "POST", "/v2/models/pump/infer", spaces, inference_header_content_length="2"
+    )
+    assert answer.status == 400
