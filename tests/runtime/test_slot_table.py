@@ -13,9 +13,7 @@ from world_process import ask
 from world_registry import Registry
 from world_waiting import eventually
 
-from edgepack_contract.canonical import canonical_json
 from edgepack_contract.messages import (
-    Acked,
     Candidate,
     CandidateMode,
     Event,
@@ -24,7 +22,6 @@ from edgepack_contract.messages import (
     Ref,
     SlotDesired,
 )
-from edgepack_contract.sealing import seal
 from edgepack_contract.states import Phase
 from edgepack_contract.topics import Kind, keyring_topic
 from edgepack_contract.window import Window
@@ -131,14 +128,8 @@ def hear_window(device, role):
     window = device.hear(
         device.topic(Kind.TELEMETRY, MODEL), Window, lambda said: said.role == role and said.n
     )
-    acknowledge(device, window.session, window.last)
+    device.acknowledge(window.session, window.last)
     return window
-
-
-def acknowledge(device, session, through):
-    topic = device.topic(Kind.ACKED, MODEL)
-    acked = canonical_json(Acked(session=session, through=through))
-    device.send(topic, seal(acked, topic=topic, key=device.mac_key))
 
 
 def test_the_end_of_a_candidates_install_is_an_event_of_a_candidate(device, bundles):
@@ -149,7 +140,7 @@ def test_the_end_of_a_candidates_install_is_an_event_of_a_candidate(device, bund
         lambda said: said.digest == bundles["1.1.0"][0],
     )
     assert event.evidence["candidate"] is True
-    acknowledge(device, event.session, event.sequence)
+    device.acknowledge(event.session, event.sequence)
 
 
 def test_a_shadow_sees_what_the_active_model_answers(device, bundles):

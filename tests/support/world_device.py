@@ -15,15 +15,23 @@ from world_bundles import MODEL, ROW
 from world_process import Answer, Process, ask
 from world_waiting import SECONDS, eventually
 
-from edgepack_contract.canonical import decode
+from edgepack_contract.canonical import canonical_json, decode
 from edgepack_contract.errors import DocumentError
 from edgepack_contract.instructions import sign_desired
 from edgepack_contract.keyring import SCHEMA as KEYRING_SCHEMA
 from edgepack_contract.keyring import Keyring, Publisher, sign_keyring
 from edgepack_contract.keys import PrivateKey, read_private_key, write_private_key
 from edgepack_contract.limits import LIMITS
-from edgepack_contract.messages import Desired, Probation, Ref, Reported, SlotDesired, State
-from edgepack_contract.sealing import unseal
+from edgepack_contract.messages import (
+    Acked,
+    Desired,
+    Probation,
+    Ref,
+    Reported,
+    SlotDesired,
+    State,
+)
+from edgepack_contract.sealing import seal, unseal
 from edgepack_contract.states import Phase
 from edgepack_contract.topics import Kind, device_topic
 
@@ -32,6 +40,7 @@ T = TypeVar("T")
 OWNER, FLEET = fixed_key(30), fixed_key(31)
 PROBATION = Probation(seconds=1.0, max_seconds=10.0, shadow_seconds=2.0)
 DAY_MS = 86_400_000
+EVERYTHING = 2**53
 CONFIG = """\
 device = "{name}"
 state_dir = "state"
@@ -169,6 +178,12 @@ class Device:
         info.wait_for_publish(SECONDS)
         assert info.is_published()
 
+    def acknowledge(self, session: int, through: int = EVERYTHING) -> None:
+        """Have committed what the device sent, as a fleet: of what waits, only so much goes out."""
+        topic = self.topic(Kind.ACKED, MODEL)
+        acked = canonical_json(Acked(session=session, through=through))
+        self.send(topic, seal(acked, topic=topic, key=self.mac_key))
+
     def forget(self) -> None:
         """Hear only what comes from now on."""
         while not self._peer.heard.empty():
@@ -187,7 +202,7 @@ class Device:
                 seen.append(message)
                 if condition(message):
                     return message
-        raise AssertionError(f"not heard on {topic}; last were {seen[-3:]}\n{self.process.said}")
+        raise AssertionError(f"not heard on {topic}; last were {seen[-3:]}\n{self._said}")
 
     def hear_reported(self, condition: Callable[[Reported], Any]) -> Reported:
         return self.hear(self.topic(Kind.REPORTED), Reported, condition)
@@ -207,6 +222,10 @@ class Device:
     def wait_tidy(self) -> None:
         """Wait until nothing half-written is there; a write under way ends within moments."""
         eventually(lambda: not self._leftovers(), lambda: f"a tidy disk: {self._leftovers()}")
+
+    @property
+    def _said(self) -> str:
+        return "" if self._process is None else self._process.said
 
     def _leftovers(self) -> list[str]:
         slots = self.home / "state" / "slots"
