@@ -70,7 +70,10 @@ class Script:
 
 @dataclass
 class Run:
-    """How it went: what it answered, how the slot rested, how the process ended."""
+    """How it went: what it answered, how the slot rested, how the process ended.
+
+    ``trouble`` is what kept the script from being played.
+    """
 
     first: dict[str, Any] | None = None
     last: dict[str, Any] | None = None
@@ -78,6 +81,7 @@ class Run:
     code: str = ""
     words: str = ""
     blocked: list[str] = field(default_factory=list)
+    trouble: str = ""
     silent: int = 0  # good requests that got no answer
     modules: list[str] = field(default_factory=list)
     exit: int = 0
@@ -217,7 +221,7 @@ async def _play(daemon: Daemon, script: Script, run: Run, out: int) -> None:
     try:
         await _until(lambda: _rested_or_serving(daemon))
         run.first = await _ask(script.home, GOOD_ROW)
-        daemon._from_link(str(device_topic("default", DEVICE, Kind.DESIRED)), script.desired)
+        daemon._take(str(device_topic("default", DEVICE, Kind.DESIRED)), script.desired)
         await _until(lambda: _over(daemon, script), each=lambda: _meanwhile(daemon, script, run))
         run.last = await _ask(script.home, GOOD_ROW)
         status = daemon.slots.get(MODEL)
@@ -226,6 +230,9 @@ async def _play(daemon: Daemon, script: Script, run: Run, out: int) -> None:
             run.phase, run.code, run.words = str(said.phase), said.code, said.words
             run.blocked = list(said.blocked)
         run.modules = sorted(sys.modules)
+    except Exception as error:  # noqa: BLE001
+        # a script that cannot be played, for whatever reason, must not look like a quiet device
+        run.trouble = repr(error)
     finally:
         os.write(out, json.dumps(run.__dict__).encode())
         os.kill(os.getpid(), signal.SIGTERM)

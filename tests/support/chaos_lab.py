@@ -159,7 +159,8 @@ class Lab:
     def points(self, name: str, thread: str) -> list[Point]:
         """Every call of one thread in a scenario that a kill may hit, found by a run of it."""
         home = self._home(f"dry-{name}-{thread}", SCENARIOS[name])
-        _, text = self._traced(home, SCENARIOS[name], thread, count_options())
+        run, text = self._traced(home, SCENARIOS[name], thread, count_options())
+        assert not run.trouble, f"dry run of {name}: {run}"
         shutil.rmtree(home)
         return [
             Point(name, thread, call, when)
@@ -198,6 +199,8 @@ class Lab:
             outcome.wrong.append(f"{point}: the daemon hangs")
         elif not hit and run.exit not in (0, _DEADLY if scenario.deadly else 0):
             outcome.wrong.append(f"{point}: it ended with {run.exit} by itself")
+        elif run.trouble:
+            outcome.wrong.append(f"{point}: {run.trouble}")
         elif point.error and hit:
             outcome.wrong += self._serves(run, scenario, recovered=False)
         outcome.wrong += self._judged(home, before)
@@ -238,6 +241,8 @@ class Lab:
             return
         may_be_none = scenario.may_be_empty
         yield from self._answered("first", run.first, scenario.before, may_be_none=may_be_none)
+        if run.trouble:
+            yield run.trouble
         phase, version = scenario.ends
         last = (version,) if recovered else (*scenario.before, version)
         none_yet = may_be_none and not recovered
@@ -285,7 +290,8 @@ class Lab:
         run = Child(script).end()
         expected = _DEADLY if die_at else 0
         said = (self.root / name / "daemon.log").read_text(errors="replace")
-        assert run.exit == expected, f"template {name}: {run}\n{said}"
+        fine = run.exit == expected and not run.trouble
+        assert fine, f"template {name}: {run}\n{said}"
         return run
 
     def _half(self) -> None:
