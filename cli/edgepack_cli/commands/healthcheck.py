@@ -1,6 +1,6 @@
 """``edgepack healthcheck``: is the daemon on this machine well; for probes of containers.
 
-Standard library only, and little of it: a probe runs every few seconds on a small machine.
+Standard library and a few lines of ours: a probe runs every few seconds on a small machine.
 """
 
 from __future__ import annotations
@@ -167,10 +167,13 @@ def _any_certificate() -> SSLContext:
 
 
 def _connect_unix(path: str) -> socket.socket:
+    from edgepack_runtime.serving.sockets import short_path
+
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(SECONDS)
     try:
-        connection.connect(path)
+        with short_path(Path(path)) as address:
+            connection.connect(address)
     except OSError:
         connection.close()
         raise

@@ -238,7 +238,7 @@ def test_a_probe_loads_little():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split()) - set(sys.stdlib_module_names)
-    ours = {"edgepack_cli", "edgepack_contract", "click"}
+    ours = {"edgepack_cli", "edgepack_contract", "edgepack_runtime", "click"}
     assert loaded - ours <= {"__main__", *site_hooks()}
 
 
