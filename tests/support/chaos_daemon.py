@@ -234,8 +234,19 @@ async def _play(daemon: Daemon, script: Script, run: Run, out: int) -> None:
         # a script that cannot be played, for whatever reason, must not look like a quiet device
         run.trouble = repr(error)
     finally:
-        os.write(out, json.dumps(run.__dict__).encode())
+        await _end_with(run, out)
+
+
+async def _end_with(run: Run, out: int) -> None:
+    """Tell how it went and ask for the end; both once more when that call was made to fail."""
+    said = json.dumps(run.__dict__).encode()
+    try:
+        os.write(out, said)
+    except OSError:
+        os.write(out, said)
+    while True:
         os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(5.0)
 
 
 def _rested_or_serving(daemon: Daemon) -> bool:
@@ -251,7 +262,8 @@ def _rested_or_serving(daemon: Daemon) -> bool:
 def _over(daemon: Daemon, script: Script) -> bool:
     runtime = daemon.slots.get(MODEL)
     if runtime is None:
-        return False
+        # with a broken disk there may not even be folders
+        return not script.must_settle and daemon._orders.refused is not None
     agent = runtime.agent
     state = agent.state
     if script.die_at is not None and state.phase == script.die_at:
