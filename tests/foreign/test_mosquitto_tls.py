@@ -36,10 +36,7 @@ DEVICES = ("pi-1", "pi-2")
 FLEET = "_fleet"
 OF_FLEET = (f"{ROOT}/{FLEET}/state", f"{ROOT}/{FLEET}/keyring")
 TOPICS = [
-    *(
-        f"{ROOT}/{device}/{rest}"
-        for device, rest in product(DEVICES, (*UP, *DOWN, ASKED, ANSWERED))
-    ),
+    *(f"{ROOT}/{device}/{rest}" for device, rest in product(DEVICES, ALL)),
     *OF_FLEET,
     f"{ROOT}/pi-1/other",
     f"{ROOT}/pi-1",
@@ -324,5 +321,5 @@ def test_an_eviction_clears_nothing_that_is_retained(own):
 
 
 def test_kinds_of_topics_are_all_in_the_matrix():
-    named = {rest.split("/")[0] for rest in UP + DOWN}
+    named = {rest.split("/")[0] for rest in ALL}
     assert named == {kind.value for kind in Kind}
