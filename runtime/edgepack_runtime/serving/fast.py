@@ -24,7 +24,6 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from edgepack_contract.window import ErrorKind
-from edgepack_runtime.inference.errors import InputError
 from edgepack_runtime.serving.access import Guard
 from edgepack_runtime.serving.asgi import (
     BODY_SECONDS,
@@ -41,13 +40,7 @@ from edgepack_runtime.serving.codec import Encoded
 from edgepack_runtime.serving.compression import SMALLEST_BYTES, encoding_for, is_worth_packing
 from edgepack_runtime.serving.failure import response_of
 from edgepack_runtime.serving.predict import Call
-from edgepack_runtime.serving.predictions import (
-    CODECS,
-    Predictions,
-    answer_of,
-    packed,
-    payload_of,
-)
+from edgepack_runtime.serving.predictions import CODECS, Predictions, answer_of, packed
 from edgepack_runtime.serving.refusing import Refusing
 from edgepack_runtime.serving.routes import Route, find_route
 
@@ -128,15 +121,10 @@ class Front:
         """Begin to answer.
 
         Raises:
-            HttpError: The path names no model.
-            EdgepackError: See :func:`.predict.predict`.
+            HttpError: See :meth:`.Predictions.begin`.
+            EdgepackError: The same, and :func:`.predict.predict`.
         """
-        slot = self._predictions.slot(route)
-        try:
-            payload = payload_of(route.endpoint, headers, body)
-        except InputError:
-            slot.refused_early("bad_request")
-            raise
+        slot, payload = self._predictions.begin(route, headers, body)
         return Call(slot, CODECS[route.endpoint], payload, route.version)
 
     def renew(self, defaults: list[Header]) -> None:

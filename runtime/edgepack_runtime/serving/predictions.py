@@ -88,6 +88,24 @@ class Predictions:
             raise UnknownModelError("this device has no model")
         return next(iter(self._slots.values()))
 
+    def begin(
+        self, route: Route, headers: Mapping[bytes, bytes], body: bytes
+    ) -> tuple[Slot, Payload]:
+        """Who is asked, and what; a request that is refused here is counted.
+
+        Raises:
+            UnknownModelError: The path names no slot.
+            HttpError: The same, or the body is packed in an unknown way, or has too much JSON.
+            BadRequestError: See :func:`payload_of`.
+        """
+        slot = self.slot(route)
+        try:
+            encoding_of(headers)
+            return slot, payload_of(route.endpoint, headers, body)
+        except (HttpError, InputError):
+            slot.refused_early("bad_request")
+            raise
+
     async def answer(self, route: Route, headers: Mapping[bytes, bytes], body: bytes) -> Response:
         """Answer a request to an endpoint of :data:`CODECS`.
 
@@ -95,13 +113,8 @@ class Predictions:
             HttpError: It cannot be unpacked, or names no model.
             EdgepackError: See :func:`.predict`.
         """
-        slot = self.slot(route)
-        try:
-            encoding = encoding_of(headers)
-            payload = payload_of(route.endpoint, headers, body)
-        except (HttpError, InputError):
-            slot.refused_early("bad_request")
-            raise
+        slot, payload = self.begin(route, headers, body)
+        encoding = encoding_of(headers)
         if encoding is None:
             return await self._predict(slot, route, headers, payload)
         async with self._unpacking:

@@ -13,6 +13,7 @@ import pytest
 from uvicorn.protocols.http import httptools_impl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from edgepack_contract.limits import LIMITS
 from edgepack_runtime.config import ServeConfig
 from edgepack_runtime.serving import fast
 from edgepack_runtime.serving import server as server_module
@@ -127,6 +128,7 @@ REQUESTS = {
     "the last": post(V1, GOOD, b"connection: close"),
     "of 1.0": post(V1, version=b"1.0"),
     "of 1.0, kept": post(V1, GOOD, b"connection: keep-alive", version=b"1.0"),
+    "too much JSON": post(V1, b" " * (LIMITS.request_json_bytes + 1)),
     "too long": b"POST %b HTTP/1.1\r\nhost: d\r\ncontent-length: 99999999999\r\n\r\n" % V1,
     "no length": b"POST %b HTTP/1.1\r\nhost: d\r\n\r\n" % V1,
     "chunks": b"POST %b HTTP/1.1\r\nhost: d\r\ntransfer-encoding: chunked\r\n\r\n" % V1
