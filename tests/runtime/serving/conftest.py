@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from echo_variants import echo_variant
+from raw_line import Line
 
 from edgepack_runtime.serving.app import App
 from edgepack_runtime.serving.model import ServingModel
@@ -119,6 +120,28 @@ def shared(load) -> Any:
     made.start()
     yield made
     made.close()
+
+
+@pytest.fixture
+def line(world):
+    """``line()`` is a connection to the world, closed with the test."""
+    made = []
+
+    def opened() -> Line:
+        made.append(Line(world.server.port))
+        return made[-1]
+
+    yield opened
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def pump(world, load):
+    """The slot of a world that serves one model."""
+    slot = world.add("pump", load("v1", version="1.0.0", bias=1.0))
+    world.start()
+    return slot
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import socket
 import threading
 
 import pytest
+from raw_line import DEADLINE, Line
 from uvicorn.protocols.http import httptools_impl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -20,7 +21,6 @@ from edgepack_runtime.serving import server as server_module
 from edgepack_runtime.serving.access import Guard
 
 ROW = [0.5, -1.0, 2.0, 0.0]
-DEADLINE = 30.0
 V1, V2 = b"/v1/models/pump:predict", b"/v2/models/pump/infer"
 GOOD = json.dumps({"instances": [ROW]}).encode()
 MANY = json.dumps({"instances": [ROW] * 100}).encode()
@@ -37,49 +37,6 @@ def post(path: bytes, body: bytes = GOOD, *headers: bytes, version: bytes = b"1.
     return b"\r\n".join([*lines, *headers, b"", body])
 
 
-class Line:
-    """One connection."""
-
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=DEADLINE)
-        self._read = self.socket.makefile("rb")
-
-    def send(self, raw: bytes) -> None:
-        self.socket.sendall(raw)
-
-    def answer(self) -> tuple[bytes, dict[bytes, bytes], bytes]:
-        status = self._read.readline()
-        while status.startswith(b"HTTP/1.1 100"):
-            assert self._read.readline() == b"\r\n"
-            status = self._read.readline()
-        headers = {}
-        while (line := self._read.readline()).strip():
-            name, _, value = line.partition(b":")
-            headers[name.lower()] = value.strip()
-        body = self._read.read(int(headers.get(b"content-length", b"0")))
-        return status, headers, body
-
-    def rest(self) -> bytes:
-        return self._read.read()
-
-    def close(self) -> None:
-        self._read.close()
-        self.socket.close()
-
-
-@pytest.fixture
-def line(world):
-    made = []
-
-    def opened() -> Line:
-        made.append(Line(world.server.port))
-        return made[-1]
-
-    yield opened
-    for one in made:
-        one.close()
-
-
 @pytest.fixture
 def handed_over(monkeypatch):
     """The targets of the requests that went uvicorn's way."""
@@ -92,13 +49,6 @@ def handed_over(monkeypatch):
 
     monkeypatch.setattr(HttpToolsProtocol, "on_headers_complete", noted)
     return seen
-
-
-@pytest.fixture
-def pump(world, load):
-    slot = world.add("pump", load("v1", version="1.0.0", bias=1.0))
-    world.start()
-    return slot
 
 
 REQUESTS = {
@@ -223,19 +173,6 @@ def test_who_asks_without_end_lets_others_have_their_turn(world, pump, line, han
     one.send(post(V1))
     one.answer()
     assert handed_over == []
-
-
-def test_a_client_that_reads_nothing_fills_no_memory(world, pump):
-    with socket.socket() as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.settimeout(0.2)
-        client.connect(("127.0.0.1", world.server.port))
-        raw = post(V1) * 200
-        with contextlib.suppress(TimeoutError):
-            while True:
-                client.sendall(raw)
-        kept = world.call(lambda: [one.transport.get_write_buffer_size() for one in _open(world)])
-        assert max(kept) < 64 * 1024
 
 
 def test_pipelines_longer_than_a_head_may_be_are_no_head(world, pump, line):

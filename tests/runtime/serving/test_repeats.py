@@ -6,42 +6,13 @@ import asyncio
 import json
 
 import pytest
-from tests.runtime.serving.test_fast import (
-    DEADLINE,
-    GOOD,
-    HUGE,
-    REQUESTS,
-    V1,
-    V2,
-    Line,
-    infer,
-    post,
-)
+from raw_line import DEADLINE, Line
+from tests.runtime.serving.test_fast import GOOD, HUGE, REQUESTS, V1, V2, infer, post
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from edgepack_runtime.config import ServeConfig
 from edgepack_runtime.serving import predict, repeats
 from edgepack_runtime.serving.access import Guard
-
-
-@pytest.fixture
-def line(world):
-    made = []
-
-    def opened() -> Line:
-        made.append(Line(world.server.port))
-        return made[-1]
-
-    yield opened
-    for one in made:
-        one.close()
-
-
-@pytest.fixture
-def pump(world, load):
-    slot = world.add("pump", load("v1", version="1.0.0", bias=1.0))
-    world.start()
-    return slot
 
 
 @pytest.fixture
