@@ -135,12 +135,15 @@ def _start_active(state: SlotState) -> tuple[SlotState, tuple[Effect, ...]]:
 def _start_preparing(state: SlotState, *, forgiven: bool) -> Step:
     if state.phase != Phase.DOWNLOADING and not forgiven:
         state = replace(state, attempts=state.attempts + 1)
-    if state.attempts >= MAX_ATTEMPTS:
-        words = f"the process ended {MAX_ATTEMPTS} times while it checked the bundle"
-        return try_next(state, words) or give_up(
-            state, Phase.FAILED, "crash-loop", add_words(state, words)
-        )
-    return download(state)
+    if state.attempts < MAX_ATTEMPTS:
+        return download(state)
+    words = f"the process ended {MAX_ATTEMPTS} times while it checked the bundle"
+    further = try_next(state, words)
+    if further:
+        return further
+    # whoever asks for it again and again, as a factory bundle does, must not begin it all anew
+    state = replace(state, blocked=block(state.blocked, wanted(state).ref.digest))
+    return give_up(state, Phase.FAILED, "crash-loop", add_words(state, words))
 
 
 def _start_trial(state: SlotState) -> Step:

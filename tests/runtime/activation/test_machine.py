@@ -270,6 +270,18 @@ def test_a_crash_while_checking_counts_and_the_third_ends_the_install():
         now = replace(step(now, ev.Started(HERE)).state, phase=Phase.PROBING, trial=NEW, starts=0)
     taken = step(now, ev.Started(HERE))
     assert (taken.state.phase, taken.state.code) == (Phase.FAILED, "crash-loop")
+    assert taken.state.blocked == (NEW.digest,)
+    again = step(taken.state, wished("c"))
+    assert again.state.phase is Phase.FAILED
+    released = step(again.state, wished("c", 10, retry_blocked=(NEW.digest,)))
+    assert released.state.phase is Phase.DOWNLOADING
+
+
+def test_a_kill_in_a_long_download_is_not_held_against_the_bundle():
+    now = state(Phase.DOWNLOADING)
+    for _ in range(9):
+        now = replace(step(now, ev.Started(HERE)).state, starts=0)
+    assert (now.phase, now.attempts, now.blocked) == (Phase.DOWNLOADING, 0, ())
 
 
 BAD_PROBE = ev.ProbeFailed(5, "latency-budget", "fast: 9 ms")
