@@ -7,17 +7,18 @@ Of uvicorn this takes that ``send_400_response`` writes the answer to what is no
 
 from __future__ import annotations
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from edgepack_runtime.serving.asgi import CLOSE, Header, Receive, Scope, Send, error_response
 from edgepack_runtime.serving.errors import NoRoomError
 from edgepack_runtime.serving.failure import response_of
+from edgepack_runtime.serving.pipelines import BoundedPipeline
 from edgepack_runtime.serving.room import NO_ROOM
 
 _RETRY: Header = (b"retry-after", b"1")
 
 
-class Refusing(HttpToolsProtocol):
+class Refusing(BoundedPipeline):
     """uvicorn's protocol with refusals that a client of ours can read."""
 
     def send_400_response(self, msg: str) -> None:
