@@ -24,16 +24,18 @@ from google.protobuf import json_format  # type: ignore[import-untyped]
 
 from edgepack_contract.errors import ConfigError
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.small_files import read_configured
 from edgepack_runtime.config import ServeConfig
-from edgepack_runtime.inference.errors import BadRequestError
+from edgepack_runtime.inference.errors import BadRequestError, InputError
 from edgepack_runtime.serving.access import Guard
 from edgepack_runtime.serving.app import App
-from edgepack_runtime.serving.asgi import BODY_SECONDS, Asgi
+from edgepack_runtime.serving.asgi import BODY_SECONDS, Asgi, HttpError
 from edgepack_runtime.serving.codec import Encoded, Payload
 from edgepack_runtime.serving.errors import OverloadError, UnknownModelError
 from edgepack_runtime.serving.failure import response_of
 from edgepack_runtime.serving.grpc.codec import MESSAGES, GrpcCodec, parse
 from edgepack_runtime.serving.grpc.schema import METHODS, SERVICE
+from edgepack_runtime.serving.grpc.wire import check_parts
 from edgepack_runtime.serving.predict import predict
 from edgepack_runtime.serving.slot import Slot
 from edgepack_runtime.serving.sockets import MOST_PORT
@@ -198,6 +200,11 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
             raise UnknownModelError(
                 f"there is no model {target.model_name[:80]!r}; this device has: {names}"
             )
+        try:
+            check_parts(raw)
+        except (HttpError, InputError):
+            slot.refused_early("bad_request")
+            raise
         held = key.encode() if isinstance(key, str) else key
         payload = Payload(raw, None, held)
         with self._app.predictions.room.holding() as hold:
@@ -283,25 +290,13 @@ def _credentials(config: ServeConfig) -> Any:
 
     def newest() -> Any:
         # asked at each handshake, so that a renewed certificate is taken up without a restart
-        key = read_limited(Path(config.tls_key or ""))
-        return grpc.ssl_server_certificate_configuration(
-            [(key, read_limited(Path(config.tls_certificate or "")))]
+        key, certificate = (
+            read_configured(Path(path or ""), LIMITS.key_file_bytes, code="bad-tls")
+            for path in (config.tls_key, config.tls_certificate)
         )
+        return grpc.ssl_server_certificate_configuration([(key, certificate)])
 
     return grpc.dynamic_ssl_server_credentials(newest(), newest)
-
-
-def read_limited(path: Path) -> bytes:
-    """Read a key or a certificate.
-
-    Raises:
-        ConfigError: It cannot be read (code ``bad-tls``).
-    """
-    try:
-        with path.open("rb") as stream:
-            return stream.read(LIMITS.key_file_bytes + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", code="bad-tls") from error
 
 
 async def _get(app: Asgi, method: str, path: str, body: bytes) -> tuple[int, bytes]:

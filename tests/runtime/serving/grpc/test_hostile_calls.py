@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -14,6 +15,7 @@ from tritonclient import grpc as triton
 from tritonclient.grpc import service_pb2
 from world_waiting import eventually
 
+from edgepack_contract.limits import LIMITS
 from edgepack_runtime.serving.grpc import service as service_module
 
 SECONDS = 20
@@ -156,3 +158,67 @@ def test_a_message_over_the_limit_ends_its_call_only(served, listening, calling)
         call = caller.begin("ModelInfer", iter([request(rows=4000)]), timeout=SECONDS)
         assert code_of(call) == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert next(caller.begin("ModelInfer", iter([request()]), timeout=SECONDS))
+
+
+def measured(number, value):
+    """A field of bytes, as protobuf writes it."""
+    size, length = len(value), bytearray()
+    while size > 0x7F:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    return bytes([number << 3 | 2, *length, size]) + value
+
+
+def peak_bytes():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+NAMED = measured(1, b"pump")
+OVER = LIMITS.request_json_bytes + 16
+TENSOR = service_pb2.ModelInferRequest.InferInputTensor(
+    name="x", datatype="FP32", shape=[OVER // 16, 4]
+).SerializeToString()
+SWELLING = {
+    "typed contents": measured(5, TENSOR + measured(5, measured(6, bytes(OVER)))),
+    "inputs": measured(5, b"") * (OVER // 2),
+    "outputs": measured(6, b"") * (OVER // 2),
+    "raw contents": measured(7, b"") * (OVER // 2),
+    "small ones": measured(5, b"") * (OVER // 64),
+}
+
+
+@pytest.mark.parametrize("name", SWELLING)
+def test_what_would_swell_is_refused_before_it_is_read(served, listening, calling, name):
+    with listening(served) as port:
+        caller = calling(port)
+        assert next(caller.begin("ModelInfer", iter([request()]), timeout=SECONDS))
+        totals = served.slots["pump"].totals
+        before = served.call(lambda: totals.errors["bad_request"])
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+        start = peak_bytes()
+        call = caller.begin("ModelInfer", iter([NAMED + SWELLING[name]]), timeout=SECONDS)
+        assert code_of(call) == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert ("use raw_input_contents" in call.details()) == (name == "typed contents")
+        # copies of the message, of the client's and of the server's
+        assert peak_bytes() - start < 10 * OVER
+        assert served.call(lambda: totals.errors["bad_request"]) == before + 1
+
+
+def test_what_is_raw_may_be_large(served, listening, calling):
+    rows = OVER // 16
+    with listening(served) as port:
+        call = calling(port, max_receive_message_length=-1).begin(
+            "ModelInfer", iter([request(rows=rows)]), timeout=SECONDS
+        )
+        answer = service_pb2.ModelInferResponse.FromString(next(call))
+        assert answer.outputs[0].shape[0] == rows
+
+
+def test_a_stream_goes_on_after_what_would_swell(served, listening, calling):
+    large = NAMED + SWELLING["typed contents"]
+    with listening(served) as port:
+        call = calling(port).begin("ModelStreamInfer", iter([large, request()]), timeout=SECONDS)
+        first, second = map(service_pb2.ModelStreamInferResponse.FromString, call)
+        assert "use raw_input_contents" in first.error_message
+        assert second.infer_response.model_name == "pump"

@@ -15,26 +15,10 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from edgepack_contract.errors import ConfigError
-from edgepack_runtime.config import ServeConfig
-from edgepack_runtime.serving.access import Guard
-from edgepack_runtime.serving.app import App
-from edgepack_runtime.serving.calls import answering_calls
-
-
-@contextlib.contextmanager
-def listening(world, **settings):
-    """The port of a gRPC listener over the world's slots."""
-    config = ServeConfig(**{"grpc_port": 0} | settings)
-    calls = answering_calls(App(world.slots), world.slots, config, Guard(config))
-    made = world.wait(calls.__aenter__())
-    try:
-        yield made.port
-    finally:
-        world.wait(calls.__aexit__(None, None, None))
 
 
 @pytest.fixture(scope="module")
-def served(make_world, load, load_echo):
+def served(make_world, listening, load, load_echo):
     world = make_world()
     world.add("pump", load("v1", version="1.0.0", bias=1.0))
     world.add("echo", load_echo(*ECHO_DTYPES))
@@ -80,7 +64,7 @@ def test_every_datatype_comes_back(client, shape):
     same(answer, sent)
 
 
-def test_typed_contents_are_understood_too(served):
+def test_typed_contents_are_understood_too(served, listening):
     # what clients other than Triton's own send; FP16 has no such form
     fields = {
         "bool": "bool", "str": "bytes", "float32": "fp32", "float64": "fp64", "int64": "int64",
@@ -256,7 +240,7 @@ def test_bytes_that_are_no_message_and_methods_that_are_none(served):
             assert caught.value.code() == code
 
 
-def test_a_body_over_the_limit_is_refused(served):
+def test_a_body_over_the_limit_is_refused(served, listening):
     world, _ = served
     with (
         listening(world, body_bytes=4096) as port,
@@ -268,7 +252,7 @@ def test_a_body_over_the_limit_is_refused(served):
         assert client.infer("pump", [tensor("x", np.zeros((4, 4), np.float32))])
 
 
-def test_the_same_token_and_certificate_as_over_http(served, tmp_path):
+def test_the_same_token_and_certificate_as_over_http(served, listening, tmp_path):
     world, _ = served
     files = make_tls(tmp_path, "localhost")
     token = make_token(tmp_path / "token")
@@ -291,7 +275,7 @@ def test_the_same_token_and_certificate_as_over_http(served, tmp_path):
             assert told.name == "pump"
 
 
-def test_a_place_that_is_taken(served):
+def test_a_place_that_is_taken(served, listening):
     world, port = served
     with (
         pytest.raises(ConfigError, match=r"cannot listen at 127\.0\.0\.1") as caught,
