@@ -14,19 +14,15 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from bundle_samples import PUBLISHER
-from onnx import TensorProto, helper, numpy_helper
-from world_bundles import MODEL, model_files, tiny_bundle, tiny_description
+from world_bundles import MODEL, files_of, model_files, tiny_bundle, tiny_description
 from world_device import FLEET, make_home
 from world_registry import Registry
 
-from edgepack_contract.description import SessionOptions
 from edgepack_contract.instructions import sign_desired
 from edgepack_contract.keys import read_private_key
 from edgepack_contract.layout import BundleContent, VariantContent, write_bundle
 from edgepack_contract.messages import Desired, Probation, Ref, SlotDesired
 from edgepack_contract.states import Phase
-from edgepack_runtime.inference.golden import GoldenRows, golden_bytes, run_rows
-from edgepack_runtime.inference.session import open_session
 
 DEVICE = "pi"
 GOOD_ROW = [0.5, 1.0, 2.0, 0.25]
@@ -106,7 +102,7 @@ def make_bundles(folder: Path, registry: Registry) -> dict[str, Bundle]:
     for version in (*VERSIONS, BAD_VERSION):
         path = folder / f"{version}.edgepack"
         bad = version == BAD_VERSION
-        files = _bad_files(folder) if bad else model_files(version)
+        files = _bad_files() if bad else model_files(version)
         digest = _bad_bundle(path, files) if bad else tiny_bundle(path, version)
         source = registry.add(f"tiny-{version.replace('.', '-')}", path)
         answer = _answer(files["model.onnx"], folder)
@@ -160,29 +156,11 @@ def _answer(graph: bytes, folder: Path) -> tuple[float, ...]:
     return tuple(map(float, found[0]))
 
 
-def _bad_files(folder: Path) -> dict[str, bytes]:
+def _bad_files() -> dict[str, bytes]:
     """softmax(log(x) W): right for the positive golden rows, NaN for everything below zero."""
     rng = np.random.default_rng(666)
     weights = rng.normal(size=(4, 3)).astype(np.float32)
-    nodes = [
-        helper.make_node("Log", ["x"], ["l"]),
-        helper.make_node("Gemm", ["l", "W"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["p"], axis=1),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
-        [helper.make_tensor_value_info("p", TensorProto.FLOAT, ["n", 3])],
-        [numpy_helper.from_array(weights, "W")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-    raw = bytes(model.SerializeToString(deterministic=True))
-    inputs = {"x": rng.uniform(0.5, 2.0, size=(8, 4)).astype(np.float32)}
-    path = folder / "bad.onnx"
-    path.write_bytes(raw)
-    answers = run_rows(open_session(path, SessionOptions()), inputs, 8)
-    return {"model.onnx": raw, "golden.safetensors": golden_bytes(GoldenRows(inputs, answers))}
+    return files_of(weights, rng.uniform(0.5, 2.0, (8, 4)).astype(np.float32), logarithm=True)
 
 
 def _bad_bundle(path: Path, files: dict[str, bytes]) -> str:

@@ -36,12 +36,18 @@ _ROWS = 8
 def model_files(version: str) -> dict[str, bytes]:
     """Graph and golden rows; the weights differ from version to version."""
     rng = np.random.default_rng(list(version.encode()))
-    graph = _graph(rng.normal(size=(4, 3)).astype(np.float32))
-    inputs = {"x": rng.normal(size=(_ROWS, 4)).astype(np.float32)}
+    weights = rng.normal(size=(4, 3)).astype(np.float32)
+    return files_of(weights, rng.normal(size=(_ROWS, 4)).astype(np.float32))
+
+
+def files_of(weights: np.ndarray, rows: np.ndarray, *, logarithm: bool = False) -> dict[str, bytes]:
+    """Graph and golden rows of softmax(x W), or of softmax(log(x) W)."""
+    graph = _graph(weights, logarithm=logarithm)
+    inputs = {"x": rows}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(graph)
-        answers = run_rows(open_session(path, SessionOptions()), inputs, _ROWS)
+        answers = run_rows(open_session(path, SessionOptions()), inputs, len(rows))
     return {"model.onnx": graph, "golden.safetensors": golden_bytes(GoldenRows(inputs, answers))}
 
 
@@ -89,9 +95,10 @@ def ranked_bundle(
     return write_bundle(path, BundleContent(variants), signer=signer)
 
 
-def _graph(weights: np.ndarray) -> bytes:
+def _graph(weights: np.ndarray, *, logarithm: bool) -> bytes:
     nodes = [
-        helper.make_node("Gemm", ["x", "W"], ["logits"]),
+        *([helper.make_node("Log", ["x"], ["l"])] if logarithm else []),
+        helper.make_node("Gemm", ["l" if logarithm else "x", "W"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["p"], axis=1),
     ]
     graph = helper.make_graph(
