@@ -30,7 +30,7 @@ from edgepack_contract.messages import FleetState
 from edgepack_contract.small_files import read_small
 from edgepack_contract.states import Presence
 from edgepack_contract.tls import FreshHandshake, client_context, read_authorities, tls_trouble
-from edgepack_contract.topics import fleet_filters, fleet_state_topic
+from edgepack_contract.topics import FLEET_NODE, Kind, fleet_filters, fleet_state_topic
 from edgepack_fleet.config import MqttConfig
 from edgepack_fleet.errors import BrokerError
 from edgepack_fleet.outbox import Message
@@ -257,13 +257,23 @@ class FleetLink:
     def _message_callback(
         self, _client: mqtt.Client, _userdata: object, message: mqtt.MQTTMessage
     ) -> None:
-        if message.topic == fleet_state_topic(self._tenant):
-            return  # our own words: the filter for devices' states matches them too
+        if _is_our_own(message.topic):
+            return
         # An exception on paho's thread ends the thread silently and with it the link.
         try:
             self._on_message(message.topic, bytes(message.payload))
         except Exception:
             logger.exception("message handler failed", extra={"event": "mqtt_handler_failed"})
+
+
+def _is_our_own(topic: str) -> bool:
+    """Whether the service itself says what is retained on a topic.
+
+    The filter for devices' states matches that of the service too, and amqtt sends a session that
+    comes back whatever is retained for anybody: the keyring, and the desired documents.
+    """
+    _, _, _, node, kind, *_ = *topic.split("/"), "", "", "", "", ""
+    return node == FLEET_NODE or kind == Kind.DESIRED
 
 
 def _tls(config: MqttConfig) -> ssl.SSLContext:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import random
+import socket
 import subprocess
 import sys
 
@@ -20,7 +21,7 @@ from broker_process import (
 from fleet_devices import NOW, FakeDevice
 
 from edgepack_contract.states import Presence
-from edgepack_contract.topics import Kind, device_topic
+from edgepack_contract.topics import Kind, device_topic, keyring_topic
 from edgepack_fleet.config import MqttConfig
 from edgepack_fleet.errors import BrokerError
 from edgepack_fleet.link import FleetLink
@@ -117,6 +118,20 @@ def test_after_a_broker_restart_it_is_back_with_a_newer_session(broker, fleet):
     peer.send(incoming)
     fleet.wait_for(incoming)
     peer.close()
+
+
+def test_what_it_said_itself_is_no_message_to_it(broker, fleet):
+    """When it comes back to its session, amqtt sends it whatever anybody subscribed to."""
+    own = (keyring_topic("default"), device_topic("default", "pi-1", Kind.DESIRED))
+    device = Peer(broker.port, *own)
+    for topic in own:
+        fleet.link.publish(Message(topic, b"ours", retained=True)).wait_for_publish(SECONDS)
+    fleet.link._client.socket().shutdown(socket.SHUT_RDWR)
+    fleet.wait_connected()
+    last = FakeDevice("pi-1").birth()
+    device.send(last)
+    assert fleet.heard.get(timeout=SECONDS) == (last.topic, last.payload)
+    device.close()
 
 
 def test_its_last_will_says_that_it_is_lost(broker, peer):
