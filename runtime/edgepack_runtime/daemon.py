@@ -34,7 +34,7 @@ from edgepack_runtime.capture.recorder import FOLDER, Recorder
 from edgepack_runtime.capture.ring import clear
 from edgepack_runtime.config import RuntimeConfig
 from edgepack_runtime.connections import broker, bundle_sources, renewer
-from edgepack_runtime.errors import DeviceError
+from edgepack_runtime.errors import DeviceError, DiskFullError
 from edgepack_runtime.handover import Handover
 from edgepack_runtime.link import Asked, DeviceLink, LinkIdentity
 from edgepack_runtime.local.control import Control
@@ -86,6 +86,7 @@ class Daemon:
         self._home = Path(config.state_dir)
         self._loop = asyncio.get_running_loop()
         self._fleet_session = 0
+        self._without_room: dict[str, SlotDesired] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         machine = this_machine(onnxruntime=importlib.metadata.version("onnxruntime"))
         who = identity.identity
@@ -221,6 +222,7 @@ class Daemon:
             await self._close_windows()
             self._check_threads()
             self._orders.look_again()
+            self._try_again()
 
     async def run_health(self) -> None:
         """Tell how the machine is, for as long as the daemon runs."""
@@ -294,15 +296,34 @@ class Daemon:
         self._statements.reported()
 
     def _obey(self, desired: Desired) -> None:
+        self._without_room.clear()
         for name, wish in desired.slots.items():
             self._wish(name, wish)
         self._statements.reported()
 
     def _wish(self, name: str, wish: SlotDesired) -> None:
+        self._without_room.pop(name, None)
         try:
             self.slots.wish(name, wish, self._orders.obeyed)
+        except DiskFullError as error:
+            self._without_room[name] = wish
+            self._orders.refuse("desired", error.code, f"slot {name} waits for room: {error}")
         except DeviceError as error:
             self._orders.refuse("desired", error.code, str(error))
+
+    def _try_again(self) -> None:
+        """Take up what found no room on the disk, if there is room by now."""
+        try:
+            self.slots.open_all()
+        except DeviceError as error:
+            words = "a slot cannot be taken up: %s"
+            logger.warning(words, error, extra={"event": "slot_waits", "code": error.code})
+        if not self._without_room:
+            return
+        for name, wish in list(self._without_room.items()):
+            self._wish(name, wish)
+        if not self._without_room:
+            self._orders.settle("desired")
 
     def _refusal_changed(self) -> None:
         self._statements.refused()

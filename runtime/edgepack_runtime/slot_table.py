@@ -25,7 +25,7 @@ from edgepack_runtime.activation.parts import SlotParts
 from edgepack_runtime.candidate_runtime import FOLDER, CandidateRuntime
 from edgepack_runtime.capture.recorder import Recorder
 from edgepack_runtime.config import RuntimeConfig
-from edgepack_runtime.errors import DeviceError
+from edgepack_runtime.errors import DeviceError, DiskFullError
 from edgepack_runtime.membership.identity import DeviceIdentity
 from edgepack_runtime.probing import probe_here
 from edgepack_runtime.reporter import Reporter
@@ -100,12 +100,29 @@ class SlotTable:
         return self._runtimes.get(name)
 
     def open_all(self) -> None:
-        """Take up every slot of the disk, and those that have a factory bundle."""
+        """Take up every slot of the disk, and those that have a factory bundle.
+
+        One that finds no room for its folders stays away until the next call, and keeps no other
+        from serving.
+
+        Raises:
+            DeviceError: The disk failed.
+        """
         found = {path.name for path in _listed(self._folder)}
         if self._factory is not None:
             found |= {path.stem for path in _listed(self._factory) if path.suffix == SUFFIX}
         for name in sorted(name for name in found if is_id(name))[:MAX_SLOTS]:
+            if name not in self._runtimes:
+                self._open_if_room(name)
+
+    def _open_if_room(self, name: str) -> None:
+        try:
             self.open(name)
+        except DiskFullError as error:
+            logger.warning(
+                "slot %s waits for room: %s", name, error,
+                extra={"event": "slot_waits", "slot": name},
+            )  # fmt: skip
 
     def obeyed(self) -> Obeyed:
         """The newest document that any slot has obeyed."""
@@ -184,6 +201,8 @@ class SlotTable:
         """
         folder = self._folder / name
         self._parts.fs.make_dirs(folder)
+        # before there are threads: without room this is tried again and again
+        Store(self._parts.fs, folder).prepare()
         runtime = self._made(name, folder)
         self._capture_from(runtime.slot)
         runtime.agent.start()

@@ -45,7 +45,7 @@ from edgepack_runtime.activation.state import (
     fits_journal,
     short_words,
 )
-from edgepack_runtime.activation.unwritten import instead_of
+from edgepack_runtime.activation.unwritten import instead_of, worth_waiting
 from edgepack_runtime.errors import DeviceError, WaitingSourceError
 
 logger = logging.getLogger(__name__)
@@ -106,6 +106,7 @@ class SlotAgent:
         self._runner = EffectRunner(parts, self._timing, around)
         self._outcomes: deque[Outcome] = deque()
         self._trouble: DeviceError | None = None
+        self._unwritten: Wished | None = None
         self._state = SlotState()
         self.factory_trouble = ""
         self.attended = 0
@@ -263,7 +264,8 @@ class SlotAgent:
     def _explained(self, state: SlotState, serving: str | None) -> tuple[str, str]:
         """Code and words of what there is to say of the slot now."""
         if self._trouble:
-            return self._trouble.code, short_words(str(self._trouble))
+            waits = "what was ordered waits for room: " if self._unwritten else ""
+            return self._trouble.code, short_words(f"{waits}{self._trouble}")
         if self._runner.waits:
             return WaitingSourceError.default_code, short_words(self._runner.waits)
         revoked = self._parts.installer.revoked(serving) if serving else None
@@ -305,11 +307,14 @@ class SlotAgent:
             self.attended += 1
         elif self._outcomes:
             self._advance(self._outcomes.popleft())
-        elif not self._take_factory():
-            runner = self._runner
-            busy = runner.watch is not None or runner.shadow_ends is not None
-            if not self._wait(self._timing.watching if busy else self._timing.idle):
-                self._look()
+        elif not self._take_factory() and not self._wait(self._patience()):
+            self._look()
+
+    def _patience(self) -> float:
+        runner, timing = self._runner, self._timing
+        if runner.watch is not None or runner.shadow_ends is not None:
+            return timing.watching
+        return timing.unwritten if self._unwritten else timing.idle
 
     def _take_factory(self) -> bool:
         """Ask for the factory bundle when nothing works and it may; whether that was done."""
@@ -335,6 +340,8 @@ class SlotAgent:
     def _look(self) -> None:
         if self._trouble:
             self._write_again()
+        if self._unwritten and not self._trouble:
+            self._advance(self._unwritten)
         outcome = self._runner.look()
         if outcome:
             self._advance(outcome)
@@ -345,6 +352,7 @@ class SlotAgent:
             self._write(taken.state)
         except DeviceError as error:
             self._trouble = error
+            self._unwritten = worth_waiting(event, error) or self._unwritten
             instead = instead_of(event, taken.state, error)
             if instead is None:
                 told = {"event": "step_unwritten", "slot": self.slot}
@@ -356,6 +364,8 @@ class SlotAgent:
             if instead is not event:
                 self._advance(instead)
                 return
+        if isinstance(event, Wished):
+            self._unwritten = None
         self._do(taken.effects, before)
 
     def _write(self, state: SlotState) -> None:

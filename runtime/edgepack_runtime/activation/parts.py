@@ -53,14 +53,16 @@ class Timing:
     """How a slot waits.
 
     ``watching`` and ``idle`` are the seconds between two looks at a probation, and at nothing in
-    particular. ``clock`` gives monotonic seconds, ``now_ms`` milliseconds since 1970 UTC; ``rng``
-    spreads the retries of many devices.
+    particular, ``unwritten`` those until an order that found no room is tried again. ``clock``
+    gives monotonic seconds, ``now_ms`` milliseconds since 1970 UTC; ``rng`` spreads the retries of
+    many devices.
     ``wait`` stands in for waiting on the inbox; a test moves its clock there.
     """
 
     backoff: Backoff = field(default_factory=Backoff)
     watching: float = 0.25
     idle: float = 60.0
+    unwritten: float = 5.0
     clock: Callable[[], float] = time.monotonic
     now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     rng: random.Random = field(default_factory=random.Random)

@@ -18,7 +18,7 @@ from edgepack_runtime.activation.events import (
     Wished,
 )
 from edgepack_runtime.activation.state import SlotState
-from edgepack_runtime.errors import DeviceError
+from edgepack_runtime.errors import DeviceError, DiskFullError
 
 
 def instead_of(event: Event, after: SlotState, error: DeviceError) -> Event | None:
@@ -44,3 +44,13 @@ def instead_of(event: Event, after: SlotState, error: DeviceError) -> Event | No
             return LoadFailed(after.install, after.trial.digest, code, words, final=True)
         case _:
             return event
+
+
+def worth_waiting(event: Event, error: DeviceError) -> Wished | None:
+    """The order that is to be tried again when there is room, None when nothing is.
+
+    Whoever asks at the device sees the refusal, and asks again.
+    """
+    if not isinstance(event, Wished) or event.obeyed is None:
+        return None
+    return event if isinstance(error, DiskFullError) else None

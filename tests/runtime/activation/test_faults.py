@@ -258,6 +258,33 @@ def test_a_wish_that_cannot_be_written_down_is_not_obeyed(running, trouble):
     assert running.host.reports[-1].code in ("disk-full", "storage-fault")
 
 
+def test_an_order_that_found_no_room_is_taken_up_when_there_is_some(running):
+    running.calls.full = True
+    running.wish(B)
+    running.settle()
+    running.agent.turn()
+    assert running.state.wanted_digest == A.digest
+    said = running.host.reports[-1]
+    assert said.code == "disk-full"
+    assert said.words.startswith("what was ordered waits for room: ")
+    running.calls.full = False
+    running.agent.turn()
+    running.settle()
+    assert (running.state.phase, running.host.serving) == (Phase.SUCCEEDED, B.digest)
+    assert running.host.reports[-1].code == ""
+
+
+def test_a_newer_order_takes_the_place_of_one_that_found_no_room(running):
+    running.calls.full = True
+    running.wish(B)
+    running.settle()
+    running.calls.full = False
+    running.wish(A)
+    running.settle()
+    running.agent.turn()
+    assert (running.state.phase, running.host.serving) == (Phase.SUCCEEDED, A.digest)
+
+
 def broken_once(world: World, at: int, number: int):
     """The ``at``-th change of the disk from now on fails, and only that one."""
 
