@@ -70,6 +70,8 @@ def fleet(broker):
     fleet.wait_connected()
     yield fleet
     fleet.link.stop()
+    # the collector may come to its sockets before it comes to paho's client, and complain
+    fleet.link._client._reset_sockets(sockpair_only=True)
 
 
 def test_it_says_that_it_is_there_and_that_it_goes(peer, fleet):

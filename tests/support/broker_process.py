@@ -134,3 +134,5 @@ class Peer:
     def close(self):
         self.client.disconnect()
         self.client.loop_stop()
+        # the collector may come to its sockets before it comes to paho's client, and complain
+        self.client._reset_sockets(sockpair_only=True)
