@@ -85,9 +85,10 @@ def try_next(state: SlotState, words: str) -> Step | None:
 
 
 def add_words(state: SlotState, words: str) -> str:
-    """What is said of the variants so far, each with its share of the room, and of this one."""
-    share = MAX_WORDS // max(state.alternatives, 1) - len("; ")
+    """What is said of the variants so far, and of this one; room that is left is for the next."""
     before = f"{state.words}; " if state.words else ""
+    to_come = max(1, state.alternatives - state.alternative)
+    share = (MAX_WORDS - len(before)) // to_come - (len("; ") if to_come > 1 else 0)
     return before + (short_words(words, most=share) if state.alternatives > 1 else words)
 
 

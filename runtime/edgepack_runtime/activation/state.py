@@ -16,6 +16,7 @@ MAX_BLOCKED = 16
 MAX_SOURCES = 2
 MAX_SOURCE_CHARS = 148
 MAX_WORDS = 200
+_ELLIPSIS = "..."
 FINGERPRINT_DIGITS = 16
 MAX_FLOORS = 16
 FLOOR_BYTES = 256
@@ -170,7 +171,14 @@ def fits_journal(source: str) -> bool:
 
 
 def short_words(words: str, *, most: int = MAX_WORDS) -> str:
-    """Words that fit the journal, in one line."""
+    """Words that fit the journal, in one line; too many end in an ellipsis, if possible at a word.
+
+    A word that would cost more than a third of the room, as a path does, is cut itself.
+    """
     plain = words.encode("ascii", "replace").decode()
     line = " ".join(plain.split())
-    return line if len(line) <= most else line[: most - 3] + "..."
+    if len(line) <= most:
+        return line
+    room = most - len(_ELLIPSIS)
+    whole = line[: room + 1].rpartition(" ")[0].rstrip(" ,;:(")
+    return (whole if len(whole) * 3 >= room * 2 else line[:room]) + _ELLIPSIS

@@ -131,8 +131,8 @@ def _over_budget(description: Description, latency: Latency, memory_bytes: int) 
     budgets = description.budgets
     if budgets.latency_ms is not None and latency.p95_ms > budgets.latency_ms:
         return "latency-budget", (
-            f"95 % of single rows take up to {latency.p95_ms:.3g} ms on this machine, "
-            f"the budget is {budgets.latency_ms:g} ms"
+            f"{latency.p95_ms:.3g} ms here for 95 % of single rows, "
+            f"{budgets.latency_ms:g} ms allowed"
         )
     peak = status_bytes("VmHWM") or 0
     for limit, whose in (

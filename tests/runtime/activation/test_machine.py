@@ -519,6 +519,30 @@ def test_what_is_written_down_is_short():
     assert len(short_words("a" * 999)) == 200
 
 
+@pytest.mark.parametrize(
+    ("words", "most", "short"),
+    [
+        ("a model is slow", 15, "a model is slow"),
+        ("a model is slow here", 18, "a model is slow..."),
+        ("a model is slow, here", 19, "a model is slow..."),
+        ("a model is slowish", 17, "a model is..."),
+        ("see /a/long/path/of/a/file", 20, "see /a/long/path/..."),
+    ],
+    ids=["fits", "whole word", "comma", "within a word", "path"],
+)
+def test_too_many_words_end_at_one_with_an_ellipsis(words, most, short):
+    assert short_words(words, most=most) == short
+
+
+def test_an_alternative_leaves_the_room_that_it_does_not_need_to_the_next():
+    slow = "rpi5-fp32: 12.3 ms here for 95 % of single rows, 5.25 ms allowed by this bundle"
+    now = state(Phase.PROBING, alternatives=4, alternative=3, words="a: golden-mismatch; " * 4)
+    failed = ev.ProbeFailed(5, "latency-budget", slow)
+    assert step(now, failed).state.words.endswith(slow)
+    crowded = replace(now, alternative=0, words="")
+    assert step(crowded, failed).state.words == "rpi5-fp32: 12.3 ms here for 95 % of single..."
+
+
 def test_a_state_survives_being_written():
     for phase in Phase:
         now = state(phase, pending=Wish(ref=ref("e", "https://h/r")))
