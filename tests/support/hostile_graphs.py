@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import msgspec
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from raw_onnx import part
+
+from edgepack_runtime.inference.variant import read_description
 
 F, I64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 X = helper.make_tensor_value_info("x", F, ["batch", 4])
@@ -149,13 +155,15 @@ def cyclic() -> onnx.ModelProto:
 
 def with_field(graph: onnx.ModelProto, number: int, content: bytes) -> bytes:
     """A field more at the end of a serialised model."""
-    tag, size = number << 3 | 2, len(content)
-    return graph.SerializeToString() + _varint(tag) + _varint(size) + content
+    return graph.SerializeToString() + part(number, content)
 
 
-def _varint(value: int) -> bytes:
-    out = b""
-    while value > 0x7F:
-        out += bytes([value & 0x7F | 0x80])
-        value >>= 7
-    return out + bytes([value])
+def put(folder: Path, graph: onnx.ModelProto | bytes) -> Path:
+    """Lay a graph into the variant, whose description says its opsets when they are unusual."""
+    raw = graph if isinstance(graph, bytes) else graph.SerializeToString()
+    (folder / "model.onnx").write_bytes(raw)
+    description = read_description(folder)
+    opsets = {"ai.onnx": 17} | ({"ai.onnx.ml": 3} if b"ai.onnx.ml" in raw[-64:] else {})
+    changed = msgspec.structs.replace(description, opsets=opsets)
+    (folder / "edgepack.json").write_bytes(changed.to_bytes())
+    return folder

@@ -7,10 +7,12 @@ refused. Neither numpy nor onnxruntime is imported.
 from __future__ import annotations
 
 import graphlib
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from edgepack_contract.limits import KIB, MIB
 from edgepack_runtime.inference.onnx_messages import (
     ATTRIBUTE,
     ATTRIBUTE_SCALARS,
@@ -26,12 +28,12 @@ from edgepack_runtime.inference.onnx_messages import (
 from edgepack_runtime.inference.stored_tensor import (
     MAX_ELEMENTS,
     StoredTensor,
+    add_pair,
     check_tensor,
     count_elements,
 )
 from edgepack_runtime.inference.unfit import beyond_limit, malformed, undescribed
 from edgepack_runtime.inference.wire import (
-    VARINT,
     Bytes,
     Field,
     WireError,
@@ -46,6 +48,11 @@ MAX_ENDS = 16_384
 """Inputs or outputs of one node or graph."""
 MAX_DEPTH = 16
 """Graphs inside nodes of graphs."""
+MAX_GRAPHS = 20_000
+MAX_OPSETS = 64
+MAX_NAME_BYTES = 16 * KIB
+MAX_NAMES_BYTES = 128 * MIB
+"""What all names take in memory, which may be forty times what they take in the file."""
 
 
 @dataclass(slots=True)
@@ -88,6 +95,8 @@ class _Walk:
         self._data = data
         self._found = Outline()
         self._waiting: list[tuple[int, int, int]] = []
+        self._graphs = 0
+        self._names_bytes = 0
 
     def run(self) -> Outline:
         for item in self._fields(MODEL, 0, len(self._data), "model"):
@@ -117,7 +126,7 @@ class _Walk:
             case 1:
                 self._found.ir_version = signed(item.value)
             case 7:
-                self._waiting.append((item.start, item.end, 0))
+                self._wait(item, 0)
             case 8:
                 self._opset(item)
             case 20:
@@ -127,6 +136,12 @@ class _Walk:
             case _:
                 pass
 
+    def _wait(self, graph: Field, depth: int) -> None:
+        self._graphs += 1
+        if self._graphs > MAX_GRAPHS:
+            raise beyond_limit(f"it has more than {MAX_GRAPHS} graphs")
+        self._waiting.append((graph.start, graph.end, depth))
+
     def _opset(self, item: Field) -> None:
         domain, version = "", 0
         for part in self._fields(OPSET, item.start, item.end, "opset"):
@@ -135,6 +150,8 @@ class _Walk:
             else:
                 version = signed(part.value)
         self._found.opsets[domain or "ai.onnx"] = version
+        if len(self._found.opsets) > MAX_OPSETS:
+            raise beyond_limit(f"it has opsets of more than {MAX_OPSETS} domains")
 
     def _graph(self, start: int, end: int, depth: int) -> None:
         if depth > MAX_DEPTH:
@@ -167,10 +184,11 @@ class _Walk:
         domain = operator = ""
         for item in self._fields(NODE, node.start, node.end, "node"):
             match item.number:
-                case 1:
-                    inputs.append(self._text(item))
-                case 2:
-                    outputs.append(self._text(item))
+                case 1 | 2:
+                    ends = inputs if item.number == 1 else outputs
+                    ends.append(self._text(item))
+                    if len(ends) > MAX_ENDS:
+                        raise beyond_limit(f"a node has more than {MAX_ENDS} inputs or outputs")
                 case 4:
                     operator = self._text(item)
                 case 5:
@@ -179,8 +197,6 @@ class _Walk:
                     domain = self._text(item)
                 case _:
                     pass
-        if max(len(inputs), len(outputs)) > MAX_ENDS:
-            raise beyond_limit(f"a node has more than {MAX_ENDS} inputs or outputs")
         self._found.operators.add(f"{domain or 'ai.onnx'}:{operator}")
         return inputs, outputs
 
@@ -190,7 +206,7 @@ class _Walk:
                 case 5 | 10:
                     self._tensor(item, may_be_outside=False)
                 case 6 | 11:
-                    self._waiting.append((item.start, item.end, depth + 1))
+                    self._wait(item, depth + 1)
                 case 22 | 23:
                     self._sparse(item)
                 case _:
@@ -200,7 +216,7 @@ class _Walk:
         dims: list[int] = []
         for item in self._fields(SPARSE, sparse.start, sparse.end, "sparse tensor"):
             if item.number == 3:
-                dims += self._numbers(item)
+                self._dimensions(dims, item)
             else:
                 self._tensor(item, may_be_outside=False)
         # it is laid out in full when it is loaded
@@ -223,7 +239,7 @@ class _Walk:
     def _tensor_field(self, tensor: StoredTensor, item: Field) -> None:
         match item.number:
             case 1:
-                tensor.dims += self._numbers(item)
+                self._dimensions(tensor.dims, item)
             case 2:
                 tensor.kind = item.value
             case 3:
@@ -235,7 +251,7 @@ class _Walk:
             case 9:
                 tensor.raw = item.end - item.start
             case 13:
-                tensor.pairs.append(self._pair(item))
+                add_pair(tensor, self._pair(item))
             case 14:
                 tensor.is_outside = item.value == 1
             case _:
@@ -247,23 +263,26 @@ class _Walk:
             found[item.number] = self._text(item)
         return found[1], found[2]
 
-    def _numbers(self, item: Field) -> list[int]:
-        if item.wire == VARINT:
-            return [signed(item.value)]
-        found, at = [], item.start
+    def _dimensions(self, dims: list[int], item: Field) -> None:
+        at = item.start
         while at < item.end:
             value, at = read_varint(self._data, at, item.end)
-            found.append(signed(value))
-            if len(found) > MAX_ENDS:
+            dims.append(signed(value))
+            if len(dims) > MAX_ENDS:
                 raise beyond_limit(f"a tensor has more than {MAX_ENDS} dimensions")
-        return found
 
     def _text(self, item: Field) -> str:
+        if item.end - item.start > MAX_NAME_BYTES:
+            raise beyond_limit(f"a name has more than {MAX_NAME_BYTES} bytes")
         raw = bytes(self._data[item.start : item.end])
         try:
-            return raw.decode()
+            text = raw.decode()
         except UnicodeDecodeError as error:
             raise malformed(f"a name at byte {item.start} is no text") from error
+        self._names_bytes += sys.getsizeof(text)
+        if self._names_bytes > MAX_NAMES_BYTES:
+            raise beyond_limit(f"its names take more than {MAX_NAMES_BYTES} bytes of memory")
+        return text
 
 
 def _check_order(nodes: list[tuple[list[str], list[str]]]) -> None:

@@ -158,7 +158,12 @@ def open_session(
         ) from error
     # without this a failing run is retried on a rebuilt session, in the middle of a request
     session.disable_fallback()
-    return Session(session)
+    try:
+        return Session(session)
+    except UnicodeDecodeError as error:
+        raise ModelLoadError(
+            f"{model_path.name}: an input or output has a name that is no text: {error}"
+        ) from error
 
 
 def trim_memory() -> None:

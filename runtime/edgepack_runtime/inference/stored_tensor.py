@@ -9,6 +9,8 @@ from edgepack_runtime.inference.onnx_messages import BITS, STRING
 from edgepack_runtime.inference.unfit import beyond_limit, malformed, outside
 
 MAX_ELEMENTS = 2**40
+MAX_PAIRS = 8
+"""More than the three that there are, so that a refusal can name them."""
 
 
 @dataclass(slots=True)
@@ -27,6 +29,17 @@ class StoredTensor:
     texts: int = 0
     pairs: list[tuple[str, str]] = field(default_factory=list)
     is_outside: bool = False
+
+
+def add_pair(tensor: StoredTensor, pair: tuple[str, str]) -> None:
+    """Add what a tensor says of where it lies.
+
+    Raises:
+        UnfitModelError: It has said more than there is to say.
+    """
+    if len(tensor.pairs) == MAX_PAIRS:
+        raise outside(f"a tensor says more than {MAX_PAIRS} things of where it lies")
+    tensor.pairs.append(pair)
 
 
 def check_tensor(tensor: StoredTensor, *, may_be_outside: bool) -> tuple[int, int] | None:
