@@ -38,6 +38,8 @@ from edgepack_contract.statistics import (
     quantile_edges,
 )
 from edgepack_contract.statistics.build import _codes
+from edgepack_contract.statistics.inputs import numeric
+from edgepack_contract.statistics.marks import ComparedMarks, SearchedMarks
 
 DTYPES = st.sampled_from(["float16", "float32", "float64", "int8", "int64", "uint8", "bool"])
 
@@ -72,6 +74,23 @@ def test_counting_follows_the_definition(samples):
     columns = counter.columns(counter.count({"x": new[:, None]}))
     assert (columns.counts[0], columns.null[0]) == by_hand(item, new)
     assert sum(columns.counts[0]) + columns.null[0] == len(new)
+
+
+@given(DTYPES.flatmap(lambda dtype: st.tuples(columns_of(dtype), columns_of(dtype))))
+def test_both_ways_of_counting_follow_the_definition(samples):
+    old, new = samples
+    # features with unlike numbers of marks, so that some are filled up
+    items = [
+        build_feature_reference(column, tensor="x", feature=str(place), index=place)
+        for place, column in enumerate((old, old[:1], new))
+    ]
+    block = numeric(np.column_stack([new] * len(items)))
+    valid = (~np.isnan(block)).sum(axis=0)
+    for marks in (SearchedMarks(items), ComparedMarks(items)):
+        found = marks.count(marks.arrange(block), valid).tolist()
+        for item, counts in zip(items, found, strict=True):
+            assert counts[: item.columns] == by_hand(item, new)[0]
+            assert not any(counts[item.columns :])
 
 
 @given(DTYPES.flatmap(columns_of))

@@ -20,16 +20,14 @@ from edgepack_contract.reference import (
 )
 from edgepack_contract.statistics.inputs import (
     FARTHEST,
-    Array,
-    Floats,
     InputCounter,
-    Integers,
     as_text,
     descriptors,
     flatten,
     numeric,
 )
 from edgepack_contract.statistics.longrun import long_run_calibration
+from edgepack_contract.statistics.marks import Array, Floats, Integers
 from edgepack_contract.statistics.outputs import OutputCounter, empty_output_reference
 
 BINS = 16

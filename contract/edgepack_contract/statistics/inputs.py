@@ -1,7 +1,7 @@
 """Count the rows of tensors over the edges and categories of their features.
 
-Everything is counted in blocks of rows: one comparison of a block with all edges of all features
-costs a fraction of a microsecond per row.
+Everything is counted in blocks of rows: a few steps for a block and all features cost a fraction of
+a microsecond per row.
 """
 
 from __future__ import annotations
@@ -9,20 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgepack_contract.reference import DESCRIBED_VALUES, DESCRIPTORS, FeatureReference
+from edgepack_contract.statistics.marks import (
+    CHUNK_ROWS,
+    Array,
+    Floats,
+    Integers,
+    marks_of,
+)
 from edgepack_contract.window import InputColumns
-
-Array = NDArray[Any]
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
-
-CHUNK_ROWS = 255
-"""Rows compared at once: their number must fit in the 8 bits of a partial sum."""
 
 FARTHEST = 1e100
 """Values farther than this from the reference (in its units) are left out of the moments, as
@@ -56,6 +55,8 @@ class Tally:
 
     def add(self, other: Tally) -> Tally:
         """Both together; moments as :meth:`edgepack_contract.moments.Moments.merge`."""
+        if not len(self.null):
+            return self
         n = self.n + other.n
         some = np.maximum(n, 1)
         delta = other.mean - self.mean
@@ -83,23 +84,12 @@ class EdgeCounter:
 
     def __init__(self, features: Sequence[FeatureReference]) -> None:
         self._features = len(features)
-        self._width = max((item.columns for item in features), default=1)
         self._source = _source(features)
         self._index = np.array([item.index for item in features], np.intp)
         self._in_order = [item.index for item in features] == list(range(len(features)))
-        self._last = np.array([item.columns - 1 for item in features], np.intp)
-        self._category = np.array([item.kind == "category" for item in features], np.bool_)
-        self._mean = np.array([item.mean for item in features], np.float64)
-        self._unit = np.array([item.unit for item in features], np.float64)
-        # NaN compares false with everything, so that padding counts nothing
-        self._marks = np.full((self._width - 1, self._features), np.nan)
-        for place, item in enumerate(features):
-            marks = item.edges or item.categories
-            self._marks[: len(marks), place] = np.array(marks, np.float64)
-        with np.errstate(over="ignore"):  # an edge beyond single precision is never reached in it
-            self._single = self._marks.astype(np.float32)
-        self._any_category = bool(self._category.any())
-        self._any_numeric = not self._category.all()
+        self._mean = np.array([[item.mean] for item in features], np.float64)
+        self._unit = np.array([[item.unit] for item in features], np.float64)
+        self._marks = marks_of(features)
 
     def count(self, rows: Array) -> Tally:
         """Count a block of rows.
@@ -109,7 +99,7 @@ class EdgeCounter:
         """
         flat = flatten(rows)
         if not len(flat):
-            return Tally.empty(self._features, self._width)
+            return Tally.empty(self._features, self._marks.width)
         total = self._chunk(self._select(flat[:CHUNK_ROWS]))
         for start in range(CHUNK_ROWS, len(flat), CHUNK_ROWS):
             total = total.add(self._chunk(self._select(flat[start : start + CHUNK_ROWS])))
@@ -122,26 +112,10 @@ class EdgeCounter:
         return flat if whole else flat[:, self._index]
 
     def _chunk(self, rows: Array) -> Tally:
-        block = numeric(rows)
-        tally = _moments(block, self._mean, self._unit)
-        return replace(tally, counts=self._columns(block, len(block) - tally.null))
-
-    def _columns(self, block: Array, valid: Integers) -> Integers:
-        marks = self._marks if block.dtype == np.float64 else self._single
-        counts = np.zeros((self._width, self._features), np.int64)
-        if self._any_numeric:
-            # the number of values at or over each edge; differences are the bins
-            over = _true(block[:, None, :] >= marks)
-            counts[0] = valid
-            counts[1:] = over
-            counts[:-1] -= over
-        if self._any_category:
-            same = _true(block[:, None, :] == marks)[:, self._category]
-            counts[:, self._category] = 0
-            counts[:-1, self._category] = same
-            rest = valid[self._category] - same.sum(axis=0)
-            counts[self._last[self._category], np.flatnonzero(self._category)] = rest
-        return counts.T
+        table = self._marks.arrange(numeric(rows))
+        tally = _moments(table, self._mean, self._unit)
+        counts = self._marks.count(table, table.shape[1] - tally.null)
+        return replace(tally, counts=counts)
 
 
 class TextCounter:
@@ -266,40 +240,40 @@ def numeric(block: Array) -> Array:
     return block if block.dtype in (np.float32, np.float64) else block.astype(np.float64)
 
 
-def _true(mask: NDArray[np.bool_]) -> Integers:
-    # summing bytes over rows is many times faster than summing booleans as integers
-    sums: Integers = np.add.reduce(mask.view(np.uint8), axis=0, dtype=np.uint8).astype(np.int64)
-    return sums
-
-
 _NO_COUNTS: Integers = np.zeros((0, 0), np.int64)
 
 
-def _moments(block: Array, origin: Floats, unit: Floats) -> Tally:
-    """Nulls and moments of a block of at least one row; columns are counted elsewhere."""
+def _moments(table: Array, origin: Floats, unit: Floats) -> Tally:
+    """Nulls and moments of at least one value of each feature; columns are counted elsewhere.
+
+    Args:
+        table: Shape (features, n).
+        origin: Shape (features, 1), as ``unit``.
+        unit: What one stands for.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
-        z = np.subtract(block, origin, dtype=np.float64)
+        z = np.subtract(table, origin, dtype=np.float64)
         z /= unit
-        low, high = z.min(axis=0), z.max(axis=0)
-        # a NaN anywhere in a column is in its ends, and compares false
+        low, high = z.min(axis=1), z.max(axis=1)
+        # a NaN anywhere in a feature is in its ends, and compares false
         if bool(((low >= -FARTHEST) & (high <= FARTHEST)).all()):
-            rows, features = z.shape
-            mean = z.sum(axis=0) / rows
-            z -= mean
-            m2 = np.einsum("ij,ij->j", z, z)
+            features, rows = z.shape
+            mean = z.sum(axis=1) / rows
+            z -= mean[:, None]
+            m2 = np.einsum("ij,ij->i", z, z)
             null = np.zeros(features, np.int64)
             return Tally(_NO_COUNTS, null, null + rows, mean, m2, low, high)
-        return _usable_moments(z, np.isnan(block).sum(axis=0, dtype=np.int64))
+        return _usable_moments(z, np.isnan(table).sum(axis=1, dtype=np.int64))
 
 
 def _usable_moments(z: Floats, null: Integers) -> Tally:
     usable = np.abs(z) <= FARTHEST
-    n = usable.sum(axis=0, dtype=np.int64)
+    n = usable.sum(axis=1, dtype=np.int64)
     kept = np.where(usable, z, 0.0)
-    mean = kept.sum(axis=0) / np.maximum(n, 1)
-    m2 = np.where(usable, (kept - mean) ** 2, 0.0).sum(axis=0)
-    low = np.where(usable, z, np.inf).min(axis=0)
-    high = np.where(usable, z, -np.inf).max(axis=0)
+    mean = kept.sum(axis=1) / np.maximum(n, 1)
+    m2 = np.where(usable, (kept - mean[:, None]) ** 2, 0.0).sum(axis=1)
+    low = np.where(usable, z, np.inf).min(axis=1)
+    high = np.where(usable, z, -np.inf).max(axis=1)
     return Tally(_NO_COUNTS, null, n, mean, m2, low, high)
 
 

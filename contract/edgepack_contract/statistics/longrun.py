@@ -6,7 +6,7 @@ import numpy as np
 
 from edgepack_contract.drift import independent
 from edgepack_contract.reference import Calibration
-from edgepack_contract.statistics.inputs import Floats, Integers
+from edgepack_contract.statistics.marks import Floats, Integers
 
 _SHORTEST_SERIES = 100
 """Under this many rows nothing can be learnt of how they follow each other."""

@@ -15,15 +15,8 @@ from edgepack_contract.reference import (
     OutputHistogram,
     OutputReference,
 )
-from edgepack_contract.statistics.inputs import (
-    Array,
-    Floats,
-    InputCounter,
-    Integers,
-    Tally,
-    as_text,
-    flatten,
-)
+from edgepack_contract.statistics.inputs import InputCounter, Tally, as_text, flatten
+from edgepack_contract.statistics.marks import Array, Floats, Integers
 from edgepack_contract.window import OutputColumns
 
 UNKNOWN_CLASS = -1
