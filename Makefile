@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+BASE   ?= python:3.13-slim-bookworm
 MAGIKA ?= ../shared/models/magika
 SUDO   := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 FOREIGN_PACKAGES := mosquitto skopeo docker-registry chromium curl openssl openssh-client openssh-server strace systemd
@@ -12,7 +13,7 @@ export ORT_DISABLE_TELEMETRY = 1
 unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test test-foreign test-frameworks bench-packager bench-serving bench-swap reproduce chaos power-loss check format audit lock clean
+.PHONY: help demo test test-foreign test-frameworks image bench-packager bench-serving bench-swap reproduce chaos power-loss check format audit lock clean
 
 help:            ## Show the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
@@ -60,6 +61,10 @@ chaos: $(VENV)/.dev   ## Kill real daemons at every system call (under an hour, 
 power-loss: $(VENV)/.dev   ## Cut the power in every legal way, and leave out every sync (about a quarter of an hour)
 	EDGEPACK_EVERY=1 $(BIN)/python -m pytest -q -n 2 tests/runtime/activation/test_faults.py
 	$(BIN)/python tests/chaos/power.py $(ARGS)
+
+# its format: Docker's keeps the health check, OCI's knows none
+image:           ## The device's container image, localhost/edgepack (needs buildah; BASE= another base, ARGS="--platform linux/arm64")
+	buildah build --format docker --build-arg BASE=$(BASE) --file Dockerfile.arm64 --tag localhost/edgepack $(ARGS) .
 
 check: $(VENV)/.dev   ## Style, types and the direction of imports
 	$(BIN)/ruff format --check .
