@@ -330,7 +330,8 @@ async def _run(running: _Running, stop: Stop) -> None:
     daemon, notifier = running.daemon, running.notifier
     server = running.listeners.server
     daemon.start()
-    tell_ports(server, f"serving on port {server.port} and {server.unix_socket}")
+    socket = f" and {server.unix_socket}" if server.unix_socket else ""
+    tell_ports(server, f"serving on port {server.port}{socket}")
     work = [asyncio.create_task(daemon.run_windows()), asyncio.create_task(daemon.run_health())]
     if daemon.renewer is not None:
         work.append(asyncio.create_task(daemon.renewer.run()))
