@@ -58,7 +58,8 @@ class JsonFormatter(logging.Formatter):
 class Repeats(logging.Filter):
     """Lets an event through :data:`BURST` times in :data:`BURST_SECONDS`, then counts it.
 
-    The first line after that time says how many were left out, as ``left_out``.
+    The first line after that time says how many were left out, as ``left_out``. Each phase of each
+    slot is an event of its own, or two installs in a minute would leave out how the second ended.
 
     Args:
         monotonic: Seconds.
@@ -68,11 +69,13 @@ class Repeats(logging.Filter):
         super().__init__()
         self._monotonic = monotonic
         self._lock = threading.Lock()
-        self._seen: dict[tuple[str, str], tuple[float, int]] = {}
+        self._seen: dict[tuple[str, ...], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the line is to be written."""
-        key = (record.name, getattr(record, "event", "") or str(record.msg))
+        event = getattr(record, "event", "") or str(record.msg)
+        place = getattr(record, "slot", ""), getattr(record, "phase", "")
+        key = (record.name, event, *place)
         now = self._monotonic()
         with self._lock:
             since, count = self._seen.get(key, (now, 0))

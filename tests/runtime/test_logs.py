@@ -107,6 +107,17 @@ def test_what_repeats_is_counted_instead(pipe):
     assert not hasattr(again, "left_out")
 
 
+def test_how_an_install_ends_is_no_repetition_of_how_others_began():
+    repeats = Repeats(lambda: 0.0)
+
+    def passes(slot, phase):
+        return repeats.filter(record(event="slot_phase", slot=slot, phase=phase))
+
+    assert [passes("tiny", "downloading") for _ in range(BURST + 1)] == [True] * BURST + [False]
+    assert passes("tiny", "fell-back")
+    assert passes("other", "downloading")
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
