@@ -6,7 +6,6 @@ The file holds tokens, so it is readable by its owner only, and is not used when
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ import msgspec
 
 from edgepack_cli.errors import CommandError, Exit
 from edgepack_cli.main import CONTEXT_VARIABLE
-from edgepack_contract.atomic import replacing
+from edgepack_contract.atomic import replacing_private
 from edgepack_contract.loopback import is_loopback
 from edgepack_contract.names import is_id
 from edgepack_contract.settings import convert, read_toml
@@ -113,12 +112,8 @@ def write_contexts(path: Path | None, contexts: Contexts) -> None:
             exit_code=Exit.USAGE,
         )
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with replacing(path) as part:
-        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(_toml(contexts))
-            stream.flush()
-            os.fsync(handle)
+    with replacing_private(path) as stream:
+        stream.write(_toml(contexts).encode())
 
 
 def selected(environ: Mapping[str, str]) -> Site | None:

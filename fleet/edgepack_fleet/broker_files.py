@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
-from edgepack_contract.atomic import replacing
+from edgepack_contract.atomic import replacing_private
 from edgepack_contract.certificates import (
     SERVER_DAYS,
     Authority,
@@ -215,13 +215,9 @@ def put_file(path: Path, content: bytes, *, mode: int = PUBLIC_MODE) -> None:
     Raises:
         OSError: The folder cannot be written.
     """
-    with replacing(path) as part:
-        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, SECRET_MODE)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fchmod(handle, mode)
-            os.fsync(handle)
+    with replacing_private(path) as stream:
+        stream.write(content)
+        os.fchmod(stream.fileno(), mode)
 
 
 def read_bounded(path: Path) -> bytes:

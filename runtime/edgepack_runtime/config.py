@@ -88,7 +88,7 @@ class CaptureConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Sampled inputs and outputs that stay on this device; none unless ``share`` is given.
 
     ``share`` of the requests is kept, the newest ``max_bytes`` of them. What ``redact`` names
-    (inputs, outputs, features) is never written.
+    (inputs, outputs, features, ``x-edgepack-key``) is never written.
     """
 
     share: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -14,18 +15,74 @@ from edgepack_cli.errors import CommandError
 from edgepack_cli.local_view import moment
 from edgepack_cli.output import bytes_text, emit_json, note, say, table
 from edgepack_cli.place import find_place, place_options
-from edgepack_contract.atomic import replacing
+from edgepack_contract.atomic import replacing_private
 
 if TYPE_CHECKING:
     from edgepack_runtime.capture.reading import Found
 
 MOST_LISTED = 100
 MOST_SHOWN = 1000
-_OFF = "nothing is captured; [capture] share in the configuration says how much shall be"
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-_slot_option = click.option("--slot", help="Only of this slot.")
-_version_option = click.option("--version", "wanted", help="Only of this version of the model.")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Which:
+    """Whose captured requests, and which of them; None for all."""
+
+    config: Path | None
+    state_dir: Path | None
+    slot: str | None = None
+    version: str | None = None
+    request: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where they are."""
+        from edgepack_runtime.capture.recorder import FOLDER
+
+        return find_place(self.config, self.state_dir).state_dir / FOLDER
+
+    def found(self) -> Iterator[Found]:
+        """Them, oldest first."""
+        from edgepack_runtime.capture.reading import read_captured
+
+        folder = self.folder
+        with _sudo(folder):
+            yield from read_captured(
+                folder, slot=self.slot, version=self.version, request=self.request
+            )
+
+    def none(self) -> str:
+        """Why there are none, in words."""
+        asked = [name for name in (self.slot, self.version, self.request) if name is not None]
+        everything = Which(self.config, self.state_dir)
+        if asked and any(True for _ in everything.found()):
+            return f"nothing of {' '.join(asked)} is captured; see `edgepack capture list`"
+        return (
+            "nothing is captured; [capture] share in the configuration says how much shall be, and "
+            "it is written every five seconds"
+        )
+
+
+def which_options(function: F) -> F:
+    """Add what chooses captured requests; the function gets them as a :class:`Which`."""
+
+    @functools.wraps(function)
+    def chosen(
+        *, config: Path | None, state_dir: Path | None, slot: str | None, wanted: str | None,
+        request: str | None, **more: Any,
+    ) -> Any:  # fmt: skip
+        return function(which=Which(config, state_dir, slot, wanted, request), **more)
+
+    for option in (
+        click.option("--request", help="Only with this id, or this x-edgepack-key."),
+        click.option("--version", "wanted", help="Only of this version of the model."),
+        click.option("--slot", help="Only of this slot."),
+    ):
+        chosen = option(chosen)
+    return cast("F", place_options(chosen))
 
 
 @click.group()
@@ -37,23 +94,18 @@ def command() -> None:
 
 
 @command.command("list")
-@place_options
-@_slot_option
-@_version_option
+@which_options
 @click.option(
     "--limit", type=click.IntRange(1, 100_000), default=MOST_LISTED, show_default=True,
     help="How many at most.",
 )  # fmt: skip
 @_json_option
-def list_captured(
-    *, config: Path | None, state_dir: Path | None, slot: str | None, wanted: str | None,
-    limit: int, as_json: bool,
-) -> None:  # fmt: skip
+def list_captured(*, which: Which, limit: int, as_json: bool) -> None:
     """List the newest captured requests.
 
     Example: edgepack capture list --slot churn --limit 20
     """
-    found = [(one, _rows(one)) for one in _found(config, state_dir, slot, wanted)][-limit:][::-1]
+    found = [(one, _rows(one)) for one in which.found()][-limit:][::-1]
     if as_json:
         emit_json([
             {"name": one.name, "bytes": one.size, "rows": rows, "origin": one.captured.origin}
@@ -61,13 +113,13 @@ def list_captured(
         ])  # fmt: skip
         return
     rows = [
-        (one.name, moment(origin.at), origin.slot, origin.version, origin.request or "-", count,
-         bytes_text(one.size))
+        (one.name, moment(origin.at), origin.slot, origin.version, origin.request or "-",
+         origin.key or "-", count, bytes_text(one.size))
         for one, count in found
         for origin in (one.captured.origin,)
     ]  # fmt: skip
-    headings = ("NAME", "WHEN", "SLOT", "VERSION", "REQUEST", "ROWS", "SIZE")
-    say(table(headings, rows) if rows else _OFF)
+    headings = ("NAME", "WHEN", "SLOT", "VERSION", "REQUEST", "KEY", "ROWS", "SIZE")
+    say(table(headings, rows) if rows else which.none())
 
 
 @command.command()
@@ -78,7 +130,7 @@ def show(*, name: str, config: Path | None, state_dir: Path | None) -> None:
 
     Example: edgepack capture show 3-17
     """
-    for one in _found(config, state_dir, None, None):
+    for one in Which(config, state_dir).found():
         if one.name == name:
             tensors = {key: _shown(value) for key, value in one.captured.tensors.items()}
             emit_json({"name": name, "origin": one.captured.origin, "tensors": tensors})
@@ -88,14 +140,18 @@ def show(*, name: str, config: Path | None, state_dir: Path | None) -> None:
 
 @command.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@place_options
-@_slot_option
-@_version_option
+@which_options
 @click.option("--with-outputs", is_flag=True, help="Add the answers, as output:NAME.")
+@click.option(
+    "--with-origins",
+    is_flag=True,
+    help="Add whose each row is: origin:request, origin:key, origin:at.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @_json_option
 def export(
-    *, file: Path, config: Path | None, state_dir: Path | None, slot: str | None,
-    wanted: str | None, with_outputs: bool, as_json: bool,
+    *, file: Path, which: Which, with_outputs: bool, with_origins: bool, overwrite: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Write captured inputs into an .npz, which `edgepack build --data` reads.
 
@@ -107,10 +163,14 @@ def export(
 
     if file.suffix != ".npz":
         raise click.UsageError(f"{file} must end in .npz")
-    found = [one.captured for one in _found(config, state_dir, slot, wanted)]
-    arrays = joined(found, outputs=with_outputs)
+    if file.exists() and not overwrite:
+        raise CommandError(f"{file} is there already; give --overwrite", code="output-exists")
+    if not file.parent.is_dir():
+        raise CommandError(f"there is no folder {file.parent} to write {file.name} into")
+    found = [one.captured for one in which.found()]
+    arrays = joined(found, outputs=with_outputs, origins=with_origins)
     if not arrays:
-        raise CommandError(_OFF)
+        raise CommandError(which.none())
     _write(file, arrays)
     if as_json:
         shapes = {name: array.shape for name, array in arrays.items()}
@@ -131,28 +191,12 @@ def clear(*, config: Path | None, state_dir: Path | None, yes: bool) -> None:
     from edgepack_runtime.capture import ring
     from edgepack_runtime.storage.fsio import DurableFS
 
-    folder = _folder(config, state_dir)
+    folder = Which(config, state_dir).folder
     if not yes:
         click.confirm(f"Remove what was captured in {folder}?", abort=True, err=True)
     with _sudo(folder):
         count = ring.clear(DurableFS(), folder)
     note(f"removed {count} segments")
-
-
-def _found(
-    config: Path | None, state_dir: Path | None, slot: str | None, wanted: str | None
-) -> Iterator[Found]:
-    from edgepack_runtime.capture.reading import read_captured
-
-    folder = _folder(config, state_dir)
-    with _sudo(folder):
-        yield from read_captured(folder, slot=slot, version=wanted)
-
-
-def _folder(config: Path | None, state_dir: Path | None) -> Path:
-    from edgepack_runtime.capture.recorder import FOLDER
-
-    return find_place(config, state_dir).state_dir / FOLDER
 
 
 def _rows(one: Found) -> int:
@@ -174,16 +218,11 @@ def _write(path: Path, arrays: dict[str, Any]) -> None:
 
     from numpy.lib.format import write_array
 
-    with replacing(path) as part:
-        handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "wb") as stream:
-            # numpy's own savez takes no array named "file"
-            with zipfile.ZipFile(stream, "w") as archive:
-                for name, array in arrays.items():
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                        write_array(entry, array, allow_pickle=False)
-            stream.flush()
-            os.fsync(handle)
+    # numpy's own savez takes no array named "file"
+    with replacing_private(path) as stream, zipfile.ZipFile(stream, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                write_array(entry, array, allow_pickle=False)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -10,7 +9,7 @@ import click
 from edgepack_cli.commands.doctor import view_of
 from edgepack_cli.output import bytes_text, emit_json, note, say
 from edgepack_cli.place import find_place, place_options
-from edgepack_contract.atomic import replacing
+from edgepack_contract.atomic import replacing_private
 
 DEFAULT = Path("edgepack-support.tar.gz")
 
@@ -38,12 +37,8 @@ def command(
     place = find_place(config, state_dir)
     files = collect(place.config, place.state_dir, view_of(place), with_capture=with_capture)
     raw = pack(files)
-    with replacing(output) as part:
-        handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(raw)
-            stream.flush()
-            os.fsync(handle)
+    with replacing_private(output) as stream:
+        stream.write(raw)
     if as_json:
         emit_json({"path": output, "bytes": len(raw), "files": sorted(files)})
     else:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgepack_runtime.capture.records import Captured, CaptureError, decode
+from edgepack_runtime.capture.records import Captured, CaptureError, Origin, decode
 from edgepack_runtime.capture.ring import read_records, segments
 from edgepack_runtime.inference.session import Tensor
 
@@ -23,9 +23,11 @@ class Found:
 
 
 def read_captured(
-    folder: Path, *, slot: str | None = None, version: str | None = None
+    folder: Path, *, slot: str | None = None, version: str | None = None, request: str | None = None
 ) -> Iterator[Found]:
-    """The captured requests of a folder, oldest first; of one slot or version when that is named.
+    """The captured requests of a folder, oldest first.
+
+    Of one slot, of one version, and with one id or key when these are named.
 
     A segment that the daemon removes in the meantime is left out.
 
@@ -37,13 +39,19 @@ def read_captured(
             for name, raw in read_records(segment):
                 captured = decode(raw)
                 origin = captured.origin
-                if slot in (None, origin.slot) and version in (None, origin.version):
+                if (
+                    slot in (None, origin.slot)
+                    and version in (None, origin.version)
+                    and request in (None, origin.request, origin.key)
+                ):
                     yield Found(name, len(raw), captured)
         except FileNotFoundError:
             continue
 
 
-def joined(found: Iterable[Captured], *, outputs: bool = False) -> dict[str, Tensor]:
+def joined(
+    found: Iterable[Captured], *, outputs: bool = False, origins: bool = False
+) -> dict[str, Tensor]:
     """The rows of many requests below each other.
 
     A tensor that lost columns becomes an array for each column that is left.
@@ -51,6 +59,8 @@ def joined(found: Iterable[Captured], *, outputs: bool = False) -> dict[str, Ten
     Args:
         found: The requests.
         outputs: Also the answers, as ``output:NAME``.
+        origins: Also of which request each row is, as ``origin:request`` and ``origin:key`` (texts,
+            empty where there was none) and ``origin:at`` (ms since 1970 UTC).
 
     Returns:
         Arrays by input name, as ``edgepack build --data`` reads them; texts of fixed width.
@@ -62,7 +72,10 @@ def joined(found: Iterable[Captured], *, outputs: bool = False) -> dict[str, Ten
     count = 0
     for captured in found:
         count += 1
-        for name, tensor in _arrays(captured, outputs=outputs):
+        arrays = list(_arrays(captured, outputs=outputs))
+        if origins and arrays:
+            arrays += _origin(captured.origin, rows=len(np.atleast_1d(arrays[0][1])))
+        for name, tensor in arrays:
             parts.setdefault(name, []).append(tensor)
     if any(len(tensors) != count for tensors in parts.values()):
         raise _mixed()
@@ -83,6 +96,12 @@ def _arrays(captured: Captured, *, outputs: bool) -> Iterator[tuple[str, Tensor]
             yield shown, tensor
         else:
             yield from ((one, tensor[..., place]) for place, one in enumerate(columns))
+
+
+def _origin(origin: Origin, *, rows: int) -> Iterator[tuple[str, Tensor]]:
+    yield "origin:request", np.full(rows, origin.request or "")
+    yield "origin:key", np.full(rows, origin.key or "")
+    yield "origin:at", np.full(rows, origin.at)
 
 
 def _below_each_other(tensors: list[Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgepack_contract.limits import MIB
-from edgepack_runtime.capture.records import RECORD_BYTES, Captured, Origin, encode, redacted
+from edgepack_runtime.capture.records import KEY, RECORD_BYTES, Captured, Origin, encode, redacted
 from edgepack_runtime.capture.ring import Ring
 from edgepack_runtime.config import CaptureConfig
 from edgepack_runtime.errors import DeviceError
@@ -157,7 +157,7 @@ class Recorder:
         description = sample.model.description
         specs = [*description.inputs, *description.outputs]
         there = {name for spec in specs for name in (spec.name, *(spec.features or ()))}
-        for name in sorted(set(names) - there):
+        for name in sorted(set(names) - there - {KEY}):
             logger.warning(
                 "capture: of %r there is nothing in %s %s, so nothing of that name is left out",
                 name, sample.slot, sample.model.version, extra={"event": "nothing_redacted"},
@@ -195,12 +195,14 @@ def _captured(sample: _Sample, names: list[str]) -> Captured:
         left, told = redacted(found, specs, names)
         tensors |= {f"{side}:{name}": tensor for name, tensor in left.items()}
         columns |= {f"{side}:{name}": kept for name, kept in told.items()}
+    key = sample.request.key
     origin = Origin(
         at=sample.at,
         slot=sample.slot,
         version=sample.model.version,
         digest=sample.model.digest,
         request=sample.request.id,
+        key=key.decode(errors="replace") if key is not None and KEY not in names else None,
         columns=columns,
     )
     return Captured(origin, tensors)

@@ -20,6 +20,9 @@ from edgepack_contract.limits import MIB
 from edgepack_runtime.errors import DeviceError
 from edgepack_runtime.inference.session import Tensor
 
+KEY = "x-edgepack-key"
+"""The header with the key of a request; to redact this name leaves the key out."""
+
 RECORD_BYTES = 8 * MIB
 """A request with more than this is not captured."""
 
@@ -36,9 +39,10 @@ class CaptureError(DeviceError):
 class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where a captured request comes from.
 
-    ``at`` is milliseconds since 1970 UTC; ``request`` the caller's own id of it, by which labels
-    that come later can be joined. ``columns`` names the columns that are left of a tensor of which
-    some were redacted, ``texts`` the shapes of the tensors that hold texts.
+    ``at`` is milliseconds since 1970 UTC; ``request`` the caller's own id of it, and ``key`` whom
+    or what it is about (:data:`KEY`): by these, labels that come later can be joined. ``columns``
+    names the columns that are left of a tensor of which some were redacted, ``texts`` the shapes of
+    the tensors that hold texts.
     """
 
     at: int
@@ -46,6 +50,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     version: str
     digest: str
     request: str | None = None
+    key: str | None = None
     columns: dict[str, list[str]] = {}
     texts: dict[str, list[int]] = {}
 

@@ -42,6 +42,7 @@ class PredictRequest(msgspec.Struct, frozen=True):
         outputs: Which outputs were asked for, None for all.
         binary: Which of them go back as bytes.
         single: Whether one row was asked about, and not a list of rows.
+        key: As in :class:`Payload`.
     """
 
     feeds: dict[str, Tensor]
@@ -49,6 +50,7 @@ class PredictRequest(msgspec.Struct, frozen=True):
     outputs: list[str] | None = None
     binary: frozenset[str] = frozenset()
     single: bool = False
+    key: bytes | None = None
 
     @property
     def rows(self) -> int:

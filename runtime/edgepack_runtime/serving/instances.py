@@ -62,7 +62,7 @@ class InstancesCodec:
         """
         feeds = _plain_rows(model, payload.body)
         if feeds is not None:
-            return PredictRequest(feeds)
+            return PredictRequest(feeds, key=payload.key)
         try:
             raw = _decoder.decode(payload.body).instances
             feeds = decode_instances(model.description, raw)
@@ -71,7 +71,7 @@ class InstancesCodec:
                 f'expected {{"instances": [row, ...]}}, each row a list or an object: {error}'
             ) from error
         check_feeds(model.description, feeds)
-        return PredictRequest(feeds)
+        return PredictRequest(feeds, key=payload.key)
 
     def encode(
         self, slot: str, model: ServingModel, request: PredictRequest, outputs: dict[str, Tensor]

@@ -79,7 +79,7 @@ class OipCodec:
         if plain is not None:
             return plain
         if payload.json_bytes == 0:
-            return _raw_request(model.description, payload.body)
+            return _raw_request(model.description, payload)
         header, rest = _split(payload)
         try:
             request = _decoder.decode(header)
@@ -92,7 +92,7 @@ class OipCodec:
             [(one.name, one.parameters) for one in request.outputs or ()],
             all_binary=_flag("the request", request.parameters, "binary_data_output") or False,
         )
-        return PredictRequest(feeds, request.id, names, binary)
+        return PredictRequest(feeds, request.id, names, binary, key=payload.key)
 
     def encode(
         self, slot: str, model: ServingModel, request: PredictRequest, outputs: dict[str, Tensor]
@@ -183,7 +183,9 @@ def _plain_request(model: ServingModel, payload: Payload) -> PredictRequest | No
     if given.name != usual.name or given.datatype != DATATYPES[usual.dtype]:
         return None
     rows = usual.read(given.data, given.shape)
-    return None if rows is None else PredictRequest({usual.name: rows}, request.id)
+    if rows is None:
+        return None
+    return PredictRequest({usual.name: rows}, request.id, key=payload.key)
 
 
 def _split(payload: Payload) -> tuple[bytes | memoryview, memoryview]:
@@ -197,17 +199,17 @@ def _split(payload: Payload) -> tuple[bytes | memoryview, memoryview]:
     return body[:size], body[size:]
 
 
-def _raw_request(description: Description, body: bytes) -> PredictRequest:
+def _raw_request(description: Description, payload: Payload) -> PredictRequest:
     if len(description.inputs) != 1:
         raise BadRequestError(
             f"a raw body is one input, this model has {len(description.inputs)}; send "
             "Inference-Header-Content-Length, a JSON header and the tensors behind it"
         )
     spec = description.inputs[0]
-    feeds = {spec.name: raw_tensor(spec, memoryview(body))}
+    feeds = {spec.name: raw_tensor(spec, memoryview(payload.body))}
     check_feeds(description, feeds)
     names, binary = wanted(description, [], all_binary=True)
-    return PredictRequest(feeds, None, names, binary)
+    return PredictRequest(feeds, None, names, binary, key=payload.key)
 
 
 def _feeds(

@@ -52,7 +52,7 @@ class RowCodec:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadRequestError(f"expected {self._expected()}: {error}") from error
         check_feeds(description, feeds)
-        return PredictRequest(feeds, single=single)
+        return PredictRequest(feeds, single=single, key=payload.key)
 
     def encode(
         self, slot: str, model: ServingModel, request: PredictRequest, outputs: dict[str, Tensor]

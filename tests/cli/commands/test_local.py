@@ -157,9 +157,18 @@ def test_captured_requests_are_listed_shown_and_exported(here, device, running, 
     assert (ended.code, "2 rows of 1 requests" in ended.out) == (0, True)
     with np.load(file, allow_pickle=False) as found:
         assert found["x"].shape == (2, 4)
+    again = here("capture", "export", file, "--with-origins", "--request", "r-9")
+    assert (again.code, "--overwrite" in again.err) == (3, True)
+    again = here("capture", "export", file, "--with-origins", "--request", "r-9", "--overwrite")
+    assert again.code == 0
+    with np.load(file, allow_pickle=False) as found:
+        assert found["origin:request"].tolist() == ["r-9", "r-9"]
+    missing = here("capture", "export", tmp_path / "no" / "rows.npz")
+    assert (missing.code, "there is no folder" in missing.err) == (3, True)
+    assert "nothing of r-8 is captured" in here("capture", "list", "--request", "r-8").out
     assert here("capture", "clear", "--yes").code == 0
     assert "nothing is captured" in here("capture", "list").out
-    assert here("capture", "export", file).code == 3
+    assert here("capture", "export", tmp_path / "none.npz", "--slot", "tiny").code == 3
 
 
 def test_the_doctor_of_a_running_device(here, running):

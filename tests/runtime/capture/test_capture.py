@@ -16,6 +16,7 @@ from edgepack_runtime.capture import recorder as recording
 from edgepack_runtime.capture.reading import joined, read_captured
 from edgepack_runtime.capture.recorder import Recorder
 from edgepack_runtime.capture.records import (
+    KEY,
     Captured,
     CaptureError,
     Origin,
@@ -132,6 +133,16 @@ def test_who_asked_and_what_answered_is_kept(make, tmp_path):
     (found,) = kept(tmp_path)
     assert found.origin == origin(at=7, request="r3")
     assert (recorder.kept, recorder.dropped) == (1, 0)
+
+
+def test_whom_a_request_is_about_is_kept_unless_that_is_redacted(make, tmp_path, caplog):
+    asked = PredictRequest({"x": np.zeros((1, 3), np.float32)}, key=b"pump-7\xff")
+    for names in ([], [KEY]):
+        recorder = make(redact=names)
+        recorder.offer("churn", MODEL, asked, answer())
+        recorder.close()
+    assert [one.origin.key for one in kept(tmp_path)] == ["pump-7\N{REPLACEMENT CHARACTER}", None]
+    assert caplog.text == ""
 
 
 def test_a_share_of_the_requests_is_kept(make, tmp_path):
@@ -279,6 +290,19 @@ def test_rows_are_joined_below_each_other():
     assert found["t"].dtype.kind == "U"
 
 
+def test_rows_know_whose_they_are():
+    rows = {"input:x": np.zeros((2, 3)), "output:p": np.zeros(2)}
+    found = joined(
+        [captured(rows, request="r1", at=6), captured({"input:x": np.ones((1, 3))}, key="seven")],
+        origins=True,
+    )
+    assert {name: array.tolist() for name, array in found.items() if name != "x"} == {
+        "origin:request": ["r1", "r1", ""], "origin:key": ["", "", "seven"],
+        "origin:at": [6, 6, 5],
+    }  # fmt: skip
+    assert joined([captured({})], origins=True) == {}
+
+
 def test_a_tensor_with_redacted_columns_becomes_its_columns():
     kept_columns = {"input:x": ["age", "income"]}
     one = captured({"input:x": np.array([[1.0, 2.0]])}, columns=kept_columns)
@@ -300,3 +324,5 @@ def test_only_what_is_named_is_read(tmp_path):
     writer.append([encode(captured({}, slot=slot, version="1.0.0")) for slot in ("a", "b")])
     assert [one.origin.slot for one in kept(tmp_path, slot="b")] == ["b"]
     assert kept(tmp_path, version="9.9.9") == []
+    writer.append([encode(captured({}, request="r1")), encode(captured({}, key="r1", slot="c"))])
+    assert [one.origin.slot for one in kept(tmp_path, request="r1")] == ["churn", "c"]

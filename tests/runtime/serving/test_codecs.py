@@ -21,6 +21,7 @@ from edgepack_runtime.serving.instances import InstancesCodec, column_names
 from edgepack_runtime.serving.model import plain_classes
 from edgepack_runtime.serving.oip import OipCodec
 from edgepack_runtime.serving.oip_documents import model_config, model_metadata
+from edgepack_runtime.serving.rows import RowCodec
 
 
 def tensor(name, dtype, *shape, **more):
@@ -360,3 +361,24 @@ def test_classes_are_told_alike_in_few_steps_and_in_many(shares, labelled):
         return InstancesCodec().encode("slot", by, request, given_back)
 
     assert told(of) == told(slow(of))
+
+
+ONE = model([tensor("x", "float32", "n", 2)], [tensor("y", "float32", "n")])
+TENSOR = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("codec", "asked", "body", "json_bytes"),
+    [
+        (InstancesCodec(), ONE, b'{"instances": [[1, 2]]}', None),
+        (InstancesCodec(), slow(ONE), b'{"instances": [[1, 2]]}', None),
+        (RowCodec(batch=False), ONE, b"[1, 2]", None),
+        (OipCodec(), ONE, json.dumps({"inputs": [TENSOR]}).encode(), None),
+        (OipCodec(), slow(ONE), json.dumps({"inputs": [TENSOR]}).encode(), None),
+        (OipCodec(), ONE, bytes(8), 0),
+    ],
+    ids=["rows", "rows, slowly", "a row", "tensors", "tensors, slowly", "bytes"],
+)
+def test_whom_a_request_is_about_is_known(codec, asked, body, json_bytes):
+    assert codec.decode(asked, Payload(body, json_bytes, b"pump-7")).key == b"pump-7"
+    assert codec.decode(asked, Payload(body, json_bytes)).key is None

@@ -48,7 +48,7 @@ class GrpcCodec:
         check_supported("the request", request.parameters)
         outputs = [(one.name, _plain(one.parameters)) for one in request.outputs]
         names, _ = wanted(model.description, outputs)
-        return PredictRequest(feeds, request.id or None, names)
+        return PredictRequest(feeds, request.id or None, names, key=payload.key)
 
     def encode(
         self, slot: str, model: ServingModel, request: PredictRequest, outputs: dict[str, Tensor]
