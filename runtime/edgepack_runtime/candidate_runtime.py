@@ -218,6 +218,10 @@ class CandidateRuntime:
         else:
             code, words = _refused(wanted, desired, self._active.state)
             self._agree(wanted, code=code, words=words)
+            if self.agent is not None:
+                # what was the candidate must answer nothing in the name of the next one, which
+                # may never come; until then the active model answers all
+                self.agent.empty()
         agent = self._started()
         agent.wish(self._as_active(desired, agent.state), obeyed)
 

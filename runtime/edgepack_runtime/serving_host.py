@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgepack_contract.errors import EdgepackError
-from edgepack_contract.messages import Event, EventKind, SlotReported
+from edgepack_contract.messages import CandidateMode, Event, EventKind, SlotReported
 from edgepack_runtime import machine_state, memory
 from edgepack_runtime.activation.guard import Counters
 from edgepack_runtime.inference.errors import ModelLoadError
@@ -37,6 +37,7 @@ GONE_SECONDS = 60.0
 """The last request of a model that lets go of its memory has come to its deadline by then."""
 
 NO_MEMORY = "no-memory"
+_ENDS_BADLY = frozenset({EventKind.FALLBACK, EventKind.FAILED, EventKind.VERIFY_FAILED})
 STOPPED_FIRST = (
     "memory is too short for two models, so the one that answers has stopped while the next one is "
     "tried or loaded; requests get 503 meanwhile"
@@ -291,7 +292,7 @@ class CandidateHost(ServingHost):
 
     def __init__(self, candidate: Candidate, wanted: Callable[[], str | None], **more: Any) -> None:
         super().__init__(candidate, **more)
-        self._wanted = wanted
+        self._candidate, self._wanted = candidate, wanted
         self._notes = {"candidate": True}
 
     def serve(self, folder: Path, digest: str, *, keep_previous: bool) -> None:
@@ -300,6 +301,22 @@ class CandidateHost(ServingHost):
             self.unserve()
             return
         super().serve(folder, digest, keep_previous=keep_previous)
+
+    def event(
+        self,
+        kind: EventKind,
+        *,
+        digest: str | None,
+        code: str,
+        words: str,
+        evidence: dict[str, Any],
+    ) -> None:
+        """As for every host; of a split that has ended also who answers its share now."""
+        place = self._candidate
+        if kind in _ENDS_BADLY and place.mode is CandidateMode.SPLIT and place.active is None:
+            whose = f"the active model answers the share of {place.share:.0%} that it had"
+            words = "; ".join(filter(None, (words, whose)))
+        super().event(kind, digest=digest, code=code, words=words, evidence=evidence)
 
     def _switch(self, model: ServingModel, *, keep_previous: bool) -> None:
         # it may have been dropped while it was loaded

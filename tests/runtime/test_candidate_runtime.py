@@ -38,6 +38,9 @@ class FakeAgent:
         self.wishes.append((desired.active.digest if desired.active else None, obeyed.generation))
         self.retried = desired.retry_blocked
 
+    def empty(self):
+        self.wishes.append("emptied")
+
     def reset(self):
         self.resets += 1
 
@@ -131,6 +134,14 @@ def test_what_failed_as_the_active_model_can_be_released(here):
     here.active.state = msgspec.structs.replace(here.active.state, blocked=(TWO,))
     here.wish(retry_blocked=[TWO])
     assert here.agent.wishes == [(TWO, 1)]
+
+
+def test_what_was_the_candidate_answers_nothing_in_the_name_of_the_next(here):
+    three = "sha256:" + "3" * 64
+    here.wish(TWO, mode=SPLIT)
+    here.wish(TWO, mode=SPLIT, generation=2)
+    here.wish(three, mode=SPLIT, generation=3)
+    assert here.agent.wishes == [(TWO, 1), (TWO, 2), "emptied", (three, 3)]
 
 
 def test_a_candidate_is_dropped_until_another_document_wants_it(here):

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 
-from edgepack_contract.messages import EventKind, SlotReported
+from edgepack_contract.messages import CandidateMode, EventKind, SlotReported
 from edgepack_contract.states import Phase
 from edgepack_runtime import machine_state, memory
 from edgepack_runtime.errors import DiskFullError
@@ -236,6 +236,22 @@ def test_a_candidate_that_is_no_longer_wanted_stays_away(here, one, two):
     here.wanted = "sha256:" + "3" * 64
     here.beside.serve(one, ONE, keep_previous=False)
     assert here.slot.candidate.active is None
+
+
+def test_the_share_of_a_split_that_fails_goes_back_to_the_active_model(here, one, two):
+    here.host.serve(one, ONE, keep_previous=True)
+    here.call(lambda: here.slot.candidate.settle(CandidateMode.SPLIT, 1.0))
+    here.beside.serve(two, TWO, keep_previous=False)
+    assert here.ask() == "2.0.0"
+    here.beside.event(EventKind.FALLBACK, digest=ONE, code="x", words="early", evidence={})
+    here.beside.unserve()
+    assert here.ask() == "1.0.0"
+    for words in ("too many errors", ""):
+        here.beside.event(EventKind.FALLBACK, digest=TWO, code="errors", words=words, evidence={})
+    share = "the active model answers the share of 100% that it had"
+    assert [event.words for event in here.events] == [
+        "early", f"too many errors; {share}", share,
+    ]  # fmt: skip
 
 
 def test_a_candidate_that_is_dropped_while_it_is_loaded_stays_away(here, two, monkeypatch):

@@ -201,6 +201,21 @@ def test_a_candidate_that_cannot_be_had_leaves_the_active_model_alone(device, bu
     assert device.version() == "1.0.0"
 
 
+def test_a_split_that_cannot_be_had_leaves_its_share_to_the_active_model(device, bundles):
+    with_candidate(device, bundles, mode=SPLIT, share=0.5)
+    assert set(versions_by_key(device).values()) == {"1.0.0", "1.1.0"}
+    missing = ("sha256:" + "1" * 64, bundles["1.1.0"][1])
+    tell(device, bundles["1.0.0"], missing, mode=SPLIT, share=0.75)
+    said = device.hear_reported(
+        lambda said: (
+            (beside := said.slots[MODEL].candidate)
+            and (beside.wanted, beside.phase) == (missing[0], Phase.FAILED)
+        )
+    )
+    assert said.slots[MODEL].candidate.running is None
+    assert set(versions_by_key(device).values()) == {"1.0.0"}
+
+
 @pytest.mark.parametrize(
     ("candidate", "more", "code"),
     [("1.0.0", {}, "same-bundle"), ("1.1.0", {"name": "other"}, "wrong-name")],

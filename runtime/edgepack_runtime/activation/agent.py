@@ -229,6 +229,10 @@ class SlotAgent:
         ref = Ref(name=before.name, digest=before.digest, sources=[])
         return Asked(self._inbox.put(Wished(ref, probation=probation or Probation())), before)
 
+    def empty(self) -> None:
+        """Let go of every bundle; what was blocked, the history and the orders stay known."""
+        self._inbox.put(Wished(None))
+
     def reset(self) -> Asked:
         """Forget the bundles, what was blocked, and the history; floors and orders stay known.
 
