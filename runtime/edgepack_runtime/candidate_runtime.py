@@ -188,6 +188,12 @@ class CandidateRuntime:
         if self.agent is not None:
             self.agent.stop()
 
+    def _has_left(self, digest: str) -> bool:
+        """Whether the agent believes that a bundle serves which had to go for a later one."""
+        running, known = self._place.active, self.agent.state.active if self.agent else None
+        believed = known is not None and known.digest == digest
+        return believed and (running is None or running.digest != digest)
+
     def _blind(self) -> str:
         candidate, active = self._place.active, self._slot.active
         if candidate is None or active is None or self._place.mode is CandidateMode.SPLIT:
@@ -218,9 +224,7 @@ class CandidateRuntime:
         else:
             code, words = _refused(wanted, desired, self._active.state)
             self._agree(wanted, code=code, words=words)
-            if self.agent is not None:
-                # what was the candidate must answer nothing in the name of the next one, which
-                # may never come; until then the active model answers all
+            if self.agent is not None and self._has_left(wanted.ref.digest):
                 self.agent.empty()
         agent = self._started()
         agent.wish(self._as_active(desired, agent.state), obeyed)

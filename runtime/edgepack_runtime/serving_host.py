@@ -311,12 +311,24 @@ class CandidateHost(ServingHost):
         words: str,
         evidence: dict[str, Any],
     ) -> None:
-        """As for every host; of a split that has ended also who answers its share now."""
+        """As for every host; of a split that has ended also who answers its share now.
+
+        The candidate before, which went on until then, has nobody who wants it any more.
+        """
         place = self._candidate
+        if kind in _ENDS_BADLY and self._on_loop(self._leave_unwanted):
+            self._loop.call_soon_threadsafe(self._changed)
         if kind in _ENDS_BADLY and place.mode is CandidateMode.SPLIT and place.active is None:
             whose = f"the active model answers the share of {place.share:.0%} that it had"
             words = "; ".join(filter(None, (words, whose)))
         super().event(kind, digest=digest, code=code, words=words, evidence=evidence)
+
+    def _leave_unwanted(self) -> bool:
+        model = self._candidate.active
+        unwanted = model is not None and model.digest != self._wanted()
+        if unwanted:
+            self._candidate.clear()
+        return unwanted
 
     def _switch(self, model: ServingModel, *, keep_previous: bool) -> None:
         # it may have been dropped while it was loaded

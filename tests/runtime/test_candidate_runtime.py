@@ -136,12 +136,15 @@ def test_what_failed_as_the_active_model_can_be_released(here):
     assert here.agent.wishes == [(TWO, 1)]
 
 
-def test_what_was_the_candidate_answers_nothing_in_the_name_of_the_next(here):
+def test_a_candidate_that_had_to_go_for_a_later_one_is_begun_anew(here):
     three = "sha256:" + "3" * 64
-    here.wish(TWO, mode=SPLIT)
-    here.wish(TWO, mode=SPLIT, generation=2)
-    here.wish(three, mode=SPLIT, generation=3)
-    assert here.agent.wishes == [(TWO, 1), (TWO, 2), "emptied", (three, 3)]
+    here.wish(TWO)
+    here.wish(three, generation=2)
+    # the later one failed: the agent went back to the first, which nobody wanted then
+    before = Installed(digest=TWO, name="pump", version="1.0.0", security_version=0)
+    here.agent.state = SlotState(phase=Phase.FELL_BACK, active=before)
+    here.wish(TWO, generation=3)
+    assert here.agent.wishes == [(TWO, 1), (three, 2), "emptied", (TWO, 3)]
 
 
 def test_a_candidate_is_dropped_until_another_document_wants_it(here):

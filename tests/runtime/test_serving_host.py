@@ -254,6 +254,17 @@ def test_the_share_of_a_split_that_fails_goes_back_to_the_active_model(here, one
     ]  # fmt: skip
 
 
+def test_the_candidate_before_goes_when_the_next_one_fails(here, one, two):
+    here.host.serve(one, ONE, keep_previous=True)
+    here.call(lambda: here.slot.candidate.settle(CandidateMode.SPLIT, 1.0))
+    here.beside.serve(two, TWO, keep_previous=False)
+    here.wanted = "sha256:" + "3" * 64
+    assert here.ask() == "2.0.0"
+    here.beside.event(EventKind.FAILED, digest=here.wanted, code="x", words="", evidence={})
+    assert here.ask() == "1.0.0"
+    assert here.events[0].words.startswith("the active model answers the share")
+
+
 def test_a_candidate_that_is_dropped_while_it_is_loaded_stays_away(here, two, monkeypatch):
     load = ServingModel.load
 
