@@ -123,6 +123,7 @@ def _take_health(device: Device, message: Health, now_ms: int) -> str:
     device.health_sequence = message.sequence
     device.health = msgspec.to_builtins(message)
     _heard(device, message.at, now_ms)
+    _outlive_will(device)
     return "health"
 
 
@@ -145,6 +146,7 @@ def _take_window(heard: Heard, topic: Topic, device: Device, body: bytes, now_ms
     if current and taken is Taken.NEW:
         # somebody who repeats what a device once said must not make it look alive
         _heard(device, window.end_ms, now_ms)
+        _outlive_will(device)
     heard.streams[Stream(device.id, window.slot, window.session)] = device.mac_key
     return "window" if taken is Taken.NEW else f"window-{taken}"
 
@@ -201,6 +203,15 @@ def _heard(device: Device, at_ms: int, now_ms: int) -> None:
     _check_count(at_ms)
     device.last_seen_ms = now_ms
     device.clock_offset_ms = _offset(device, at_ms, now_ms)
+
+
+def _outlive_will(device: Device) -> None:
+    """Take a will back: a broker may send that of a lost connection when there is a newer one.
+
+    Only what no broker retains proves this; the other kinds may have been said before the end.
+    """
+    if device.presence == Presence.LOST:
+        device.presence = Presence.ONLINE.value
 
 
 def _offset(device: Device, at_ms: int, now_ms: int) -> int:

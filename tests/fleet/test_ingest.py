@@ -227,6 +227,27 @@ class TestOrder:
         assert here.take(lost) == {"old-session": 1}
         assert here.device().presence == "online"
 
+    @pytest.mark.parametrize("kind", ["health", "window"])
+    def test_a_device_that_talks_on_outlives_the_will_of_its_last_connection(self, here, kind):
+        """Brokers may find out late that a connection has ended, when there is another one."""
+        here.take(here.one.state())
+        here.take(here.one.state(Presence.LOST, sequence=0))
+        message = SAYS[kind](here.one)
+        here.take(message)
+        assert here.device().presence == "online"
+        here.take(here.one.state(Presence.LOST, sequence=0))
+        here.take(message)
+        assert here.device().presence == "lost", "a repetition is no sign of life"
+
+    @pytest.mark.parametrize("kind", ["birth", "reported"])
+    def test_what_a_broker_retains_of_a_lost_device_does_not_bring_it_back(self, here, kind):
+        here.take(here.one.state(Presence.LOST, sequence=0), SAYS[kind](here.one))
+        assert here.device().presence == "lost"
+
+    def test_who_has_said_goodbye_is_gone_whatever_comes_late(self, here):
+        here.take(here.one.state(Presence.OFFLINE), SAYS["window"](here.one))
+        assert here.device().presence == "offline"
+
     def test_a_will_proves_no_life(self, here):
         here.take(here.one.state())
         here.one.at = NOW + 500_000
