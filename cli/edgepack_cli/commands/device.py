@@ -283,10 +283,10 @@ def shown(device: dict[str, Any]) -> list[tuple[str, str]]:
         ("told", f"generation {device['generation_desired']}"),
         ("obeys", f"generation {device['generation_seen']}"),
     ]
-    lines += [
-        (f"slot {name}", f"{slot['version'] or '-'} {slot['phase']} {slot['words']}")
-        for name, slot in sorted(device["slots"].items())
-    ]
+    for name, slot in sorted(device["slots"].items()):
+        lines.append((f"slot {name}", f"{slot['version'] or '-'} {slot['phase']} {slot['words']}"))
+        if slot.get("candidate"):
+            lines.append((f"slot {name}", candidate_words(slot["candidate"])))
     if device["refused"]:
         lines.append(("refused", device["refused"]))
     if clone:
@@ -294,6 +294,13 @@ def shown(device: dict[str, Any]) -> list[tuple[str, str]]:
     if refused:
         lines.append(("messages", f"refused since the service started: {refused}"))
     return lines
+
+
+def candidate_words(candidate: dict[str, Any]) -> str:
+    """A candidate on one line, as a device reports it."""
+    version = candidate["version"] or (candidate["wanted"] or "-").removeprefix("sha256:")[:12]
+    told = f"beside it {version} {candidate['mode']} {100 * candidate['share']:g} %"
+    return f"{told} {candidate['phase']} {candidate['words']}".rstrip()
 
 
 def pairs(labels: dict[str, str]) -> str:
@@ -339,6 +346,11 @@ def _rows(devices: list[dict[str, object]]) -> list[tuple[object, ...]]:
                 slot["words"],
             )
             for name, slot in sorted(slots.items())
+        ]
+        rows += [
+            (device["id"], device["presence"], name, "", "", candidate_words(slot["candidate"]))
+            for name, slot in sorted(slots.items())
+            if slot.get("candidate")
         ]
     return rows
 

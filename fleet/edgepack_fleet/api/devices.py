@@ -13,6 +13,7 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
+from edgepack_contract.messages import CandidateMode, CandidateReported
 from edgepack_fleet import devices
 from edgepack_fleet.api.access import AsAdmin, AsOperator, AsViewer, Caller, check_every_group
 from edgepack_fleet.api.answers import Cursor, Limit, answer, page, returns
@@ -184,6 +185,8 @@ def _device_words(view: devices.DeviceView) -> list[str]:
         phase = slot.phase.value.replace("_", " ")
         because = f": {slot.words}" if slot.words else ""
         sentences.append(f"Slot {name} runs {runs} and is {phase}{because}.")
+        if slot.candidate is not None:
+            sentences.append(_candidate_words(name, slot.candidate))
     if not view.slots:
         sentences.append("It has not reported what it runs.")
     if view.generation_seen < view.generation_desired:
@@ -194,6 +197,16 @@ def _device_words(view: devices.DeviceView) -> list[str]:
     if view.refused:
         sentences.append(f"It refused what it was told: {view.refused}.")
     return sentences
+
+
+def _candidate_words(slot: str, candidate: CandidateReported) -> str:
+    one = candidate.version or (candidate.wanted or "nothing")[:19]
+    sees = "answers" if candidate.mode is CandidateMode.SPLIT else "only sees"
+    because = f": {candidate.words}" if candidate.words else ""
+    return (
+        f"Beside it in {slot} a candidate, {one}, which {sees} {100 * candidate.share:g} % of the "
+        f"requests, is {candidate.phase.value.replace('_', ' ')}{because}."
+    )
 
 
 def _waiting_words(wish: PendingView) -> str:

@@ -6,10 +6,13 @@ import json
 
 import pytest
 from fleet_http import START_MS
+from fleet_scene import report
 
 from edgepack_contract.certificates import make_request
 from edgepack_contract.enrolment import parse_join_string
 from edgepack_contract.keys import PrivateKey
+from edgepack_contract.messages import CandidateMode, CandidateReported
+from edgepack_contract.states import Phase
 from edgepack_fleet.db.schema import Device
 
 OWNER = "0f" * 32
@@ -175,6 +178,24 @@ class TestMembers:
         assert lines["labels"] == "hall=2, site=oslo"
         assert json.loads(cli("device", "show", "pi-1", "--json").out)["status"] == "accepted"
         assert cli("device", "show", "pi-2").code == 3
+
+    @pytest.mark.parametrize(
+        ("mode", "does"), [("shadow", "only sees"), ("split", "answers")], ids=["shadow", "split"]
+    )
+    def test_a_candidate_is_told_of(self, fleet, cli, member, mode, does):
+        beside = CandidateReported(
+            phase=Phase.PROBATION, running=None, version=None, wanted=f"sha256:{'7' * 64}",
+            mode=CandidateMode(mode), share=0.07, words="loading",
+        )  # fmt: skip
+        report(fleet, "pi-1", f"sha256:{'6' * 64}", "1.0.0", candidate=beside)
+        words = f"beside it 777777777777 {mode} 7 % probation loading"
+        assert words in cli("device", "show", "pi-1").out
+        assert words in cli("device", "list").out
+        assert f"which {does} 7 % of the requests, is probation: loading." in cli(
+            "device", "why", "pi-1"
+        ).out.replace("\n", " ")
+        told = json.loads(cli("device", "show", "pi-1", "--json").out)["slots"]["digits"]
+        assert told["candidate"]["mode"] == mode
 
     def test_a_copy_and_what_was_refused_are_said(self, fleet, cli, member):
         with fleet.context.database.write() as session:

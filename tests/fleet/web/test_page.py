@@ -10,6 +10,7 @@ from chromium import chromium
 from fleet_http import open_fleet, served
 from fleet_scene import AGREEMENT, canary_failed, change_rollout, load, report
 
+from edgepack_contract.messages import CandidateMode, CandidateReported
 from edgepack_contract.states import Phase, RolloutState
 from edgepack_fleet.tokens import new_secret
 
@@ -78,8 +79,13 @@ def test_a_browser_shows_devices_and_the_rollout_and_follows_them(fleet):
 
         change_rollout(fleet, rollout_id, state=RolloutState.ROLLED_BACK, reason="all are back")
         browser.wait_for("document.body.innerText.includes('all are back')")
-        report(fleet, "pi-1", f"sha256:{'7' * 64}", "9.9.9")
+        beside = CandidateReported(
+            phase=Phase.SUCCEEDED, running=None, version="9.9.10", wanted=None,
+            mode=CandidateMode.SPLIT, share=0.07,
+        )  # fmt: skip
+        report(fleet, "pi-1", f"sha256:{'7' * 64}", "9.9.9", candidate=beside)
         browser.wait_for("document.body.innerText.includes('9.9.9')")
+        browser.wait_for("document.body.innerText.includes('beside it 9.9.10, split 7 %')")
         assert browser.messages == []
 
 

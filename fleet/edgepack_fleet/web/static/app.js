@@ -58,6 +58,15 @@ function ago(ms) {
 
 /* ---- devices ------------------------------------------------------------------------------- */
 
+/* The second model of a slot: a shadow sees a share of the requests, a split answers it. */
+function candidate(one) {
+  const share = `${Number((100 * one.share).toPrecision(3))} %`;
+  const what = `beside it ${one.version || short(one.wanted)}, ${one.mode} ${share} `;
+  const line = node("div", { className: "words", text: what }, badge(one.phase));
+  if (one.words) line.append(` ${one.words}`);
+  return line;
+}
+
 function running(slots) {
   const cell = node("td");
   for (const [name, slot] of Object.entries(slots).sort()) {
@@ -65,6 +74,7 @@ function running(slots) {
     const digest = node("span", { className: "digest rest", text: short(slot.running) });
     digest.title = slot.running || "";
     cell.append(node("div", { text: what }, digest));
+    if (slot.candidate) cell.append(candidate(slot.candidate));
   }
   if (!cell.hasChildNodes()) cell.textContent = "–";
   return cell;
