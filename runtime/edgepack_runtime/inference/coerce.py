@@ -21,6 +21,9 @@ from edgepack_runtime.inference.session import Tensor, numpy_dtype
 
 _MAX_RANK = 16
 _MOST_IN_EMPTY = 2**20
+_MOST_OF_A_SIZE = 2**40
+"""More than a body can hold; products of such sizes can still be written in words."""
+_MOST_WORDS = 200
 _FEW, _VERY_FEW = 1024, 8
 _SQUARES = {"float16": 4.0e9, "float32": 1.0e77}
 """Values whose squares add up to less are in the type's range."""
@@ -94,13 +97,13 @@ def check_shape(spec: TensorSpec, shape: Sequence[int]) -> None:
     """
     fits = len(shape) == len(spec.shape)
     for given, wanted in zip(shape, spec.shape, strict=False):
-        if given != wanted and (given < 0 or isinstance(wanted, int)):
+        if given != wanted and (not 0 <= given <= _MOST_OF_A_SIZE or isinstance(wanted, int)):
             fits = False
     # no body bounds the other sizes of an empty tensor, which a reduction would make room for
     if not fits or (0 in shape and math.prod(filter(None, shape)) > _MOST_IN_EMPTY):
         raise ShapeError(
             f"input {spec.name!r}: expected shape {_shape_text(spec)} of {spec.dtype}, "
-            f"given {list(shape)}"
+            f"given {_short(str(list(shape[: 2 * _MAX_RANK])))}"
         )
 
 
@@ -180,6 +183,10 @@ def _names_text(missing: set[str], unknown: set[str]) -> str:
     parts = [f"input {name!r} is missing" for name in sorted(missing)]
     parts += [f"input {name[:80]!r} is not one of the model's" for name in sorted(unknown)]
     return "; ".join(parts)
+
+
+def _short(words: str) -> str:
+    return words if len(words) <= _MOST_WORDS else f"{words[:_MOST_WORDS]} ..."
 
 
 def _shape_text(spec: TensorSpec) -> str:
