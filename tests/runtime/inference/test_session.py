@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,12 @@ from onnx import TensorProto, helper
 
 from edgepack_contract.description import SessionOptions
 from edgepack_runtime.inference.errors import ModelLoadError, ModelRunError
-from edgepack_runtime.inference.session import TensorInfo, open_session, trim_memory
+from edgepack_runtime.inference.session import (
+    MOST_BOUND_BYTES,
+    TensorInfo,
+    open_session,
+    trim_memory,
+)
 
 
 def test_a_model_opens_by_path_and_runs(make_variant):
@@ -78,14 +84,72 @@ def test_outputs_that_are_no_tensors_are_refused(tmp_path):
         {"x": "text"},
     ],
 )
-def test_a_failing_run_is_one_kind_of_error(make_variant, feeds):
+@pytest.mark.parametrize("bound", [False, True])
+def test_a_failing_run_is_one_kind_of_error(make_variant, feeds, bound):
     session = open_session(make_variant("v") / "model.onnx", SessionOptions())
+    if bound:
+        session.bind({"x": np.zeros((1, 4), np.float32)})
     with pytest.raises(ModelRunError):
         session.run(feeds)
 
 
+def rows(count, seed=0, *, size=1):
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.normal(size=(size, 4)).astype(np.float32)} for _ in range(count)]
+
+
+def bits(outputs):
+    return {name: (array.dtype, array.shape, array.tobytes()) for name, array in outputs.items()}
+
+
+def test_bound_runs_give_what_others_give_and_keep_nothing(make_variant):
+    path = make_variant("v") / "model.onnx"
+    plain, bound = (open_session(path, SessionOptions()) for _ in range(2))
+    given = rows(20) + rows(3, size=2)
+    bound.bind(given[0])
+    assert bound._bound is not None
+    answers = [bound.run(feeds) for feeds in given]
+    for feeds in given:
+        feeds["x"].setflags(write=False)
+    assert [bits(one) for one in answers] == [bits(plain.run(feeds)) for feeds in given]
+    assert [bits(bound.run(feeds)) for feeds in given] == [bits(one) for one in answers]
+
+
+def test_bound_runs_of_several_threads_do_not_mix(make_variant):
+    session = open_session(make_variant("v") / "model.onnx", SessionOptions())
+    given = rows(400)
+    session.bind(given[0])
+    expected = [bits(session.run(feeds)) for feeds in given]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda feeds: bits(session.run(feeds)), given))
+    assert found == expected
+
+
+def test_an_output_of_another_shape_than_before_comes_whole(tmp_path):
+    graph = helper.make_graph(
+        [helper.make_node("NonZero", ["x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.INT64, [2, None])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    session = open_session(path, SessionOptions())
+    session.bind({"x": np.array([[1, 0, 2, 0]], np.float32)})
+    answer = session.run({"x": np.array([[0, 0, 0, 3]], np.float32)})
+    np.testing.assert_array_equal(answer["y"], [[0], [3]])
+
+
+def test_what_is_large_is_not_bound(make_variant):
+    session = open_session(make_variant("v") / "model.onnx", SessionOptions())
+    session.bind({"x": np.zeros((MOST_BOUND_BYTES, 4), np.float32)})
+    assert session._bound is None
+
+
 def test_a_released_session_says_so(make_variant):
     session = open_session(make_variant("v") / "model.onnx", SessionOptions())
+    session.bind({"x": np.zeros((1, 4), np.float32)})
     session.release()
     session.release()
     trim_memory()
