@@ -11,6 +11,7 @@ import threading
 
 import pytest
 from certificate_files import make_tls, make_token
+from tests.runtime.serving.conftest import World
 from world_waiting import eventually
 
 from edgepack_runtime.config import OpsConfig, ServeConfig
@@ -18,6 +19,7 @@ from edgepack_runtime.serving import asgi as asgi_module
 from edgepack_runtime.serving import head as head_module
 from edgepack_runtime.serving import sending as sending_module
 from edgepack_runtime.serving.access import Guard
+from edgepack_runtime.serving.fast import Front
 
 ROW = [0.5, -1.0, 2.0, 0.0]
 BODY = json.dumps({"instances": [ROW]}).encode()
@@ -26,10 +28,19 @@ SECONDS = 30.0
 CODES = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 
 
-@pytest.fixture(scope="module")
-def place(shared):
-    """A server with a model, on TCP; what it is asked here leaves only counts behind."""
-    return ("127.0.0.1", shared.server.port)
+@pytest.fixture(scope="module", params=["short way", "uvicorn's way"])
+def place(request, load):
+    """A server with a model, on TCP, whose predictions go one way."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param != "short way":
+            patch.setattr(Front, "route", lambda _self, _target: None)
+        world = World()
+        try:
+            world.add("pump", load("v"))
+            world.start()
+            yield ("127.0.0.1", world.server.port)
+        finally:
+            world.close()
 
 
 def post(target=PREDICT, body=BODY, *lines, length=None, close=True):
@@ -71,15 +82,30 @@ def codes(answer):
 
 
 GOOD = post()
+CLOSE = b"connection: close\r\n"
 CHUNKED = ("transfer-encoding: chunked",)
 TABLE = {
     "good": (GOOD, 200),
     "chunks of one byte": (post(PREDICT, chunked(BODY, 1), *CHUNKED, length=False), 200),
+    "chunks of one byte, a thousand": (
+        post(PREDICT, chunked(BODY + b" " * 1000, 1), *CHUNKED, length=False),
+        200,
+    ),
+    "chunks with extensions": (
+        post(PREDICT, b"%x;a=b\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY), *CHUNKED, length=False),
+        200,
+    ),
+    "chunks with a trailer": (
+        post(PREDICT, chunked(BODY, 8)[:-2] + b"x: y\r\n\r\n", *CHUNKED, length=False),
+        200,
+    ),
     "expect continue": (post(PREDICT, BODY, "expect: 100-continue"), 200),
+    "expect something": (post(PREDICT, BODY, "expect: 200-ok"), 200),
     "many headers": (post(PREDICT, BODY, *[f"x-{n}: {n}" for n in range(10_000)]), 400),
     "head of 64 KiB": (post(PREDICT, BODY, f"x: {'a' * 65536}"), 400),
     "target of 64 KiB": (get("/" + "a" * 65536), 400),
     "line feeds only": (b"GET /health HTTP/1.1\n\n", 400),
+    "ten thousand equal headers": (get("/health", *["x: 1"] * 10_000), 400),
     "null byte in a header": (get("/health", "x: a\0b"), 400),
     "header without a name": (get("/health", ": x"), 400),
     "header that goes on": (get("/health", "x: a", " b"), 400),
@@ -87,6 +113,10 @@ TABLE = {
     "http 0.9": (b"GET /health\r\n\r\n", 400),
     "http 1.0": (get("/health", version="HTTP/1.0"), 200),
     "http 2 preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+    "http 2 by an upgrade": (
+        get("/health", "connection: upgrade, http2-settings", "upgrade: h2c", "http2-settings: AA"),
+        200,
+    ),
     "version 9": (get("/health", version="HTTP/9.9"), 400),
     "tls on a plain port": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 64, 400),
     "length and chunks": (post(PREDICT, chunked(BODY, 8), *CHUNKED), 400),
@@ -94,6 +124,9 @@ TABLE = {
     "negative length": (post(length="-1"), 400),
     "length with a plus": (post(length="+5"), 400),
     "hexadecimal length": (post(length="0x5"), 400),
+    "length in digits that are no ASCII": (post(length="\xb2"), 400),
+    "length of nothing": (post(length=""), 400),
+    "two lengths that agree": (post(PREDICT, BODY, f"content-length: {len(BODY)}"), 400),
     "length in words": (post(length="five"), 400),
     "length beyond 64 bits": (post(length="9" * 30), 400),
     "huge length": (post(length="99999999999999"), 413),
@@ -107,11 +140,20 @@ TABLE = {
     "delete": (b"DELETE /health HTTP/1.1\r\nconnection: close\r\n\r\n", 405),
     "connect": (b"CONNECT a:1 HTTP/1.1\r\nhost: a:1\r\nconnection: close\r\n\r\n", (400, 404)),
     "websocket": (get("/health", "upgrade: websocket", "connection: upgrade"), 200),
+    "no host": (b"GET /health HTTP/1.1\r\nconnection: close\r\n\r\n", 200),
     "bad host": (get("/health", "host: ../../etc\\passwd"), 200),
     "two hosts": (get("/health", "host: a", "host: b"), 200),
     "slashes": (get("//health"), 404),
+    "slashes before a model": (post("//v1/models/pump:predict"), 404),
+    "slashes within": (post("/v1//models/pump:predict"), 404),
+    "an address after slashes": (get("//evil.example/health"), 404),
     "dots": (get("/v2/models/%2e%2e/%2e%2e/etc/passwd"), 404),
     "plain dots": (get("/../../etc/passwd"), 404),
+    "dots before a name": (post("/v1/models/%2e%2e:predict"), 404),
+    "null in the path of a prediction": (post("/v1/models/pump%00:predict"), 404),
+    "null byte in the path": (b"GET /health\0 HTTP/1.1\r\n\r\n", 400),
+    "half an escape": (post("/v1/models/pump%2:predict"), 404),
+    "escaped twice": (post("/v1/models/p%2575mp:predict"), 404),
     "null in the path": (get("/v2/models/pump%00"), 404),
     "name that climbs": (post("/v1/models/..%2f..%2fpump:predict"), 404),
     "name that is not utf-8": (post("/v1/models/%ff%fe:predict"), 404),
@@ -121,7 +163,6 @@ TABLE = {
     "half a request of json": (post(PREDICT, b'{"instances": [['), 400),
     "deep json": (post(PREDICT, b'{"instances": ' + b"[" * 100_000), 400),
     "not utf-8": (post(PREDICT, b'{"instances": [["\xff\xfe"]]}'), 400),
-    "ten million zeros": (post(PREDICT, b'{"instances": [[' + b"0," * 50_000 + b"0]]}"), 400),
 }
 """What is sent, and the code of its answer; the connection is closed after each."""
 
@@ -136,6 +177,19 @@ def test_each_has_its_code(place, case):
     assert codes(answer) or len(sent) > 60_000
     assert b"Traceback" not in answer
     assert codes(talk(place, GOOD)) == [200]
+
+
+# what comes in one packet with an upgrade is the other protocol's to uvicorn
+@pytest.mark.parametrize("case", [case for case in TABLE if b"upgrade:" not in TABLE[case][0]])
+def test_each_has_its_code_where_more_is_to_come(place, case):
+    """On a connection that is kept, where predictions go the short way."""
+    sent, expected = TABLE[case]
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    answer = talk(place, sent.replace(CLOSE, b""), get("/v2/health/live"))
+    said = [one for one in codes(answer) if one != 100]
+    assert said[0] in expected if said else len(sent) > 60_000, answer[:300]
+    assert b"Traceback" not in answer
+    assert said[1:] in ([], [200], [400])
 
 
 @pytest.mark.parametrize("case", ["good", "empty body", "deep json", "dots", "huge length"])
