@@ -8,6 +8,7 @@ native histograms with schema 4.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil, exp2, log2
 from typing import Annotated, Literal, Self
 
@@ -76,6 +77,23 @@ class LatencyHistogram:
         counts = self._counts
         counts[index] = counts.get(index, 0) + 1
         self._sum_ns += int(seconds * 1e9)
+
+    def add_all(self, latencies: Sequence[float]) -> None:
+        """Count some latencies; as :meth:`add` of each.
+
+        Raises:
+            ValueError: One is not a number.
+        """
+        if not latencies:
+            return
+        if min(latencies) < SHORTEST or not max(latencies) <= LONGEST:
+            for seconds in latencies:
+                self.add(seconds)
+            return
+        counts = self._counts
+        for index in [ceil(log2(seconds) * PER_OCTAVE) - 1 for seconds in latencies]:
+            counts[index] = counts.get(index, 0) + 1
+        self._sum_ns += sum([int(seconds * 1e9) for seconds in latencies])
 
     def merge(self, columns: LatencyColumns) -> None:
         """Add the counts of another histogram; exact, in any order."""

@@ -55,6 +55,13 @@ def test_a_quantile_is_within_the_stated_error_of_the_order_statistic(values, q)
     assert abs(found - exact) <= exact * ERROR * (1 + 1e-9)
 
 
+@given(st.lists(st.floats(-1.0, 1e30) | st.sampled_from([1.0, 0.5, 2.0, 1e-9, 1e5]), max_size=300))
+def test_counting_many_is_counting_each(values):
+    many = LatencyHistogram()
+    many.add_all(values)
+    assert many.columns() == histogram_of(values).columns()
+
+
 def test_without_latencies_there_is_no_quantile():
     empty = LatencyHistogram()
     assert (empty.quantile(0.5), empty.share_over(1.0), empty.columns()) == (
@@ -81,6 +88,9 @@ def test_extremes_are_counted_at_the_ends():
 def test_not_a_number_is_refused():
     with pytest.raises(ValueError, match="NaN"):
         LatencyHistogram().add(math.nan)
+    for values in ([math.nan, 1.0], [1.0, math.nan]):
+        with pytest.raises(ValueError, match="NaN"):
+            LatencyHistogram().add_all(values)
     with pytest.raises(ValueError, match="quantile"):
         LatencyHistogram().quantile(1.5)
 

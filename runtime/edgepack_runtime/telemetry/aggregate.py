@@ -38,9 +38,12 @@ Array = NDArray[Any]
 Count = Callable[[Mapping[str, Array]], None]
 
 BLOCK_VALUES = 8192
-MOST_BLOCK_ROWS = 128
+MOST_BLOCK_ROWS = 255
 LEAST_BLOCK_ROWS = 8
 """A block of rows is sized so that counting it takes a fraction of a millisecond."""
+
+MOST_SECONDS = 64
+"""Latencies that are kept until they are counted."""
 
 WIDE_EVERY = 8
 """Of a model with a wide input (an image), the inputs of every eighth request are described."""
@@ -106,8 +109,9 @@ class SlotAggregator:
             outputs: What it answered.
             seconds: How long the request took.
         """
-        self._latency.add(seconds)
-        self._n += 1
+        self._seconds.append(seconds)
+        if len(self._seconds) >= MOST_SECONDS:
+            self._count_seconds()
         first = inputs.get(self._rows_of)
         shape = () if first is None else first.shape
         rows = shape[0] if shape else 1
@@ -165,6 +169,7 @@ class SlotAggregator:
             probation: The bundle is in probation.
             throttled: The processor was slowed down for its temperature.
         """
+        self._count_seconds()
         self._input_rows.flush()
         self._output_rows.flush()
         end_ms = max(now_ms, self._start_ms)
@@ -185,9 +190,10 @@ class SlotAggregator:
 
     def _open(self, now_ms: int) -> None:
         self._start_ms = now_ms
-        self._n = self._rows = self._sampled = self._over_budget = 0
+        self._rows = self._sampled = self._over_budget = 0
         self._errors: dict[ErrorKind, int] = {}
         self._latency = LatencyHistogram()
+        self._seconds: list[float] = []
         self._input_tally = self._inputs.empty()
         self._output_tally = self._outputs.empty()
         self._reset_pairs()
@@ -195,6 +201,10 @@ class SlotAggregator:
     def _reset_pairs(self) -> None:
         self._pairs = self._agree = 0
         self._flips: dict[str, int] = {}
+
+    def _count_seconds(self) -> None:
+        self._latency.add_all(self._seconds)
+        self._seconds.clear()
 
     def _count_inputs(self, block: Mapping[str, Array]) -> None:
         self._input_tally = self._input_tally.add(self._inputs.count(block))
@@ -211,7 +221,7 @@ class SlotAggregator:
             reference=self._reference,
             start_ms=self._start_ms,
             end_ms=end_ms,
-            n=self._n,
+            n=self._latency.n,
             rows=self._rows,
             sampled=self._sampled,
             errors=sum(self._errors.values()),

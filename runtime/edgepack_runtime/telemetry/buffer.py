@@ -1,6 +1,8 @@
 """Rows of some tensors, kept as they came until there are enough to count them in one go.
 
-Counting a block of rows costs little more than counting one, so the hot path only keeps them.
+Counting a block of rows costs little more than counting one, so the hot path only keeps them. Small
+requests that are alike, the usual case, are kept as bytes, which are copied and joined in a
+fraction of the time that arrays take.
 """
 
 from __future__ import annotations
@@ -14,6 +16,9 @@ from numpy.typing import NDArray
 from edgepack_contract.statistics import flatten
 
 Array = NDArray[Any]
+
+MOST_BYTES = 4096
+"""Requests up to this size are copied rather than held."""
 
 
 class RowBuffer:
@@ -43,7 +48,7 @@ class RowBuffer:
     ) -> None:
         self._widths = dict(tensors)
         self._names = list(tensors)
-        self._only = self._names[0] if len(self._names) == 1 else None
+        self._first_name = self._names[0] if self._names else ""
         self._capacity = capacity
         self._first = first or capacity
         self._count = count
@@ -51,12 +56,15 @@ class RowBuffer:
         self._copy = copy
         self._skip = 0
         self._kept: list[Sequence[Array]] = []
+        self._raw: list[bytes] = []
+        self._shape: tuple[int, ...] | None = None
+        self._dtype: np.dtype[Any] | None = None
         self._room = self._first
 
     @property
     def kept(self) -> int:
         """How many requests are kept, and not counted yet."""
-        return len(self._kept)
+        return len(self._kept) + len(self._raw)
 
     def put(self, tensors: Mapping[str, Array], rows: int) -> None:
         """Keep the ``rows`` rows of one request."""
@@ -64,11 +72,15 @@ class RowBuffer:
             self._skip -= 1
             return
         self._skip = self._every - 1
-        if self._only is not None and 0 < rows < self._room:
-            part = tensors.get(self._only)
-            if part is not None:
-                self._kept.append((part.copy() if self._copy else part,))
-                self._room -= rows
+        part = tensors.get(self._first_name)
+        if (
+            part is not None
+            and part.shape == self._shape
+            and part.dtype is self._dtype
+            and 0 < rows < self._room
+        ):
+            self._raw.append(part.tobytes())
+            self._room -= rows
             return
         self._put(tensors, rows)
 
@@ -87,17 +99,34 @@ class RowBuffer:
                 rows = -(-rows // step)
         except (KeyError, IndexError):
             return
-        if not rows:
+        if not rows or not parts:
             return
         if rows > self._room:
             self._settle()
-        self._kept.append([part.copy() for part in parts] if self._copy else parts)
+        if not self._raw:
+            self._expect(parts)
+        if parts[0].shape == self._shape and parts[0].dtype is self._dtype:
+            self._raw.append(parts[0].tobytes())
+        else:
+            self._kept.append([part.copy() for part in parts] if self._copy else parts)
         self._room -= rows
         if self._room <= 0:
             self._settle()
 
+    def _expect(self, parts: Sequence[Array]) -> None:
+        """Take requests like this one to be the usual ones, if they can be kept as bytes."""
+        part, usual = parts[0], len(parts) == 1 and self._fits(parts)
+        if usual and 0 < part.nbytes <= MOST_BYTES and not part.dtype.hasobject:
+            self._shape, self._dtype = part.shape, part.dtype
+        else:
+            self._shape = None
+
     def _settle(self) -> None:
         kept, self._kept, self._room = self._kept, [], self._capacity
+        raw, self._raw = self._raw, []
+        if raw and self._shape is not None:
+            rows = np.frombuffer(b"".join(raw), self._dtype)
+            self._block([rows.reshape(len(raw) * self._shape[0], -1)])
         if not kept or not self._names:
             return
         if not self._alike(kept):

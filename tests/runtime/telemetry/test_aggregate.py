@@ -18,6 +18,7 @@ from edgepack_contract.statistics import (
 )
 from edgepack_contract.window import merge_bodies, parse_window, place
 from edgepack_runtime.telemetry.aggregate import MOST_BLOCK_ROWS, WIDE_EVERY, SlotAggregator
+from edgepack_runtime.telemetry.buffer import MOST_BYTES
 
 OLD = "sha256:" + "2" * 64
 
@@ -47,6 +48,31 @@ def test_a_window_is_what_counting_all_rows_at_once_gives(reference, batch):
     assert body.inputs.m2 == pytest.approx(expected.m2, rel=1e-9)
     assert body.outputs.classes == [*np.bincount(p.argmax(axis=1), minlength=3).tolist(), 0]
     assert body.outputs.score == outputs.columns(outputs.count({"p": p})).score
+
+
+@pytest.mark.parametrize("kind", ["sizes", "types", "ranks", "large"])
+def test_requests_that_are_not_alike_are_all_counted(reference, kind):
+    x, p = rows(9, 600)
+    slot, start = aggregator(reference), 0
+    while start < len(x):
+        size = (1, 7, 1, 200)[start % 4] if kind in ("sizes", "large") else 1
+        part, answer = x[start : start + size], p[start : start + size]
+        if kind == "types" and start % 3:
+            part, answer = part.astype(np.float64), answer.astype(np.float64)
+        if kind == "ranks" and start % 3:
+            part, answer = part.reshape(-1, 1, 2), answer.reshape(-1, 3, 1)
+        if kind == "large":
+            answer = np.repeat(answer, MOST_BYTES // answer[0].nbytes, axis=0)
+        slot.record({"x": part}, {"p": answer}, 0.001)
+        start += len(part)
+    body, counter = slot.roll(2_000), InputCounter(reference.inputs)
+    expected = counter.columns(counter.count({"x": x}))
+    assert (body.rows, body.sampled, body.inputs.counts) == (600, 600, expected.counts)
+    assert body.inputs.mean == pytest.approx(expected.mean, abs=1e-12)
+    classes = np.bincount(p.argmax(axis=1), minlength=3)
+    if kind != "large":
+        assert body.outputs.classes == [*classes.tolist(), 0]
+    assert sum(body.outputs.classes) >= 600
 
 
 def test_windows_do_not_overlap_and_merge_to_the_whole(reference):
