@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import http.client
+import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -109,7 +112,8 @@ def answers(path, url):
 
 
 def starts_and_stops(light, folder, *arguments, url):
-    process = subprocess.Popen([light / "bin" / "edgepack", "run", *arguments], cwd=folder)
+    run = [light / "bin" / "python", "-m", "edgepack_cli", "run", *arguments]
+    process = subprocess.Popen(run, cwd=folder)
     deadline = time.monotonic() + 60
     while answers(folder / "s", url) != 200:
         assert process.poll() is None
@@ -118,14 +122,19 @@ def starts_and_stops(light, folder, *arguments, url):
     assert process.wait(60) == 0
 
 
-def test_the_daemon_starts_and_stops_even_without_a_broker(light, tmp_path):
+def enrolled(folder):
+    """What enrolment leaves in the folder of a device."""
     owner = PrivateKey.generate()
-    write_private_key(tmp_path / "device.key", PrivateKey.generate())
-    (tmp_path / "mac.key").touch(0o600)
-    (tmp_path / "mac.key").write_text("ab" * 32)
+    write_private_key(folder / "device.key", PrivateKey.generate())
+    (folder / "mac.key").touch(0o600)
+    (folder / "mac.key").write_text("ab" * 32)
     ring = make_keyring(owner, version=1, epoch=1, publishers=[], fleets=[])
-    (tmp_path / "keyring.json").write_bytes(ring)
-    (tmp_path / "device.toml").write_text(DEVICE.format(owner=owner.public.fingerprint))
+    (folder / "keyring.json").write_bytes(ring)
+    (folder / "device.toml").write_text(DEVICE.format(owner=owner.public.fingerprint))
+
+
+def test_the_daemon_starts_and_stops_even_without_a_broker(light, tmp_path):
+    enrolled(tmp_path)
     starts_and_stops(light, tmp_path, "--config", "device.toml", url="/v2/health/live")
 
 
@@ -146,14 +155,54 @@ def test_a_board_tries_bundles_and_says_what_it_is(light, tmp_path, command):
     assert done.returncode == 0, done.stderr
 
 
-MOST_BYTES = 175 * 2**20
+MOST_BYTES, MOST_BYTES_OF_IMAGE = 175 * 2**20, 150 * 2**20
 BUILD_ONLY = ("pip", "setuptools", "pkg_resources", "_distutils_hack", "hatchling", "editables",
               "pathspec", "pluggy", "tomlkit", "trove_classifiers")  # fmt: skip
 """What installs, and what builds the package; the image has neither."""
 
 
-def test_it_takes_no_more_of_the_disk_than_it_may(light):
-    packages = next(light.glob("lib/python3*/site-packages"))
+def size_of(home):
+    packages = next(home.glob("lib/python3*/site-packages"))
     installed = [path for path in packages.iterdir() if not path.name.startswith(BUILD_ONLY)]
     files = [file for path in installed for file in (path, *path.rglob("*")) if file.is_file()]
-    assert sum(file.stat().st_size for file in files) <= MOST_BYTES
+    return sum(file.stat().st_size for file in files)
+
+
+def test_it_takes_no_more_of_the_disk_than_it_may(light):
+    assert size_of(light) <= MOST_BYTES
+
+
+@pytest.fixture(scope="module")
+def image(light, tmp_path_factory):
+    """The same without what the Dockerfile takes away, by the Dockerfile's own command."""
+    home = tmp_path_factory.mktemp("image") / "edgepack"
+    shutil.copytree(light, home, symlinks=True, copy_function=os.link)
+    lines = (ROOT / "Dockerfile.arm64").read_text().replace("\\\n", "")
+    (command,) = re.findall(
+        r"^RUN cd /opt/edgepack/(lib/python3\*/site-packages .*)$", lines, re.MULTILINE
+    )
+    subprocess.run(["sh", "-c", f"cd {command}"], check=True, cwd=home)
+    return home
+
+
+def test_the_image_takes_less(image):
+    assert size_of(image) <= MOST_BYTES_OF_IMAGE
+
+
+def test_a_daemon_misses_nothing_that_the_image_leaves_out(image, tmp_path):
+    enrolled(tmp_path)
+    starts_and_stops(image, tmp_path, "--config", "device.toml", url="/v2/health/live")
+
+
+def test_a_model_runs_on_what_the_image_keeps(image, tmp_path):
+    tiny_bundle(tmp_path / "tiny.edgepack", "1.0.0")
+    run = [image / "bin" / "python", "-m", "edgepack_cli", "selftest", "tiny.edgepack"]
+    subprocess.run(run, check=True, cwd=tmp_path, capture_output=True)
+
+
+def test_an_image_is_built_from_no_more_than_it_copies():
+    copied = re.findall(
+        r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile.arm64").read_text(), re.MULTILINE
+    )
+    let_in = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    assert sorted(let_in) == sorted(name for line in copied for name in line.split())
