@@ -6,8 +6,6 @@ import logging
 import stat
 from pathlib import Path
 
-from cryptography import x509
-
 from edgepack_contract.errors import ConfigError
 from edgepack_contract.gate import FileFacts, TlsFacts, Waiver
 from edgepack_contract.limits import LIMITS
@@ -30,6 +28,9 @@ def tls_facts(certificate: str | None, key: str | None) -> TlsFacts | None:
     """What a listener's certificate and key are like; None unless both are set. Raises nothing."""
     if certificate is None or key is None:
         return None
+    # 3 MB, which a daemon without a certificate does without
+    from cryptography import x509  # noqa: PLC0415
+
     try:
         server_context(Path(certificate), Path(key))
         raw = read_small(Path(certificate), LIMITS.key_file_bytes)

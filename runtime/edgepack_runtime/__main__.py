@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 import sys
+from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
 
@@ -26,10 +27,7 @@ from edgepack_runtime import interpreter, logs
 from edgepack_runtime.config import LogConfig, OpsConfig, ServeConfig, load_config, to_toml
 from edgepack_runtime.errors import FleetError, FleetUntrustedError, StillPendingError
 from edgepack_runtime.inference.errors import ModelError
-from edgepack_runtime.membership.command import enrol
 from edgepack_runtime.notify import Notifier, notifier
-from edgepack_runtime.process import run_device
-from edgepack_runtime.standalone import run_bundle
 
 EXIT_INTERNAL = 1
 EXIT_BAD_INPUT = 3
@@ -51,12 +49,10 @@ def main() -> int:
             print(to_toml(load_config(arguments.config, os.environ)), end="")  # noqa: T201
             return 0
         logs.configure(LogConfig(), sys.stderr)
+        serve = _serve_bundle if arguments.bundle else _serve_device
+        work = serve(arguments, manager)
         interpreter.settle()
-        asyncio.run(
-            _serve_bundle(arguments, manager)
-            if arguments.bundle
-            else _serve_device(arguments, manager)
-        )
+        asyncio.run(work)
     except EdgepackError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the outermost boundary
         return exit_code(error)
@@ -64,6 +60,9 @@ def main() -> int:
 
 
 def _enrol(arguments: list[str]) -> int:
+    # another command than the daemon's, which would keep all of it in memory for nothing
+    from edgepack_runtime.membership.command import enrol  # noqa: PLC0415
+
     try:
         return enrol(arguments)
     except EdgepackError as error:
@@ -97,13 +96,18 @@ def exit_code(error: EdgepackError) -> int:
             return EXIT_INTERNAL
 
 
-async def _serve_device(arguments: argparse.Namespace, manager: Notifier) -> None:
+def _serve_device(arguments: argparse.Namespace, manager: Notifier) -> Coroutine[None, None, None]:
+    # what is imported stays in memory, so neither daemon imports the other
+    from edgepack_runtime.process import run_device  # noqa: PLC0415
+
     reread = partial(load_config, arguments.config, os.environ)
     logs.configure(reread().log, sys.stderr)
-    await run_device(reread, manager, os.environ.get(REASON_VARIABLE))
+    return run_device(reread, manager, os.environ.get(REASON_VARIABLE))
 
 
-async def _serve_bundle(arguments: argparse.Namespace, manager: Notifier) -> None:
+def _serve_bundle(arguments: argparse.Namespace, manager: Notifier) -> Coroutine[None, None, None]:
+    from edgepack_runtime.standalone import run_bundle  # noqa: PLC0415
+
     keyring = None
     if arguments.keyring is not None:
         raw = read_configured(arguments.keyring, LIMITS.keyring_bytes, code="no-keyring")
@@ -119,7 +123,7 @@ async def _serve_bundle(arguments: argparse.Namespace, manager: Notifier) -> Non
     )
     ops = OpsConfig(host=arguments.ops_host, port=arguments.ops_port)
     reason = os.environ.get(REASON_VARIABLE)
-    await run_bundle(arguments.bundle, listen, keyring, ops=ops, notifier=manager, reason=reason)
+    return run_bundle(arguments.bundle, listen, keyring, ops=ops, notifier=manager, reason=reason)
 
 
 def _arguments() -> argparse.Namespace:

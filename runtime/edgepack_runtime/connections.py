@@ -6,18 +6,21 @@ import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgepack_contract.instructions import Identity
 from edgepack_contract.sealing import derived_secret
 from edgepack_runtime.config import RuntimeConfig
 from edgepack_runtime.link import Broker
 from edgepack_runtime.membership.identity import DeviceIdentity
-from edgepack_runtime.membership.renewal import RenewalParts, Renewer
 from edgepack_runtime.orders import Orders
 from edgepack_runtime.sources.opening import FleetHost, Sources
 from edgepack_runtime.sources.source import Credentials
 from edgepack_runtime.storage.fsio import DurableFS
 from edgepack_runtime.trust import Trust
+
+if TYPE_CHECKING:
+    from edgepack_runtime.membership.renewal import Renewer
 
 
 def broker(config: RuntimeConfig, trust: Trust) -> Broker:
@@ -49,6 +52,9 @@ def renewer(
     url, certificate = config.fleet.url, config.identity.certificate
     if url is None or certificate is None:
         return None
+    # with it comes what reads certificates, 3 MB
+    from edgepack_runtime.membership.renewal import RenewalParts, Renewer  # noqa: PLC0415
+
     parts = RenewalParts(
         tls=partial(trust.tls_context, config.fleet.ca),
         take_keyring=orders.advance,

@@ -7,7 +7,6 @@ have a thread each. Nothing imports this module but the command.
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import logging
 import random
 from collections.abc import Coroutine, Mapping
@@ -36,6 +35,7 @@ from edgepack_runtime.config import RuntimeConfig
 from edgepack_runtime.connections import broker, bundle_sources, renewer
 from edgepack_runtime.errors import DeviceError, DiskFullError
 from edgepack_runtime.handover import Handover
+from edgepack_runtime.inference.session import onnxruntime_version
 from edgepack_runtime.link import Asked, DeviceLink, LinkIdentity
 from edgepack_runtime.local.control import Control
 from edgepack_runtime.local.log_ring import LogRing
@@ -88,7 +88,7 @@ class Daemon:
         self._fleet_session = 0
         self._without_room: dict[str, SlotDesired] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        machine = this_machine(onnxruntime=importlib.metadata.version("onnxruntime"))
+        machine = this_machine(onnxruntime=onnxruntime_version())
         who = identity.identity
         self._orders = Orders(
             trust,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from edgepack_contract.variants import Variant, alternatives
 from edgepack_runtime.inference.errors import ModelLoadError, UnfitModelError
 from edgepack_runtime.inference.prescan import prescan
 from edgepack_runtime.inference.probe import REFUSING
+from edgepack_runtime.inference.session import onnxruntime_version
 from edgepack_runtime.inference.variant import read_description
 from edgepack_runtime.probing import probe_here
 from edgepack_runtime.serving.model import ServingModel
@@ -41,7 +41,7 @@ def load_bundle(
         BundleError: Not whole, not vouched for, or not for this machine.
         ModelError: It does not load, or may not be; of several variants none does well here.
     """
-    machine = this_machine(onnxruntime=importlib.metadata.version("onnxruntime"))
+    machine = this_machine(onnxruntime=onnxruntime_version())
     with _open(path) as file:
         bundle = open_bundle(file, file.digest, keyring=keyring)
         fitting = alternatives(bundle.index, machine)

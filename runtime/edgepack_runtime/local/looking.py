@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from edgepack_contract import __version__
-from edgepack_contract.certificates import read_certificate
 from edgepack_contract.errors import EdgepackError
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.names import is_id
@@ -156,6 +155,9 @@ def certificates(config: RuntimeConfig) -> list[CertificateView]:
 
 
 def _certificate(what: str, path: str) -> CertificateView:
+    # 3 MB, which a daemon that has no certificate and is not asked for one does without
+    from edgepack_contract.certificates import read_certificate  # noqa: PLC0415
+
     try:
         found = read_certificate(read_small(Path(path), LIMITS.key_file_bytes))
     except (OSError, EdgepackError) as error:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping
 from typing import Any
+
+from edgepack_runtime.serving.markup import escaped
 
 _STYLE = (
     "body{font:16px/1.5 system-ui;margin:2rem auto;max-width:60rem;padding:0 1rem;"
@@ -26,9 +27,9 @@ def page(document: Mapping[str, Any]) -> str:
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width'>"
-        f"<title>{_text(info['title'])}</title><style>{_STYLE}</style>"
-        f"<h1>{_text(info['title'])} {_text(info['version'])}</h1>"
-        f"<p>{_text(info['description'])}</p>"
+        f"<title>{escaped(info['title'])}</title><style>{_STYLE}</style>"
+        f"<h1>{escaped(info['title'])} {escaped(info['version'])}</h1>"
+        f"<p>{escaped(info['description'])}</p>"
         "<p><a href=/openapi.json>openapi.json</a> · <a href=/>status</a></p>"
         f"{operations}</html>"
     )
@@ -38,17 +39,17 @@ def _operation(
     path: str, method: str, operation: Mapping[str, Any], shared: Mapping[str, Any]
 ) -> str:
     return (
-        f"<details><summary><b>{method.upper()}</b> <code>{_text(path)}</code> "
-        f"{_text(operation['summary'])}</summary>"
-        f"<p>{_text(operation.get('description', ''))}</p>"
+        f"<details><summary><b>{method.upper()}</b> <code>{escaped(path)}</code> "
+        f"{escaped(operation['summary'])}</summary>"
+        f"<p>{escaped(operation.get('description', ''))}</p>"
         f"{_parameters(operation)}{_body(operation)}{_responses(operation, shared)}</details>"
     )
 
 
 def _parameters(operation: Mapping[str, Any]) -> str:
     items = "".join(
-        f"<li><code>{_text(one['name'])}</code> ({_text(one['in'])}): "
-        f"{_text(one.get('description', ''))}</li>"
+        f"<li><code>{escaped(one['name'])}</code> ({escaped(one['in'])}): "
+        f"{escaped(one.get('description', ''))}</li>"
         for one in operation.get("parameters", [])
     )
     return f"<ul>{items}</ul>" if items else ""
@@ -58,14 +59,14 @@ def _body(operation: Mapping[str, Any]) -> str:
     content = operation.get("requestBody", {}).get("content", {})
     examples = content.get("application/json", {}).get("examples", {})
     return "".join(
-        f"<p>{_text(name)}</p><pre>{_text(json.dumps(example['value'], ensure_ascii=False))}</pre>"
+        f"<p>{escaped(name)}</p><pre>{_json(example['value'])}</pre>"
         for name, example in examples.items()
     )
 
 
 def _responses(operation: Mapping[str, Any], shared: Mapping[str, Any]) -> str:
     items = "".join(
-        f"<li><b>{_text(status)}</b> {_text(_followed(response, shared)['description'])}</li>"
+        f"<li><b>{escaped(status)}</b> {escaped(_followed(response, shared)['description'])}</li>"
         for status, response in operation["responses"].items()
     )
     return f"<ul>{items}</ul>"
@@ -77,5 +78,5 @@ def _followed(response: Mapping[str, Any], shared: Mapping[str, Any]) -> Mapping
     return followed
 
 
-def _text(value: object) -> str:
-    return html.escape(str(value))
+def _json(value: object) -> str:
+    return escaped(json.dumps(value, ensure_ascii=False))

@@ -7,13 +7,13 @@ prometheus.io/docs/instrumenting/writing_clientlibs for what every process tells
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import os
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 
 from edgepack_contract import __version__
+from edgepack_runtime.inference.session import onnxruntime_version
 from edgepack_runtime.serving.counting import SECONDS_BUCKETS
 from edgepack_runtime.serving.residents import Tenure
 from edgepack_runtime.serving.slot import Slot
@@ -58,7 +58,7 @@ def render_metrics(
 def _daemon_families(
     uptime_seconds: float, insecure: int, refusals: Mapping[str, int]
 ) -> Iterator[Family]:
-    versions = {"version": __version__, "onnxruntime": _onnxruntime()}
+    versions = {"version": __version__, "onnxruntime": onnxruntime_version()}
     yield "edgepack_info", "gauge", "The daemon.", [("", versions, 1)]
     yield (
         "edgepack_insecure", "gauge", "Running in spite of the security gate.",
@@ -210,11 +210,6 @@ def _escaped(value: str) -> str:
 def _resident() -> int:
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-@functools.cache
-def _onnxruntime() -> str:
-    return importlib.metadata.version("onnxruntime")
 
 
 @functools.cache

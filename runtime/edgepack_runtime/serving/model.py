@@ -69,8 +69,8 @@ class ServingModel:
         self._session = session
         self._golden = golden
         self.joinable = False
-        # how long a loop takes is for its input to say, which may be any stranger's
         self._session.bind(self._first_feeds())
+        # how long a loop takes is for its input to say, which may be any stranger's
         loops = not _LOOPS.isdisjoint(description.operators)
         self._seconds_per_element = math.inf if loops else self._time_runs()
         self._float_outputs = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +12,7 @@ from edgepack_contract import __version__
 from edgepack_contract.description import TensorSpec
 from edgepack_contract.gate import Waiver
 from edgepack_contract.states import Phase
+from edgepack_runtime.serving.markup import escaped
 from edgepack_runtime.serving.model import ServingModel
 from edgepack_runtime.serving.residents import Tenure
 from edgepack_runtime.serving.slot import Slot
@@ -111,7 +111,7 @@ def page(told: Mapping[str, Any]) -> str:
     columns = ("ready", "model", "version", "digest", "phase", "last_prediction", "requests")
     head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in ("slot", *columns))
     rows = "".join(
-        f"<tr><td>{html.escape(name)}</td>"
+        f"<tr><td>{escaped(name)}</td>"
         + "".join(f"<td>{_cell(slot[column])}</td>" for column in columns)
         + "</tr>"
         for name, slot in told["slots"].items()
@@ -121,8 +121,8 @@ def page(told: Mapping[str, Any]) -> str:
         "<meta name=viewport content='width=device-width'><title>edgepack</title>"
         "<style>body{font:16px system-ui;margin:2rem;color-scheme:light dark}"
         "td,th{padding:.3rem .8rem;text-align:left;word-break:break-all}</style>"
-        f"<h1>edgepack {html.escape(told['edgepack'])}</h1>"
-        f"<p>Status: {html.escape(told['status'])}, up {told['uptime_seconds']:.0f} s.</p>"
+        f"<h1>edgepack {escaped(told['edgepack'])}</h1>"
+        f"<p>Status: {escaped(told['status'])}, up {told['uptime_seconds']:.0f} s.</p>"
         f"{_warning(told['insecure'])}"
         f"<table><tr>{head}</tr>{rows}</table>"
         "<p><a href=/health>health</a> · <a href=/metrics>metrics</a> · "
@@ -133,8 +133,8 @@ def page(told: Mapping[str, Any]) -> str:
 def _warning(insecure: Mapping[str, Any] | None) -> str:
     if insecure is None:
         return ""
-    settings = html.escape(", ".join(insecure["settings"]))
-    return f"<p><strong>Insecure: {settings}.</strong> {html.escape(insecure['reason'])}</p>"
+    settings = escaped(", ".join(insecure["settings"]))
+    return f"<p><strong>Insecure: {settings}.</strong> {escaped(insecure['reason'])}</p>"
 
 
 def _slot(slot: Slot, phase: Phase | None) -> dict[str, Any]:
@@ -187,4 +187,4 @@ def _cell(value: object) -> str:
         case bool():
             return "yes" if value else "no"
         case _:
-            return html.escape(str(value))
+            return escaped(value)
