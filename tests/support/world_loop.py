@@ -10,7 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from broker_process import Broker
+from bad_way import BadWay
+from broker_process import Broker, free_port
 from world_bundles import MODEL, tiny_bundle
 from world_device import Device
 from world_process import Answer, Process, ask, run_to_end
@@ -53,17 +54,30 @@ probation_seconds = {probation}
 
 
 class Loop:
-    """Broker, fleet and device on ``folder``; the device runs 1.0.0 when this is made."""
+    """Broker, fleet and device on ``folder``; the device runs 1.0.0 when this is made.
 
-    def __init__(self, folder: Path) -> None:
+    The device comes ``to_broker`` and ``to_fleet`` by these ways, if there are any.
+    """
+
+    def __init__(
+        self, folder: Path, *, to_broker: BadWay | None = None, to_fleet: BadWay | None = None
+    ) -> None:
         self.folder = folder
         self.broker = Broker()
+        self.port, self._mqtt_port = 0, self.broker.port
+        self._fleet_environ: dict[str, str] = {}
+        if to_broker is not None:
+            to_broker.target, self._mqtt_port = self.broker.port, to_broker.port
+        if to_fleet is not None:
+            to_fleet.target = self.port = free_port()
+            public = f"http://127.0.0.1:{to_fleet.port}"
+            self._fleet_environ["EDGEPACK_FLEET_HTTP_PUBLIC_URL"] = public
         self._environ: dict[str, str] = {}
         self._fleet: Process | None = None
         self._device: Device | None = None
         self.cli("keys", "init", folder / "keys", "--no-passphrase")
         self.owner = read_public_key(folder / "keys" / "owner.pub").fingerprint
-        self._start_fleet()
+        self._make_fleet()
         self._start_device()
         self.push("1.0.0")
         self.roll_out("1.0.0")
@@ -77,6 +91,12 @@ class Loop:
     def fleet(self) -> Process:
         assert self._fleet is not None
         return self._fleet
+
+    @property
+    def fleet_url(self) -> str:
+        """Where the device pulls bundles."""
+        own = f"http://127.0.0.1:{self.port}"
+        return self._fleet_environ.get("EDGEPACK_FLEET_HTTP_PUBLIC_URL", own)
 
     @property
     def trust(self) -> tuple[object, ...]:
@@ -110,7 +130,10 @@ class Loop:
         return path
 
     def push(self, version: str) -> None:
-        self.cli("bundle", "push", self.bundle(version))
+        self.push_file(self.bundle(version))
+
+    def push_file(self, path: Path) -> None:
+        self.cli("bundle", "push", path)
 
     def start_rollout(self, version: str, *, probation: float) -> str:
         """Start a rollout to the one device, and return its id."""
@@ -127,6 +150,13 @@ class Loop:
     def watch(self, rollout: str) -> None:
         """Wait until a rollout has completed."""
         self.cli("rollout", "watch", rollout, "--timeout", 50)
+
+    def replace_fleet(self, **environ: str) -> None:
+        """End the service and start it again, with these variables beside its configuration."""
+        assert self.fleet.end() == 0
+        before = self.fleet.said.count("connected to the broker")
+        self._start_fleet(**environ)
+        self.fleet.wait_said("connected to the broker", times=before + 1)
 
     def told(self) -> dict[str, Any]:
         """What the fleet knows of the device."""
@@ -152,22 +182,26 @@ class Loop:
             self._fleet.kill()
         self.broker.kill()
 
-    def _start_fleet(self) -> None:
+    def _make_fleet(self) -> None:
         config = self.folder / "fleet.toml"
         config.write_text(FLEET_CONFIG.format(mqtt_port=self.broker.port, owner=self.owner))
         arguments = ("fleet", "token", "--config", config, "--name", "test", "--role", "admin")
         self._environ["EDGEPACK_TOKEN"] = self.cli(*arguments).strip().splitlines()[-1]
-        self._fleet = Process(
-            self.folder / "fleet.log", "edgepack_cli", "fleet", "serve", "--config", config
-        )
-        self._fleet.wait_said("fleet ready ")
-        url = self._fleet.said.split("fleet ready ")[1].split()[0]
-        self._environ["EDGEPACK_FLEET"] = url
-        self.port = int(url.rsplit(":", 1)[1])
+        self._start_fleet()
+
+    def _start_fleet(self, **environ: str) -> None:
+        config, log = self.folder / "fleet.toml", self.folder / "fleet.log"
+        before = log.read_text().count("fleet ready ") if log.exists() else 0
+        environ = self._fleet_environ | {"EDGEPACK_FLEET_HTTP_PORT": str(self.port)} | environ
+        self._fleet = Process(log, "edgepack_cli", "fleet", "serve", "--config", config, **environ)
+        self._fleet.wait_said("fleet ready ", times=before + 1)
+        url = self._fleet.said.rpartition("fleet ready ")[2].split()[0]
+        self.port = self.port or int(url.rsplit(":", 1)[1])
+        self._environ["EDGEPACK_FLEET"] = f"http://127.0.0.1:{self.port}"
 
     def _start_device(self) -> None:
         home = self.folder / DEVICE
-        ports = ("--port", 0, "--mqtt-port", self.broker.port)
+        ports = ("--port", 0, "--mqtt-port", self._mqtt_port)
         self.cli("device", "add", DEVICE, home, *self.trust, *ports)
         config = home / "device.toml"
         text = config.read_text().replace("[serve]\n", SERVE)
