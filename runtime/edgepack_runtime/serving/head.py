@@ -18,6 +18,7 @@ class BoundedHead(BoundedSend):
 
     _head_bytes = _fed = _begun_with = _heads_over = 0
     _in_head = True
+    _received = b""
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -37,7 +38,9 @@ class BoundedHead(BoundedSend):
         self._begun_with = 0
         self._heads_over = 0
         self._fed = len(data)
+        self._received = data
         super().data_received(data)
+        self._received = b""
         if not self._in_head or self.transport.is_closing():
             return
         if whole and not self._heads_over:

@@ -22,7 +22,6 @@ from edgepack_runtime.serving.asgi import CLOSE, Asgi
 from edgepack_runtime.serving.fast import Front
 from edgepack_runtime.serving.head import HEAD_SECONDS
 from edgepack_runtime.serving.ops import OpsOnly
-from edgepack_runtime.serving.repeats import Repeats
 from edgepack_runtime.serving.sockets import (
     MOST_CONNECTIONS,
     PRIVATE_MODE,
@@ -31,6 +30,7 @@ from edgepack_runtime.serving.sockets import (
     bind_unix,
     unlink,
 )
+from edgepack_runtime.serving.upgrades import PlainAnswers
 
 IDLE_SECONDS = 75
 GRACE_SECONDS = ServeConfig().grace_seconds
@@ -257,7 +257,7 @@ class _Server(uvicorn.Server):
         yield
 
     def _protocol(self) -> asyncio.Protocol:
-        protocol = Repeats(self.config, self.server_state, {})
+        protocol = PlainAnswers(self.config, self.server_state, {})
         protocol.front = self._front
         return protocol
 
@@ -272,7 +272,7 @@ async def _begin(wanted: list[_Wanted], guard: Guard, grace_seconds: int) -> Run
 def _config(app: Asgi, most_connections: int, grace_seconds: int) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=Repeats,
+        http=PlainAnswers,
         ws="none",
         lifespan="off",
         interface="asgi3",
