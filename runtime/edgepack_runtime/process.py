@@ -8,9 +8,8 @@ import fcntl
 import logging
 import os
 import random
-import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,25 +18,24 @@ from edgepack_contract.errors import ConfigError
 from edgepack_contract.gate import Waiver, admit
 from edgepack_runtime import logs
 from edgepack_runtime.admission import device_facts, reminding, warn_of_expiry
-from edgepack_runtime.config import RuntimeConfig, ServeConfig
+from edgepack_runtime.config import RuntimeConfig
 from edgepack_runtime.daemon import Daemon
 from edgepack_runtime.errors import DeviceError
+from edgepack_runtime.listeners import Listeners, check_still_safe, on_hangup, tell_ports, watch
 from edgepack_runtime.local.control import listening
 from edgepack_runtime.membership.identity import load_identity
 from edgepack_runtime.notify import Notifier
 from edgepack_runtime.readiness import in_words, tell_status
 from edgepack_runtime.reloading import changes, in_force
-from edgepack_runtime.security import Facts, security_gate
+from edgepack_runtime.security import security_gate
 from edgepack_runtime.serving.access import Guard
 from edgepack_runtime.serving.app import App
-from edgepack_runtime.serving.calls import Calls, answering_calls
-from edgepack_runtime.serving.server import RunningServer, serve
-from edgepack_runtime.serving.slot import Slot
+from edgepack_runtime.serving.calls import answering_calls
+from edgepack_runtime.serving.server import serve
 from edgepack_runtime.slot_runtime import now_ms
 from edgepack_runtime.stopping import Stop, until_stopped
 from edgepack_runtime.storage.fsio import DurableFS
 from edgepack_runtime.trust import open_trust
-from edgepack_runtime.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -121,74 +119,6 @@ async def _opened(daemon: Daemon) -> AsyncIterator[None]:
         yield
     finally:
         await daemon.slots.close()
-
-
-def on_hangup(work: Callable[[], None]) -> None:
-    """Do ``work`` in the loop at every SIGHUP from now on, which would kill the process else."""
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, work)
-
-
-def reload(server: RunningServer, facts: Facts, waiver: Waiver | None) -> None:
-    """Take up a new certificate and token, when nothing is insecure that was not waived."""
-    try:
-        _check_still_safe(facts, waiver)
-        server.reload(facts.serve)
-        warn_of_expiry(facts)
-    except ConfigError as error:
-        words = "certificate and token stay as they are: %s"
-        logger.warning(words, error, extra={"event": "reload_refused"})
-    else:
-        logger.info("certificate and token were read again", extra={"event": "reloaded"})
-
-
-def watch(
-    notifier: Notifier, slots: Mapping[str, Slot], dead: Callable[[], list[str]]
-) -> list[asyncio.Task[None]]:
-    """Begin to tell the service manager that the daemon works, if it wants to know."""
-    seconds = notifier.watchdog_seconds
-    if seconds is None:
-        return []
-    notifier.alive()
-    watchdog = Watchdog(slots, dead=dead, alive=notifier.alive)
-    return [asyncio.create_task(watchdog.run(seconds), name="watchdog")]
-
-
-def tell_ports(server: RunningServer, words: str) -> None:
-    """Say where the listeners are."""
-    where = {"port": server.port, "ops_port": server.ops_port}
-    logger.info(words, extra={"event": "serving", **where})
-    if server.ops_port is not None:
-        logger.info("health and metrics on port %d", server.ops_port, extra={"event": "ops"})
-
-
-@dataclass(frozen=True, slots=True)
-class Listeners:
-    """Whoever answers requests, and how they end together."""
-
-    app: App
-    server: RunningServer
-    calls: Calls
-    config: ServeConfig
-
-    async def end(self, stop: Stop) -> None:
-        """Say that this is not ready, finish what is in flight; hurry when asked again."""
-        self.app.ending = True
-        ending = asyncio.create_task(self._end(stop))
-        hurried = asyncio.create_task(stop.hurried.wait())
-        await asyncio.wait({ending, hurried}, return_when=asyncio.FIRST_COMPLETED)
-        if not ending.done():
-            logger.warning("asked again: requests in flight are cut", extra={"event": "hurried"})
-            self.server.hurry()
-            await self.calls.stop(0)
-        hurried.cancel()
-        await ending
-
-    async def _end(self, stop: Stop) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.config.drain_seconds):
-                await stop.hurried.wait()
-        grace = 0 if stop.hurried.is_set() else self.config.grace_seconds
-        await asyncio.gather(self.server.stop(), self.calls.stop(grace))
 
 
 def remove_leftovers(fs: DurableFS, home: Path, keyring: Path) -> None:
@@ -291,7 +221,7 @@ class _Running:
             told = reread()
             found, after = changes(self.config, told), in_force(self.config, told)
             facts = device_facts(after)
-            _check_still_safe(facts, self.waiver)
+            check_still_safe(facts, self.waiver)
             self.listeners.server.reload(after.serve)
         except ConfigError as error:
             logger.warning(
@@ -304,13 +234,6 @@ class _Running:
             warn_of_expiry(facts)
             _tell_reloaded(found.now, found.later)
         self.notifier.ready(in_words(self.daemon.slots))
-
-
-def _check_still_safe(facts: Facts, waiver: Waiver | None) -> None:
-    waived = waiver.violations if waiver is not None else ()
-    refused = [str(one) for one in security_gate(facts) if one not in waived]
-    if refused:
-        raise ConfigError("; ".join(refused), code="insecure")
 
 
 def _tell_reloaded(now: tuple[str, ...], later: tuple[str, ...]) -> None:

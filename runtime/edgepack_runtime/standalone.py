@@ -12,9 +12,9 @@ from edgepack_contract.keyring import Keyring
 from edgepack_contract.trusted import TrustedBundle
 from edgepack_runtime.admission import bundle_facts, reminding, warn_of_expiry
 from edgepack_runtime.config import OpsConfig, ServeConfig
+from edgepack_runtime.listeners import Listeners, on_hangup, reload, tell_ports, watch
 from edgepack_runtime.loading import load_bundle
 from edgepack_runtime.notify import Notifier
-from edgepack_runtime.process import Listeners, on_hangup, reload, tell_ports, watch
 from edgepack_runtime.security import security_gate
 from edgepack_runtime.serving.access import Guard
 from edgepack_runtime.serving.app import App
