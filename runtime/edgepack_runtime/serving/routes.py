@@ -41,6 +41,9 @@ class Endpoint(Enum):
     def __init__(self, _name: str, method: Method) -> None:
         self.method: Method = method
 
+    # each is the only one of its kind; Enum's own hash is a call in Python, in every request
+    __hash__ = object.__hash__
+
     @property
     def allow(self) -> str:
         """The methods, as in an Allow header."""
