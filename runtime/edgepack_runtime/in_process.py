@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Self
 
 import msgspec
@@ -145,7 +146,7 @@ class Model:
         self._model.release()
 
     def _answer(self, inputs: Inputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        begun = time.perf_counter()
+        begun = perf_counter()
         try:
             usual = self._usual
             if usual is not None and type(inputs) is np.ndarray and usual.fits(inputs):
@@ -162,7 +163,7 @@ class Model:
             with self._lock:
                 self._counts.record_error(_kind(error))
             raise
-        seconds = time.perf_counter() - begun
+        seconds = perf_counter() - begun
         with self._lock:
             self._counts.record(feeds, outputs, seconds)
         return feeds, outputs

@@ -83,6 +83,8 @@ class ClassReader:
         """Like :meth:`top1`, with the ``shares`` that were already read."""
         if shares is not None:
             best: Integers = shares.argmax(axis=1)
+            if np.isfinite(shares).all():
+                return best
             return np.where(np.isfinite(shares).all(axis=1), best, UNKNOWN_CLASS)
         if self._label is None:
             raise ValueError("the model has no output of a class")
@@ -181,7 +183,8 @@ class OutputCounter:
         shares = self._reader.shares(outputs)
         figures = None
         if shares is not None and self._binned:
-            figures = confidence(shares[np.isfinite(shares).all(axis=1)])
+            finite = np.isfinite(shares)
+            figures = confidence(shares if finite.all() else shares[finite.all(axis=1)])
         values = self._values
         return OutputTally(
             classes=self._classes(outputs, shares),
@@ -214,7 +217,7 @@ class OutputCounter:
         if edges is None:
             return np.zeros(0, np.int64)
         values = np.zeros(0) if figures is None else figures[name]
-        return np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
+        return np.bincount(edges.searchsorted(values, side="right"), minlength=len(edges) + 1)
 
 
 def confidence(shares: Floats) -> dict[str, Floats]:

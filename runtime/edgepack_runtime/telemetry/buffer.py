@@ -54,7 +54,7 @@ class RowBuffer:
         self._count = count
         self._every = every
         self._copy = copy
-        self._skip = 0
+        self._turn = 0
         self._kept: list[Sequence[Array]] = []
         self._raw: list[bytes] = []
         self._shape: tuple[int, ...] | None = None
@@ -68,10 +68,8 @@ class RowBuffer:
 
     def put(self, tensors: Mapping[str, Array], rows: int) -> None:
         """Keep the ``rows`` rows of one request."""
-        if self._skip:
-            self._skip -= 1
+        if self._every > 1 and self._skips():
             return
-        self._skip = self._every - 1
         part = tensors.get(self._first_name)
         if (
             part is not None
@@ -88,6 +86,10 @@ class RowBuffer:
         """Count what is kept."""
         self._settle()
         self._room = self._first
+
+    def _skips(self) -> bool:
+        self._turn = (self._turn + 1) % self._every
+        return self._turn != 1
 
     def _put(self, tensors: Mapping[str, Array], rows: int) -> None:
         try:
