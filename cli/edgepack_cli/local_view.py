@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from edgepack_cli.output import bytes_text, table
 
 if TYPE_CHECKING:
+    from edgepack_contract.messages import CandidateReported
     from edgepack_runtime.activation.history import Record
     from edgepack_runtime.local.view import BundleView, DeviceView, SlotView
     from edgepack_runtime.local.why import Explanation
@@ -97,7 +98,6 @@ def _links(view: DeviceView) -> Iterator[str]:
 
 def _row(slot: SlotView) -> tuple[object, ...]:
     live = slot.live
-    candidate = slot.candidate
     return (
         slot.name,
         slot.phase,
@@ -107,8 +107,12 @@ def _row(slot: SlotView) -> tuple[object, ...]:
         live.errors if live else "-",
         _bundle(slot.previous),
         _bundle(slot.pending or slot.wanted),
-        f"{candidate.version or digest(candidate.wanted)} {candidate.mode}" if candidate else "-",
+        _candidate(slot.candidate) if slot.candidate else "-",
     )
+
+
+def _candidate(one: CandidateReported) -> str:
+    return f"{one.version or digest(one.wanted)} {one.mode} {100 * one.share:g} % {one.phase}"
 
 
 def _bundle(one: BundleView | None) -> str:

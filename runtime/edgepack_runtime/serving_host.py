@@ -157,7 +157,7 @@ class ServingHost:
     def report(self, reported: SlotReported) -> None:
         """Tell the loop that there is news; it asks for the status itself, which is the newest."""
         logger.info(
-            "slot %s: %s %s", self._place.name, reported.phase, reported.words,
+            "slot %s: %s", self._place.name, f"{reported.phase} {reported.words}".rstrip(),
             extra={"event": "slot_phase", "slot": self._place.name, "phase": reported.phase.value},
         )  # fmt: skip
         self._loop.call_soon_threadsafe(self._changed)

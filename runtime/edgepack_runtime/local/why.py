@@ -161,7 +161,9 @@ def _links(slot: SlotView, device: DeviceView) -> list[str]:
         so.append("the clock is behind what signed documents prove; dated orders may be refused.")
     if slot.candidate is not None:
         one = slot.candidate
+        of = f" of version {one.version}" if one.version else ""
         so.append(
-            f"a candidate runs beside it ({one.mode}, {one.share:.0%}): {one.phase} {one.words}"
+            f"a candidate{of} is beside it ({one.mode}, {100 * one.share:g} %): {one.phase} "
+            f"{one.words}".rstrip()
         )
     return so

@@ -96,5 +96,5 @@ def test_a_candidate_and_a_useless_factory_bundle_are_told():
     )  # fmt: skip
     live = LiveView(factory_trouble="it is unsigned")
     words = told(RUNS, candidate=candidate, live=live)
-    assert "a candidate runs beside it (shadow, 50%): rejected no-memory" in words
+    assert "a candidate is beside it (shadow, 50 %): rejected no-memory" in words
     assert "its factory bundle is of no use: it is unsigned" in words
