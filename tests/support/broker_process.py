@@ -57,10 +57,13 @@ class Broker:
 
 
 class Mosquitto(Broker):
-    """Debian's Mosquitto, on loopback; like the other it remembers nothing over a restart."""
+    """Debian's Mosquitto, on loopback; like the other it remembers nothing over a restart.
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    ``access`` is who may come in, as lines of its configuration.
+    """
+
+    def __init__(self, folder: Path, access: str = "allow_anonymous true"):
+        self._folder, self._access = folder, access
         super().__init__()
 
     def start(self):
@@ -68,7 +71,7 @@ class Mosquitto(Broker):
         config = self._folder / "mosquitto.conf"
         # started by root it would become another user, who may not enter the test's folder
         config.write_text(
-            f"listener {self.port} 127.0.0.1\nallow_anonymous true\nuser {getpass.getuser()}\n"
+            f"listener {self.port} 127.0.0.1\n{self._access}\nuser {getpass.getuser()}\n"
         )
         program = shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin")
         assert program is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,9 @@ from edgepack_runtime.trust import Trust, peek_trust
 CONNECT_SECONDS = 4.0
 LOGIN_SECONDS = 6.0
 _NETWORK = "check the cable, the route, the firewall, and the name in [mqtt] of the configuration"
+_BROKER_LOG = "look at the broker's log"
+_ENROL = "edgepack enrol --again FOLDER gives this device another certificate"
+_MAYBE_TLS = f"if it wants TLS, set tls = true in [mqtt]; else {_BROKER_LOG}"
 
 
 def check_broker(
@@ -51,8 +55,9 @@ def check_broker(
     if found is not None:
         return [found]
     if view is not None and view.daemon is not None:
+        refusal = _refusal(place)
         words = f"{where} takes connections, and the daemon has none yet"
-        return [warn("broker", words, "wait a minute; then look at the daemon's log")]
+        return [refusal or warn("broker", words, "wait a minute; then look at the daemon's log")]
     return [_log_in(place, config.device)]
 
 
@@ -106,47 +111,81 @@ def _trust(config: RuntimeConfig, now_ms: Callable[[], int]) -> Trust | None:
 
 
 def _shake_hands(place: Broker) -> Finding | None:
+    error = _tls_error(place)
+    if error is None:
+        return None
+    if isinstance(error.__cause__, EdgepackError):
+        return fail("broker", str(error), "mend what it names, in [mqtt] or [identity]")
+    words = f"TLS with {place.host}:{place.port}: {tls_trouble(error)}"
+    return fail("broker", words, "check [mqtt] ca, the clock, and the broker's certificate")
+
+
+def _tls_error(place: Broker, *, listens: bool = False) -> OSError | None:
+    """Why there is no TLS; None when there is.
+
+    Args:
+        place: Where to connect.
+        listens: Wait for what is said after the handshake: by TLS 1.3 a refusal of our certificate
+            comes then (RFC 8446, 4.4.2), and is lost to who writes meanwhile.
+    """
     if place.tls is None:
         return None
     try:
         plain = socket.create_connection((place.host, place.port), CONNECT_SECONDS)
-        with plain, FreshHandshake(place.tls).wrap_socket(plain, server_hostname=place.host):
-            return None
-    except EdgepackError as error:
-        return fail("broker", str(error), "mend what it names")
+        with FreshHandshake(place.tls).wrap_socket(plain, server_hostname=place.host) as connection:
+            if listens:
+                connection.recv(1)
     except OSError as error:
-        words = f"TLS with {place.host}:{place.port}: {tls_trouble(error)}"
-        return fail("broker", words, "check [mqtt] ca, the clock, and the broker's certificate")
+        return error
+    return None
 
 
 def _log_in(place: Broker, device: str) -> Finding:
-    answered, reasons = threading.Event(), []
+    ended, answers = threading.Event(), []
 
     def on_connect(_c: Any, _u: Any, _f: Any, reason: Any, _p: Any) -> None:
-        reasons.append(reason)
-        answered.set()
+        answers.append(reason)
+        ended.set()
 
     client = mqtt.Client(
         CallbackAPIVersion.VERSION2,
         client_id=device,
         protocol=mqtt.MQTTv5 if place.version_5 else mqtt.MQTTv311,
+        reconnect_on_failure=False,
     )
     client.connect_timeout = CONNECT_SECONDS
     client.on_connect = on_connect
+    client.on_disconnect = lambda *_: ended.set()
     if place.tls is not None:
         client.tls_set_context(FreshHandshake(place.tls))  # type: ignore[arg-type]
     try:
         client.connect(place.host, place.port)
         client.loop_start()
-        came = answered.wait(LOGIN_SECONDS)
+        has_ended = ended.wait(LOGIN_SECONDS)
     except OSError as error:
         return fail("broker", f"{place.host}:{place.port}: {tls_trouble(error)}", _NETWORK)
     finally:
         client.disconnect()
         client.loop_stop()
-    if not came:
-        return fail("broker", "it does not answer the login", "look at the broker's log")
-    if reasons[0].is_failure:
+    if not answers:
+        return _unanswered(place, has_ended=has_ended)
+    if answers[0].is_failure:
         remedy = "check that this device is enrolled and not revoked: edgepack device list"
-        return fail("broker", f"it refuses this device: {reasons[0]}", remedy)
+        return fail("broker", f"it refuses this device: {answers[0]}", remedy)
     return ok("broker", f"{place.host}:{place.port} lets this device in")
+
+
+def _unanswered(place: Broker, *, has_ended: bool) -> Finding:
+    where = f"{place.host}:{place.port}"
+    if not has_ended:
+        return fail("broker", "it does not answer the login", _BROKER_LOG)
+    words = f"{where} closed the connection before it answered the login"
+    remedy = _MAYBE_TLS if place.tls is None else _BROKER_LOG
+    return _refusal(place) or fail("broker", words, remedy)
+
+
+def _refusal(place: Broker) -> Finding | None:
+    error = _tls_error(place, listens=True)
+    if not isinstance(error, ssl.SSLError):
+        return None
+    return fail("broker", f"{place.host}:{place.port}: {tls_trouble(error)}", _ENROL)
