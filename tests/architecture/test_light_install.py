@@ -54,6 +54,18 @@ print([name for name in {ABSENT!r} if importlib.util.find_spec(name) is not None
     assert done.stdout.strip() == "[]"
 
 
+def test_a_daemon_looks_nothing_up_in_the_metadata_of_packages(light):
+    # here, for in the environment of the tests paho finds dnspython, which does
+    code = """
+import sys
+import edgepack_runtime.__main__, edgepack_runtime.process, edgepack_runtime.standalone
+print([name for name in ("dns", "importlib.metadata", "zipfile", "csv") if name in sys.modules])
+"""
+    run = [light / "bin" / "python", "-c", code]
+    done = subprocess.run(run, capture_output=True, text=True, check=True, cwd="/")
+    assert done.stdout.strip() == "[]"
+
+
 def test_the_requirements_are_those_of_the_extra(light):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["runtime"]]
