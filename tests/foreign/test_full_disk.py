@@ -9,9 +9,9 @@ import subprocess
 
 import pytest
 from broker_process import Broker
-from world_bundles import MODEL, tiny_bundle
+from world_bundles import MODEL
 from world_device import FLEET, Device, make_home, runs
-from world_registry import Registry
+from world_registry import two_versions
 from world_waiting import eventually
 
 from edgepack_contract.messages import Probation, Ref, SlotDesired
@@ -26,12 +26,7 @@ ROOMY, SMALL = "200m", "3m"
 @pytest.fixture
 def bundles(tmp_path):
     """Versions by name: digest and address."""
-    with Registry() as registry:
-        found = {}
-        for version in ("1.0.0", "1.1.0"):
-            path = tmp_path / f"{version}.edgepack"
-            digest = tiny_bundle(path, version)
-            found[version] = (digest, registry.add(f"tiny-{version.replace('.', '-')}", path))
+    with two_versions(tmp_path) as found:
         yield found
 
 

@@ -9,10 +9,10 @@ import signal
 import pytest
 from broker_process import Broker
 from bundle_samples import fixed_key
-from world_bundles import MODEL, tiny_bundle
+from world_bundles import MODEL
 from world_device import FLEET, Device, keyring_file, make_home
 from world_process import ask
-from world_registry import Registry
+from world_registry import two_versions
 from world_waiting import eventually
 
 from edgepack_contract.messages import Event
@@ -28,13 +28,7 @@ TOPIC = keyring_topic("default")
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory):
     """Versions by name, oldest first: digest and address."""
-    folder = tmp_path_factory.mktemp("bundles")
-    with Registry() as registry:
-        found = {}
-        for version in ("1.0.0", "1.1.0"):
-            path = folder / f"{version}.edgepack"
-            digest = tiny_bundle(path, version)
-            found[version] = (digest, registry.add(f"tiny-{version.replace('.', '-')}", path))
+    with two_versions(tmp_path_factory.mktemp("bundles")) as found:
         yield found
 
 

@@ -12,9 +12,9 @@ import msgspec
 import pytest
 from broker_process import Broker
 from bundle_samples import PUBLISHER, STRANGER, fixed_key
-from world_bundles import MODEL, tiny_bundle
+from world_bundles import MODEL
 from world_device import DAY_MS, FLEET, OWNER, PROBATION, Device, make_home
-from world_registry import Registry
+from world_registry import two_versions
 from world_waiting import eventually
 
 from edgepack_contract.keyring import Publisher, make_keyring
@@ -40,13 +40,7 @@ def broker():
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory):
     """1.0.0 and 1.1.0: digest and address."""
-    folder = tmp_path_factory.mktemp("bundles")
-    with Registry() as registry:
-        found = {}
-        for version in ("1.0.0", "1.1.0"):
-            path = folder / f"{version}.edgepack"
-            digest = tiny_bundle(path, version)
-            found[version] = (digest, registry.add(f"tiny-{version.replace('.', '-')}", path))
+    with two_versions(tmp_path_factory.mktemp("bundles")) as found:
         yield found
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from world_bundles import tiny_bundle
 
 from edgepack_contract.bundle import BundleFile
 from edgepack_contract.oci import INDEX_TYPE, Descriptor
@@ -68,3 +72,15 @@ class Registry:
         self._server.server_close()
         for file in self._files.values():
             file.close()
+
+
+@contextmanager
+def two_versions(folder: Path) -> Iterator[dict[str, tuple[str, str]]]:
+    """Bundles 1.0.0 and 1.1.0 in a registry: version to digest and address, oldest first."""
+    with Registry() as registry:
+        found = {}
+        for version in ("1.0.0", "1.1.0"):
+            path = folder / f"{version}.edgepack"
+            digest = tiny_bundle(path, version)
+            found[version] = (digest, registry.add(f"tiny-{version.replace('.', '-')}", path))
+        yield found
