@@ -49,7 +49,7 @@ from edgepack_runtime.slot_runtime import SlotRuntime, now_ms
 from edgepack_runtime.slot_table import DeviceParts, SlotTable
 from edgepack_runtime.statements import Statements
 from edgepack_runtime.storage.fsio import DurableFS
-from edgepack_runtime.telemetry.spool import Backlog
+from edgepack_runtime.telemetry.backlog import Backlog
 from edgepack_runtime.trust import Trust
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,8 @@ from edgepack_contract.topics import Kind, Topic
 from edgepack_contract.window import WindowBody
 from edgepack_runtime.errors import DeviceError
 from edgepack_runtime.link import DeviceLink
-from edgepack_runtime.telemetry.spool import DAMAGED, Backlog, Spool, SpoolError
+from edgepack_runtime.telemetry.backlog import Backlog
+from edgepack_runtime.telemetry.spool import DAMAGED, Spool, SpoolError
 
 logger = logging.getLogger(__name__)
 

@@ -34,7 +34,13 @@ NO_USE = {
     "onnxruntime.transformers",
     "unittest",
 }
-OF_A_FLEET = {"edgepack_runtime.daemon", "edgepack_runtime.link", "paho", "urllib.request"}
+OF_A_FLEET = {
+    "edgepack_runtime.daemon",
+    "edgepack_runtime.link",
+    "paho",
+    "sqlite3",
+    "urllib.request",
+}
 FIRST = "factory = 'factory'\n"
 
 

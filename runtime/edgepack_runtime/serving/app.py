@@ -31,7 +31,7 @@ from edgepack_runtime.serving.residents import Tenure
 from edgepack_runtime.serving.room import Hold
 from edgepack_runtime.serving.routes import Endpoint, Route, find_route
 from edgepack_runtime.serving.slot import Slot
-from edgepack_runtime.telemetry.spool import Backlog
+from edgepack_runtime.telemetry.backlog import Backlog
 
 Answering = Callable[[Route, Request], Awaitable[Response]]
 

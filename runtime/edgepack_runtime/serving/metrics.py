@@ -18,7 +18,7 @@ from edgepack_runtime.serving.counting import SECONDS_BUCKETS
 from edgepack_runtime.serving.residents import Tenure
 from edgepack_runtime.serving.slot import Slot
 from edgepack_runtime.serving.status import PhaseOf, tenures
-from edgepack_runtime.telemetry.spool import Backlog
+from edgepack_runtime.telemetry.backlog import Backlog
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 

@@ -28,6 +28,7 @@ from edgepack_contract.limits import LIMITS
 from edgepack_contract.messages import Event
 from edgepack_contract.window import Window, WindowBody, merge_windows, parse_window, place
 from edgepack_runtime.errors import DeviceError
+from edgepack_runtime.telemetry.backlog import Backlog
 
 IN_FLIGHT = 20
 """Items handed over and not acknowledged, at most: the client sends all of them at once when it
@@ -110,19 +111,6 @@ class Item:
     first: int
     last: int
     body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Backlog:
-    """How much waits: ``items`` of ``bytes``, of which ``handed`` wait for the fleet's word only.
-
-    ``dropped`` counts items lost for want of room since the spool was made.
-    """
-
-    items: int
-    handed: int
-    bytes: int
-    dropped: int
 
 
 class Spool:

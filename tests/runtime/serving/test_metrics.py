@@ -10,7 +10,7 @@ import pytest
 from edgepack_contract.messages import CandidateMode
 from edgepack_contract.states import Phase
 from edgepack_runtime.serving.app import App
-from edgepack_runtime.telemetry.spool import Backlog
+from edgepack_runtime.telemetry.backlog import Backlog
 
 ROW = [0.5, -1.0, 2.0, 0.0]
 
