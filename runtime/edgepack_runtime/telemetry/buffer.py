@@ -110,7 +110,9 @@ class RowBuffer:
         if parts[0].shape == self._shape and parts[0].dtype is self._dtype:
             self._raw.append(parts[0].tobytes())
         else:
-            self._kept.append([part.copy() for part in parts] if self._copy else parts)
+            # what fills the block is counted before the caller has its arrays back
+            held = self._copy and rows < self._room
+            self._kept.append([part.copy() for part in parts] if held else parts)
         self._room -= rows
         if self._room <= 0:
             self._settle()
