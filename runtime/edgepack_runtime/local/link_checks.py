@@ -30,6 +30,8 @@ LOGIN_SECONDS = 6.0
 _NETWORK = "check the cable, the route, the firewall, and the name in [mqtt] of the configuration"
 _BROKER_LOG = "look at the broker's log"
 _ENROL = "edgepack enrol --again FOLDER gives this device another certificate"
+_CERTIFICATE = "check [mqtt] ca, the clock, and the broker's certificate"
+_TLS_PORT = f"check that port in [mqtt] is the broker's port for TLS; else {_BROKER_LOG}"
 _MAYBE_TLS = f"if it wants TLS, set tls = true in [mqtt]; else {_BROKER_LOG}"
 
 
@@ -117,7 +119,8 @@ def _shake_hands(place: Broker) -> Finding | None:
     if isinstance(error.__cause__, EdgepackError):
         return fail("broker", str(error), "mend what it names, in [mqtt] or [identity]")
     words = f"TLS with {place.host}:{place.port}: {tls_trouble(error)}"
-    return fail("broker", words, "check [mqtt] ca, the clock, and the broker's certificate")
+    is_untrusted = isinstance(error, ssl.SSLCertVerificationError)
+    return fail("broker", words, _CERTIFICATE if is_untrusted else _TLS_PORT)
 
 
 def _tls_error(place: Broker, *, listens: bool = False) -> OSError | None:

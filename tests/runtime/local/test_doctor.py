@@ -181,6 +181,16 @@ def test_a_broker_that_is_not_there_and_one_that_says_nothing(config, monkeypatc
     assert check_broker(guarded, None, lambda: NOW)[0].verdict == "fail"
 
 
+def test_a_port_that_does_not_speak_tls(config, monkeypatch):
+    monkeypatch.setattr("edgepack_runtime.local.link_checks.CONNECT_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        mqtt = MqttConfig(host="127.0.0.1", port=server.getsockname()[1], tls=True)
+        (found,) = check_broker(msgspec.structs.replace(config, mqtt=mqtt), None, lambda: NOW)
+    assert found.verdict == "fail"
+    assert "it does not answer in time" in found.words
+    assert "port for TLS" in found.remedy
+
+
 def test_a_fleet_that_is_not_there(config):
     assert verdicts(check_fleet(config, lambda: NOW)) == {"fleet": "ok"}
     with socket.create_server(("127.0.0.1", 0)) as server:
