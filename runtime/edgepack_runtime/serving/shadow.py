@@ -125,7 +125,8 @@ class Comparison:
 def yield_to_others() -> None:
     """Give the calling thread a lower priority; on Linux that is a matter of threads."""
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        own = os.getpriority(os.PRIO_PROCESS, os.getpid())
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), own + NICENESS)
 
 
 def takes_the_same(one: ServingModel, two: ServingModel) -> bool:
