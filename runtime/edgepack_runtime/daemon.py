@@ -86,6 +86,7 @@ class Daemon:
         self._home = Path(config.state_dir)
         self._loop = asyncio.get_running_loop()
         self._fleet_session = 0
+        self._says_again = False
         self._without_room: dict[str, SlotDesired] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         machine = this_machine(onnxruntime=onnxruntime_version())
@@ -277,9 +278,11 @@ class Daemon:
         if state.session == self._fleet_session:
             return
         first, self._fleet_session = self._fleet_session == 0, state.session
-        if not first:
+        # It is not signed: whoever makes up fleets must not make this device flood the broker.
+        if not first and not self._says_again:
+            self._says_again = True
             # Every device hears this in the same instant.
-            self._loop.call_later(self._rng.uniform(0, SAY_AGAIN_SECONDS), self._say_everything)
+            self._loop.call_later(self._rng.uniform(0, SAY_AGAIN_SECONDS), self._say_again)
 
     def _keyring_changed(self, before: Keyring) -> None:
         now = self._trust.keyring
@@ -331,6 +334,10 @@ class Daemon:
     def _slot_changed(self) -> None:
         self._statements.birth()
         self._statements.reported()
+
+    def _say_again(self) -> None:
+        self._says_again = False
+        self._say_everything()
 
     def _say_everything(self) -> None:
         self._slot_changed()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import signal
 import sqlite3
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from broker_process import Broker
 from bundle_samples import STRANGER, fixed_key
 from world_bundles import MODEL, tiny_bundle
-from world_device import CONFIG, FLEET, OWNER, Device, make_home
+from world_device import CONFIG, FLEET, OWNER, Device, keyring_file, make_home
 from world_process import run_to_end
 from world_registry import Registry
 from world_waiting import eventually
@@ -29,8 +30,9 @@ from edgepack_contract.messages import (
 )
 from edgepack_contract.sealing import seal
 from edgepack_contract.states import Phase, Presence
-from edgepack_contract.topics import Kind, fleet_state_topic
+from edgepack_contract.topics import Kind, fleet_state_topic, keyring_topic
 from edgepack_contract.window import Window
+from edgepack_runtime.daemon import SAY_AGAIN_SECONDS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("device-daemon")]
 
@@ -83,7 +85,9 @@ def pi(shared):
     shared.wait_tidy()
     desired = shared.signed(shared.current())
     shared.send(shared.topic(Kind.DESIRED), desired, retain=True)
-    shared.hear_reported(lambda said: said.refused is None)
+    said = shared.hear_reported(lambda said: said.refused is None)
+    # windows that nobody acknowledges leave no room for the events that others wait for
+    shared.acknowledge(said.session)
 
 
 NUMBERS = itertools.count(2)
@@ -166,8 +170,27 @@ def test_a_fleet_that_is_new_is_told_everything_again(pi):
         (b"[" * 100_000, "too-large"),
         (b"[" * 1000, "too-deep"),
         (b"x" * 300_000, "too-large"),
+        (b" ", "malformed-document"),
+        (b"\xef\xbb\xbf{}", "malformed-document"),
+        ("{}".encode("utf-16"), "malformed-document"),
+        (b"{%b}" % b",".join(b'"%d":0' % number for number in range(6000)), "malformed-document"),
+        (b'{"payload":%b}' % (b"9" * 5000), "malformed-document"),
+        (b'{"payload":"\\ud800"}', "malformed-document"),
     ],
-    ids=["text", "empty", "bytes", "deep and large", "deep", "large"],
+    ids=[
+        "text",
+        "empty",
+        "bytes",
+        "deep and large",
+        "deep",
+        "large",
+        "space",
+        "mark of order",
+        "utf-16",
+        "many keys",
+        "many digits",
+        "half a character",
+    ],
 )
 def test_what_is_no_document_is_refused(pi, payload, code):
     assert refused(pi, payload).startswith(f"{code}: desired document ")
@@ -237,6 +260,14 @@ def test_other_topics_of_a_device_take_nothing(pi):
     assert refused(pi, b"still here").startswith("malformed-document: ")
 
 
+def test_a_document_of_a_later_version_is_refused_as_such(pi):
+    body = canonical_json(pi.current(generation=99))
+    envelope = json.loads(seal_envelope(PayloadType.DESIRED, body, FLEET))
+    envelope["payloadType"] = envelope["payloadType"].replace("v1", "v2")
+    assert "v2" in envelope["payloadType"]
+    assert refused(pi, canonical_json(envelope)).startswith("wrong-type: ")
+
+
 def test_a_bundle_of_a_stranger_is_rejected_though_the_fleet_asks_for_it(pi, bundles):
     told = pi.current().slots[MODEL]
     digest, source = bundles["6.6.6"]
@@ -270,6 +301,43 @@ def test_a_source_that_is_not_safe_is_not_asked(pi, bundles, source, phase):
     assert slot.running == told.active.digest
     pi.wish(told.active.digest, told.active.sources[0])
     pi.hear_reported(succeeded(told.active.digest))
+
+
+def test_a_document_that_comes_a_hundred_times_is_obeyed_once(pi):
+    same = pi.signed(pi.current())
+    for _ in range(100):
+        pi.send(pi.topic(Kind.DESIRED), same)
+    first = pi.hear_reported(lambda said: said.generation == pi.generation)
+    assert refused(pi, b"the last").startswith("malformed-document: ")
+    assert (first.refused, pi.version()) == (None, "1.0.0")
+
+
+def test_a_flood_of_messages_keeps_nobody_from_being_answered(pi):
+    flood = [(pi.topic(Kind.DESIRED), b"x" * 200), (pi.topic(Kind.ACKED, MODEL), b"y" * 200),
+             (keyring_topic("default"), b"z" * 200)]  # fmt: skip
+    for number in range(1000):
+        pi._peer.client.publish(*flood[number % 3], 0)
+        if number % 50 == 0:
+            assert pi.serves()
+    pi.send(keyring_topic("default"), keyring_file(1))
+    pi.send(pi.topic(Kind.DESIRED), b"[" * 1000)
+    pi.hear_reported(lambda said: (said.refused or "").startswith("too-deep: "))
+
+
+def test_a_storm_of_fleets_is_told_everything_once_in_a_while(pi):
+    before = pi.hear(pi.topic(Kind.HEALTH), Health, lambda said: True)
+    for session in range(200):
+        state = FleetState(session=1000 + session, at=0, state=Presence.ONLINE)
+        pi.send(fleet_state_topic("default"), canonical_json(state))
+    # one each half a second, by which all that was put off was said
+    numbers: set[int] = set()
+
+    def later(said):
+        numbers.add(said.sequence)
+        return len(numbers) > SAY_AGAIN_SECONDS / 0.5 + 1
+
+    after = pi.hear(pi.topic(Kind.HEALTH), Health, later)
+    assert after.sequence - before.sequence < 100
 
 
 def test_a_second_daemon_on_the_same_folder_is_refused(pi):
