@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Iterator
 
 import pytest
@@ -297,29 +296,3 @@ def test_nothing_of_all_this_was_a_crash(loop):
         assert process.process.poll() is None
         assert "Traceback" not in process.said
     assert loop.count("internal") == 0
-
-
-class TestKilled:
-    """A device killed with SIGKILL in the middle of a rollout: the rollout ends as without that."""
-
-    @pytest.fixture
-    def own(self, tmp_path) -> Iterator[Loop]:
-        loop = Loop(tmp_path)
-        yield loop
-        loop.close()
-
-    @pytest.mark.parametrize("phase", [Phase.PROBATION])
-    def test_it_completes(self, own, phase):
-        own.push("1.1.0")
-        device = own.device
-        device.forget()
-        rollout = own.start_rollout("1.1.0", probation=3.0)
-        device.hear_reported(lambda said: said.slots[MODEL].phase is phase)
-        device.process.end(signal.SIGKILL)
-        device.start()
-        own.watch(rollout)
-        assert device.version() == "1.1.0"
-        slot = own.told()["slots"][MODEL]
-        assert (slot["phase"], slot["version"], slot["blocked"]) == ("succeeded", "1.1.0", [])
-        device.wait_tidy()
-        assert own.fleet_files()[1] == []

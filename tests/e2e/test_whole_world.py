@@ -1,8 +1,9 @@
-"""What needs fleet, broker and device at once: a bad network, ranked variants, a second model."""
+"""What needs fleet, broker and device: a bad network, ranked variants, a second model, a kill."""
 
 from __future__ import annotations
 
 import json
+import signal
 import sqlite3
 import threading
 from collections import Counter
@@ -19,6 +20,7 @@ from world_process import ask
 from world_waiting import SECONDS, eventually
 
 from edgepack_contract.messages import Candidate, CandidateMode, Ref, SlotDesired
+from edgepack_contract.states import Phase
 from edgepack_contract.topics import Kind
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("whole-world")]
@@ -52,7 +54,7 @@ def asking(loop) -> Iterator[Counter[str]]:
     stop = threading.Event()
 
     def ask_on() -> None:
-        while not stop.wait(0.02):
+        while not stop.wait(0.05):
             answer = ask(loop.device.home / "serve.sock", "POST", PREDICT, {"instances": [ROW]})
             versions[answer.json.get("model_version", f"status {answer.status}")] += 1
 
@@ -193,3 +195,19 @@ def test_a_candidate_of_a_fleet_is_installed_shadows_splits_and_goes(loop):
     loop.replace_fleet()
     eventually(lambda: loop.told()["slots"][MODEL]["candidate"] is None, loop.told)
     assert loop.device.version() == active
+
+
+def test_a_device_that_is_killed_in_probation_ends_its_rollout_as_if_it_had_not_been(loop):
+    loop.push("1.3.0")
+    device = loop.device
+    device.forget()
+    rollout = loop.start_rollout("1.3.0", probation=3.0)
+    device.hear_reported(lambda said: said.slots[MODEL].phase is Phase.PROBATION)
+    device.process.end(signal.SIGKILL)
+    device.start()
+    loop.watch(rollout)
+    assert device.version() == "1.3.0"
+    slot = loop.told()["slots"][MODEL]
+    assert (slot["phase"], slot["version"], slot["blocked"]) == ("succeeded", "1.3.0", [])
+    device.wait_tidy()
+    assert loop.fleet_files()[1] == []
