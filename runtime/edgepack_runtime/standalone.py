@@ -7,6 +7,7 @@ import logging
 import tempfile
 from pathlib import Path
 
+from edgepack_contract.errors import ConfigError
 from edgepack_contract.gate import admit
 from edgepack_contract.keyring import Keyring
 from edgepack_contract.trusted import TrustedBundle
@@ -26,6 +27,22 @@ from edgepack_runtime.stopping import Stop, until_stopped
 logger = logging.getLogger(__name__)
 
 WINDOW_SECONDS = 60.0
+
+
+def unpacking_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder for a bundle's files until its model is loaded.
+
+    Raises:
+        ConfigError: None can be made (``no-temporary-folder``).
+    """
+    try:
+        return tempfile.TemporaryDirectory(prefix="edgepack-")
+    except OSError as error:
+        raise ConfigError(
+            f"there is nowhere to unpack the bundle: {error.strerror}; name a folder that can be "
+            "written: TMPDIR=/var/lib/edgepack",
+            code="no-temporary-folder",
+        ) from error
 
 
 async def run_bundle(
@@ -52,13 +69,13 @@ async def run_bundle(
         SourceError: The file cannot be read.
         BundleError: Not whole, not vouched for, or not for this machine.
         ModelError: It does not load, or may not be; of several variants none does well here.
-        ConfigError: ``listen`` is insecure, or taken.
+        ConfigError: ``listen`` is insecure, or taken, or there is nowhere to unpack the bundle.
     """
     facts = bundle_facts(listen, ops, keyring)
     waiver = admit(security_gate(facts), reason)
     warn_of_expiry(facts)
     stop = Stop()
-    with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
+    with unpacking_folder() as folder:
         bundle, model = load_bundle(path, Path(folder), keyring)
     slot = Slot(bundle.name)
     slot.swap(model, keep_previous=False)

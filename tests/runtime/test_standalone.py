@@ -23,9 +23,11 @@ from world_bundles import (
 from world_process import ask, run_to_end, running
 
 from edgepack_contract.description import Platform
+from edgepack_contract.errors import ConfigError
 from edgepack_contract.hardware import this_machine
 from edgepack_contract.keyring import Publisher, make_keyring
 from edgepack_contract.layout import BundleContent, VariantContent, write_bundle
+from edgepack_runtime.standalone import unpacking_folder
 
 OWNER = fixed_key(20)
 PREDICT = f"/v1/models/{MODEL}:predict"
@@ -300,3 +302,10 @@ def test_a_port_that_is_taken_is_named(files, tmp_path):
         ended = run_to_end(RUNTIME, "--bundle", bundle, "--port", process.port())
     assert ended.returncode == 78
     assert "cannot listen at 127.0.0.1:" in ended.stderr
+
+
+def test_a_machine_with_nowhere_to_unpack_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="TMPDIR") as refused:
+        unpacking_folder()
+    assert refused.value.code == "no-temporary-folder"
