@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from edgepack_contract.errors import ConfigError
 from edgepack_contract.gate import REASON_VARIABLE, admit
 from edgepack_contract.loopback import is_loopback
+from edgepack_contract.message_types import prepare_types
 from edgepack_fleet.admission import gather_facts
 from edgepack_fleet.api.app import build_app
 from edgepack_fleet.api.context import Context
@@ -88,6 +89,7 @@ def serve(config: FleetConfig, announce: Callable[[str], None], *, source: str) 
         SigningKeyError, UntrustedDocumentError, MalformedDocumentError, StorageError: See
             :class:`FleetService`.
     """
+    prepare_types()
     facts = gather_facts(config, source=source, now_ms=wall_ms())
     waiver = admit(security_gate(facts), os.environ.get(REASON_VARIABLE))
     listener = bind(config.http)

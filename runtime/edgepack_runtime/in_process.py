@@ -18,6 +18,7 @@ from edgepack_contract.digest import sha256_digest
 from edgepack_contract.errors import ConfigError, SourceError
 from edgepack_contract.keyring import Keyring, open_keyring
 from edgepack_contract.limits import LIMITS
+from edgepack_contract.message_types import prepare_types
 from edgepack_contract.small_files import read_configured, read_small
 from edgepack_contract.window import WindowBody
 from edgepack_runtime.inference.coerce import check_feeds, tensor_from_values
@@ -30,6 +31,9 @@ from edgepack_runtime.serving.errors import NonfiniteOutputError
 from edgepack_runtime.serving.instances import feeds_of_rows, predictions
 from edgepack_runtime.serving.model import ServingModel
 from edgepack_runtime.telemetry.aggregate import SlotAggregator
+
+# the threads are the caller's
+prepare_types()
 
 Inputs = Mapping[str, Any] | Sequence[Any] | Tensor
 

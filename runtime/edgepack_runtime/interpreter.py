@@ -7,6 +7,7 @@ import gc
 import sys
 
 from edgepack_contract.limits import MIB
+from edgepack_contract.message_types import prepare_types
 
 SWITCH_SECONDS = 0.0005
 """After so long a thread that installs or publishes lets the one that answers run."""
@@ -27,6 +28,7 @@ def settle() -> None:
     What was imported is left out of garbage collection for good: sixty thousand objects, which are
     never garbage, and over which a full collection takes some ten milliseconds.
     """
+    prepare_types()
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.freeze()
     _keep_pages()

@@ -14,6 +14,7 @@ from typing import Self
 
 import numpy as np
 
+from edgepack_contract.message_types import prepare_types
 from edgepack_packager.evidence.evaluate import examine
 from edgepack_packager.evidence.figures import Figures
 from edgepack_packager.evidence.judging import allowed_loss
@@ -70,6 +71,7 @@ class Panel:
         self._workshop = Workshop(subject.model, subject.calibration, folder)
         self._prefix = f"candidates-{id(self)}"
         self._jobs = jobs
+        prepare_types()
         self._pool = ThreadPoolExecutor(jobs, thread_name_prefix=self._prefix)
         self._clock = clock
         self._stopped = threading.Event()
