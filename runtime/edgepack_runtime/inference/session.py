@@ -92,7 +92,7 @@ class Session:
     def __init__(self, session: ort.InferenceSession) -> None:
         self._session: ort.InferenceSession | None = session
         self._bound: _Bound | None = None
-        self._options = _run_options()
+        self._options = ort.RunOptions()
         self.inputs = tuple(_tensor_info(node) for node in session.get_inputs())
         self.outputs = tuple(_tensor_info(node) for node in session.get_outputs())
         self._output_names = [info.name for info in self.outputs]
@@ -109,7 +109,7 @@ class Session:
             raise ModelRunError("the session was released; load the model again", code="released")
         try:
             if self._bound is not None:
-                found = self._bound.run(feeds, self._options)
+                found = self._bound.run(feeds)
                 if found is not None:
                     return found
             values = session.run(self._output_names, feeds, self._options)
@@ -124,6 +124,8 @@ class Session:
     def bind(self, feeds: Mapping[str, Tensor]) -> None:
         """Take a shorter way for inputs of these very shapes from now on, if they are small.
 
+        Runs that take it cannot be interrupted: it is for a model that is quick.
+
         Args:
             feeds: Such as the model is usually asked with. It is run with them.
 
@@ -136,7 +138,7 @@ class Session:
 
     def interrupt(self) -> None:
         """End the runs that are under way, with an error at their next node; later ones go on."""
-        options, self._options = self._options, _run_options()
+        options, self._options = self._options, ort.RunOptions()
         options.terminate = True
 
     def release(self) -> None:
@@ -169,8 +171,8 @@ class _Bound:
             where = memory.ctypes.data
             self._binding.bind_output(name, "cpu", 0, memory.dtype.type, memory.shape, where)
 
-    def run(self, feeds: Mapping[str, Tensor], options: ort.RunOptions) -> dict[str, Tensor] | None:
-        """Compute every output; None for what is to take the ordinary way."""
+    def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Compute every output; None for what is to take the ordinary way, which tells why."""
         array, given = feeds.get(self._name), self._given
         if (
             type(array) is not np.ndarray
@@ -182,22 +184,13 @@ class _Bound:
             return None
         try:
             np.copyto(given, array)
-            self._session.run_with_iobinding(self._binding, options)
+            self._session.run_with_iobinding(self._binding)
             return {name: memory.copy() for name, memory in self._outputs}
-        except _ORT_ERRORS as error:
-            # an output may be of another shape this time; of anything else the ordinary way tells
-            if _run_code(error) == "interrupted":
-                raise
+        except _ORT_ERRORS:
+            # an output that is of another shape this time, or a failure
             return None
         finally:
             self._free.release()
-
-
-def _run_options() -> ort.RunOptions:
-    options = ort.RunOptions()
-    # a bound run asks for this, and takes six times as long where it is not set at all
-    options.add_run_config_entry("gpu_graph_id", "-1")
-    return options
 
 
 def _is_bindable(feeds: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> bool:

@@ -28,6 +28,9 @@ from edgepack_runtime.inference.session import Session, Tensor
 from edgepack_runtime.inference.variant import open_variant, read_description
 from edgepack_runtime.telemetry.aggregate import SlotAggregator
 
+BOUND_SECONDS = 0.001
+"""A run that takes less need not be interrupted."""
+
 _LOOPS = frozenset({"ai.onnx:Loop", "ai.onnx:Scan"})
 _TIMED_RUNS = 32
 _TIMED_SECONDS = 0.2
@@ -69,10 +72,11 @@ class ServingModel:
         self._session = session
         self._golden = golden
         self.joinable = False
-        self._session.bind(self._first_feeds())
         # how long a loop takes is for its input to say, which may be any stranger's
         loops = not _LOOPS.isdisjoint(description.operators)
         self._seconds_per_element = math.inf if loops else self._time_runs()
+        if self.estimated_seconds(self._first_feeds()) < BOUND_SECONDS:
+            self._session.bind(self._first_feeds())
         self._float_outputs = [
             spec.name for spec in description.outputs if spec.dtype.startswith("float")
         ]
