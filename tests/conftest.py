@@ -10,6 +10,8 @@ import signal
 import pytest
 from hypothesis import HealthCheck, settings
 
+from edgepack_contract.message_types import prepare_types
+
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 settings.register_profile(
@@ -33,6 +35,11 @@ FOREIGN_REQUIRED = os.environ.get("EDGEPACK_FOREIGN") == "1"
 
 FRAMEWORKS_REQUIRED = os.environ.get("EDGEPACK_FRAMEWORKS") == "1"
 """Set by ``make test-frameworks``, which installs the packages."""
+
+
+def pytest_collection_finish() -> None:
+    # tests make threads of the product in this process, as its own main functions do after this
+    prepare_types()
 
 
 def _absent(item: pytest.Item) -> list[str]:

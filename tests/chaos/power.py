@@ -41,8 +41,8 @@ from report_block import replace_block
 from edgepack_contract import description, oci, signing, trusted
 
 MEMORY = Path("/dev/shm")
-STATES = 110_000
-SECOND_CUTS = 40
+STATES = 160_000
+SECOND_CUTS = 64
 """Disks of a second cut tried for each of a first one, at most."""
 MUTANT_DISKS = 60
 DAMAGE_EACH = 4
