@@ -34,6 +34,7 @@ from edgepack_runtime import process
 from edgepack_runtime.activation.state import RESTING
 from edgepack_runtime.config import load_config
 from edgepack_runtime.daemon import Daemon
+from edgepack_runtime.errors import StorageFaultError
 from edgepack_runtime.notify import Notifier
 
 SECONDS = 45.0
@@ -274,6 +275,9 @@ def _over(daemon: Daemon, script: Script) -> bool:
     if not script.must_settle:
         # with a broken disk the wish may not have been written down
         obeyed = obeyed or agent._trouble is not None
+        if isinstance(agent._trouble, StorageFaultError) and state.phase == Phase.PROBATION:
+            # nothing more is written until a restart, so the probation cannot end; it serves on
+            return not script.bad
     return rests and obeyed and state.announced and not agent._outcomes
 
 

@@ -11,6 +11,7 @@ bytes are still right is for :meth:`~edgepack_runtime.activation.installer.Insta
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -22,7 +23,7 @@ from edgepack_contract.digest import hex_of
 from edgepack_contract.errors import MalformedBundleError
 from edgepack_contract.limits import LIMITS
 from edgepack_contract.oci import FILEPATH, Descriptor
-from edgepack_runtime.errors import DiskFullError
+from edgepack_runtime.errors import DiskFullError, StorageFaultError
 from edgepack_runtime.storage.fsio import DurableFS
 from edgepack_runtime.storage.holdings import Holdings, held_files
 
@@ -178,10 +179,11 @@ class StoredSource:
             stream = io.open(path, "rb", opener=_open_no_link)  # noqa: SIM115, UP020 - returned
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         except OSError as error:
-            raise MalformedBundleError(
-                f"{path.name} of the installed bundle cannot be read: {error.strerror}",
-                code="damaged-store",
-            ) from error
+            words = f"{path.name} of the installed bundle cannot be read: {error.strerror}"
+            if error.errno in _NOT_THERE:
+                raise MalformedBundleError(words, code="damaged-store") from error
+            # too many open files, no memory: the bundle is not to blame, and may be read next time
+            raise StorageFaultError(words) from error
         return stream
 
     def files(self) -> set[str]:
@@ -194,6 +196,20 @@ class StoredSource:
         path = descriptor.annotations.get(FILEPATH)
         proof = self._entry / "proof" / proof_name(descriptor.digest)
         return proof if path is None or proof.exists() else self._entry / "model" / path
+
+
+_NOT_THERE = frozenset(
+    {
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENXIO,
+        errno.ESPIPE,
+        errno.EACCES,
+    }
+)
+"""There is no such file, or something else in its place."""
 
 
 def _removed(names: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 
@@ -15,6 +16,7 @@ from edgepack_contract.instructions import Obeyed
 from edgepack_contract.messages import SlotDesired
 from edgepack_contract.states import Phase
 from edgepack_runtime.activation.guard import Counters
+from edgepack_runtime.storage import store as store_module
 
 A, B, C = bundle("1.0.0"), bundle("1.1.0"), bundle("1.2.0")
 
@@ -401,6 +403,24 @@ def test_a_good_model_whose_files_rot_gives_way_after_an_unclean_stop(running):
     running.start()
     running.settle()
     assert (running.state.phase, running.host.serving) == (Phase.FELL_BACK, A.digest)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO])
+def test_a_file_that_cannot_be_opened_for_a_moment_costs_no_model(running, monkeypatch, number):
+    whole, left = store_module._open_no_link, [number, number]
+
+    def short(path, flags):
+        if left:
+            raise OSError(left.pop(), "for a moment")
+        return whole(path, flags)
+
+    monkeypatch.setattr(store_module, "_open_no_link", short)
+    running.start()
+    running.settle()
+    assert left == []
+    assert (running.state.phase, running.host.serving) == (Phase.SUCCEEDED, A.digest)
+    assert running.state.blocked == ()
+    assert running.store.has(A.digest)
 
 
 def test_rotten_files_in_the_store_are_fetched_again(running):
