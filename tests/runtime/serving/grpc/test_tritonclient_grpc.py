@@ -205,10 +205,14 @@ def malformed():
     both.CopyFrom(short)
     both.inputs[0].contents.fp32_contents.append(1)
     yield "both", both, "both contents and raw_input_contents"
+    large = service_pb2.ModelInferRequest()
+    large.CopyFrom(fine)
+    large.inputs[0].shape[0] = 2**39
+    yield "large", large, "fp32_contents has 0"
     huge = service_pb2.ModelInferRequest()
     huge.CopyFrom(fine)
     huge.inputs[0].shape[0] = 2**62
-    yield "huge", huge, "fp32_contents has 0"
+    yield "huge", huge, f"given [{2**62}, 4]"
     negative = service_pb2.ModelInferRequest()
     negative.CopyFrom(fine)
     negative.inputs[0].shape[0] = -1
