@@ -41,6 +41,10 @@ from world_registry import Registry  # noqa: E402
 
 MEMORY = Path("/dev/shm")
 SECONDS = 3500.0
+WRITES = frozenset(
+    {"write", "pwrite64", "fsync", "fdatasync", "fallocate", "ftruncate", "copy_file_range"}
+)
+"""Calls that put bytes on a disk: their errors come first."""
 
 
 def main() -> int:
@@ -149,7 +153,8 @@ def _jobs(points: list[Point], options: argparse.Namespace) -> list[Job]:
     """One kill each at every point; then two kills each, until there are enough."""
     rng = random.Random(options.seed)
     if options.errors:
-        return [Job((point,)) for point in in_order(with_errors(points), rng)]
+        mixed = in_order(with_errors(points), rng)
+        return [Job((point,)) for point in sorted(mixed, key=lambda one: one.call not in WRITES)]
     jobs = [Job((point,)) for point in in_order(points, rng)]
     by_name: dict[str, list[Point]] = {}
     for point in points:
