@@ -25,7 +25,7 @@ from edgepack_runtime.activation.parts import SlotParts
 from edgepack_runtime.candidate_runtime import FOLDER, CandidateRuntime
 from edgepack_runtime.capture.recorder import Recorder
 from edgepack_runtime.config import RuntimeConfig
-from edgepack_runtime.errors import DeviceError, DiskFullError
+from edgepack_runtime.errors import DeviceError, DiskFullError, StorageFaultError
 from edgepack_runtime.membership.identity import DeviceIdentity
 from edgepack_runtime.probing import probe_here
 from edgepack_runtime.reporter import Reporter
@@ -302,4 +302,7 @@ class SlotTable:
 
 
 def _listed(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
+    try:
+        return list(folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        raise StorageFaultError(f"cannot list {folder}: {error.strerror}") from error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from broker_process import Broker
@@ -25,6 +27,8 @@ from edgepack_contract.messages import (
 from edgepack_contract.states import Phase
 from edgepack_contract.topics import Kind, keyring_topic
 from edgepack_contract.window import Window
+from edgepack_runtime.errors import DeviceError
+from edgepack_runtime.slot_table import _listed
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("device-slots")]
 
@@ -290,3 +294,16 @@ def test_a_candidate_that_the_owner_revokes_is_dropped(device, bundles):
     assert (beside.phase, beside.code) == (Phase.FAILED, "revoked-digest")
     eventually(lambda: infer(device, "1.1.0").status == 404, "no candidate")
     assert device.version() == "1.0.0"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE])
+def test_slots_that_cannot_be_listed_are_the_disks_fault_and_end_no_daemon(
+    tmp_path, monkeypatch, number
+):
+    def failing(_folder):
+        raise OSError(number, "not now")
+
+    monkeypatch.setattr(Path, "iterdir", failing)
+    # Daemon looks for slots at every window, and goes on after an error of the device
+    with pytest.raises(DeviceError, match="cannot list"):
+        _listed(tmp_path)
