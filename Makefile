@@ -58,7 +58,7 @@ chaos: $(VENV)/.dev   ## Kill real daemons at every system call (under an hour, 
 	@command -v strace >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -qq -y --no-install-recommends strace >/dev/null; }
 	$(BIN)/python tests/chaos/kills.py $(ARGS)
 
-power-loss: $(VENV)/.dev   ## Cut the power in every legal way, and leave out every sync (about a quarter of an hour)
+power-loss: $(VENV)/.dev   ## Cut the power in every legal way, and leave out every sync (about twenty minutes)
 	EDGEPACK_EVERY=1 $(BIN)/python -m pytest -q -n 2 tests/runtime/activation/test_faults.py
 	$(BIN)/python tests/chaos/power.py $(ARGS)
 
