@@ -33,7 +33,7 @@ from edgepack_runtime.capture.recorder import FOLDER, Recorder
 from edgepack_runtime.capture.ring import clear
 from edgepack_runtime.config import RuntimeConfig
 from edgepack_runtime.connections import broker, bundle_sources, renewer
-from edgepack_runtime.errors import DeviceError, DiskFullError
+from edgepack_runtime.errors import DeviceError, DiskFullError, StorageFaultError
 from edgepack_runtime.handover import Handover
 from edgepack_runtime.inference.session import onnxruntime_version
 from edgepack_runtime.link import Asked, DeviceLink, LinkIdentity
@@ -311,6 +311,11 @@ class Daemon:
         except DiskFullError as error:
             self._without_room[name] = wish
             self._orders.refuse("desired", error.code, f"slot {name} waits for room: {error}")
+        except OSError as error:
+            # what could not be opened or listed just now; writing has errors of its own
+            self._without_room[name] = wish
+            code, words = StorageFaultError.default_code, f"slot {name} waits for its disk: {error}"
+            self._orders.refuse("desired", code, words)
         except DeviceError as error:
             self._orders.refuse("desired", error.code, str(error))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import signal
 import sqlite3
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from broker_process import Broker
@@ -32,7 +34,7 @@ from edgepack_contract.sealing import seal
 from edgepack_contract.states import Phase, Presence
 from edgepack_contract.topics import Kind, fleet_state_topic, keyring_topic
 from edgepack_contract.window import Window
-from edgepack_runtime.daemon import SAY_AGAIN_SECONDS
+from edgepack_runtime.daemon import SAY_AGAIN_SECONDS, Daemon
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("device-daemon")]
 
@@ -409,6 +411,22 @@ def test_a_disk_that_takes_nothing_costs_no_prediction(fresh, bundles):
         finally:
             process.terminate()
     assert process.returncode == 0
+
+
+def test_an_order_that_a_file_too_many_stops_waits_and_is_told():
+    def full(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    refused: list[tuple[str, ...]] = []
+    orders = SimpleNamespace(obeyed=None, refuse=lambda *said: refused.append(said))
+    device = SimpleNamespace(
+        _without_room={}, _orders=orders, slots=SimpleNamespace(wish=full)
+    )  # fmt: skip
+    wish = SlotDesired(active=None)
+    Daemon._wish(device, MODEL, wish)
+    assert device._without_room == {MODEL: wish}
+    assert refused[0][:2] == ("desired", "storage-fault")
+    assert "waits for its disk: [Errno 24] Too many open files" in refused[0][2]
 
 
 @pytest.mark.parametrize(
