@@ -29,6 +29,7 @@ from edgepack_contract.messages import (
     FleetState,
     Health,
     Probation,
+    SlotDesired,
 )
 from edgepack_contract.sealing import seal
 from edgepack_contract.states import Phase, Presence
