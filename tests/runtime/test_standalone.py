@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import signal
 import tempfile
 from pathlib import Path
@@ -62,11 +63,12 @@ def refused(*arguments):
 
 
 def test_an_unsigned_bundle_serves_with_a_notice_until_sigterm(files, tmp_path):
-    before = set(Path(tempfile.gettempdir()).glob("edgepack-*"))
-    bundle = files / "unsigned.edgepack"
-    with running(
-        tmp_path / "log", "edgepack_cli", "run", "--bundle", bundle, "--port", 0
-    ) as process:
+    unpacked = tmp_path / "unpacked"
+    unpacked.mkdir()
+    os.utime(unpacked, (0, 0))
+    command = ("edgepack_cli", "run", "--bundle", files / "unsigned.edgepack", "--port", 0)
+    # a folder of its own: other workers run the same command beside this one
+    with running(tmp_path / "log", *command, TMPDIR=str(unpacked)) as process:
         port = process.port()
         answer = ask(port, "POST", PREDICT, {"instances": [ROW]})
         assert (answer.status, answer.json["model_version"]) == (200, "1.0.0")
@@ -76,7 +78,8 @@ def test_an_unsigned_bundle_serves_with_a_notice_until_sigterm(files, tmp_path):
     notice = next(line for line in lines if line["event"] == "unsigned")
     assert notice["level"] == "warning"
     assert "--keyring and --owner" in notice["message"]
-    assert set(Path(tempfile.gettempdir()).glob("edgepack-*")) <= before
+    assert unpacked.stat().st_mtime > 0, "nothing was unpacked here"
+    assert list(unpacked.iterdir()) == []
 
 
 def test_a_signed_bundle_serves_without_a_notice_on_a_socket_too(files, tmp_path):
