@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import tempfile
-from pathlib import Path
 
 import pytest
 from bundle_samples import PUBLISHER, STRANGER, fixed_key
