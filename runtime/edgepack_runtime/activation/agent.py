@@ -27,6 +27,7 @@ from edgepack_runtime.activation.events import (
     Outcome,
     Recalled,
     Report,
+    Revived,
     Started,
     Stopped,
     Wished,
@@ -37,6 +38,7 @@ from edgepack_runtime.activation.inbox import Inbox
 from edgepack_runtime.activation.installer import REVOKED
 from edgepack_runtime.activation.machine import step
 from edgepack_runtime.activation.parts import SlotParts, Timing
+from edgepack_runtime.activation.revival import lost_wish
 from edgepack_runtime.activation.state import (
     TRIAL,
     Installed,
@@ -107,6 +109,7 @@ class SlotAgent:
         self._outcomes: deque[Outcome] = deque()
         self._trouble: DeviceError | None = None
         self._unwritten: Wished | None = None
+        self._revival: float | None = None
         self._state = SlotState()
         self.factory_trouble = ""
         self.attended = 0
@@ -298,6 +301,7 @@ class SlotAgent:
         self._advance(Started(self._boot_id))
         if crashed:
             self._tell_crash(before)
+        self._plan_revival()
 
     def finish(self) -> None:
         """Write down that the process ends on purpose."""
@@ -318,6 +322,8 @@ class SlotAgent:
         runner, timing = self._runner, self._timing
         if runner.watch is not None or runner.shadow_ends is not None:
             return timing.watching
+        if self._revival is not None:
+            return min(timing.idle, max(0.0, self._revival - timing.clock()))
         return timing.unwritten if self._unwritten else timing.idle
 
     def _take_factory(self) -> bool:
@@ -349,6 +355,20 @@ class SlotAgent:
         outcome = self._runner.look()
         if outcome:
             self._advance(outcome)
+        if self._revival is not None and self._timing.clock() >= self._revival:
+            self._revival = None
+            self._advance(Revived())
+        self._plan_revival()
+
+    def _plan_revival(self) -> None:
+        """Set the time at which what worked last is tried again, if nothing works."""
+        if lost_wish(self._state) is None:
+            self._revival = None
+        elif self._revival is None:
+            tries = self._state.revivals + 1
+            self._revival = self._timing.clock() + self._timing.revival.delay(
+                tries, self._timing.rng
+            )
 
     def _advance(self, event: Event) -> None:
         before, taken = self._state, step(self._state, event)

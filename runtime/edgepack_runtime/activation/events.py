@@ -40,6 +40,11 @@ class Wished:
 
 
 @dataclass(frozen=True, slots=True)
+class Revived:
+    """Nothing works, and it is time to try once more what worked last."""
+
+
+@dataclass(frozen=True, slots=True)
 class InstallEvent:
     """How something that belongs to one install ended."""
 
@@ -163,7 +168,7 @@ Outcome = (
     | Announced
     | Recalled
 )
-Event = Started | Stopped | Wished | Outcome
+Event = Started | Stopped | Wished | Revived | Outcome
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from edgepack_runtime.activation.events import (
     Recalled,
     Refused,
     Report,
+    Revived,
     Started,
     Stopped,
     Unserve,
@@ -64,6 +65,7 @@ from edgepack_runtime.activation.moves import (
     try_next,
     wanted,
 )
+from edgepack_runtime.activation.revival import lost_wish
 from edgepack_runtime.activation.state import (
     PREPARING,
     RESTING,
@@ -215,6 +217,8 @@ def _empty(state: SlotState, *, code: str) -> Step:
         trial=None,
         active=None,
         previous=None,
+        lost=None,
+        revivals=0,
         install=state.install + 1,
         announced=True,
         code=code,
@@ -282,6 +286,8 @@ def _probe_failed(state: SlotState, event: ProbeFailed) -> Step:
 
 
 def _refused(state: SlotState, event: Refused) -> Step:
+    if state.lost and state.lost.digest == state.wanted_digest:
+        state = replace(state, lost=None, revivals=0)
     return give_up(state, Phase.REJECTED, event.code, add_words(state, event.words))
 
 
@@ -318,7 +324,7 @@ def _active_failed(state: SlotState, event: LoadFailed) -> Step:
     if not event.final and state.starts < MAX_ATTEMPTS:
         state = replace(state, starts=state.starts + 1)
         return Step(state, serve_active(state, resumed=event.resumed))
-    state = demote(state, event.code, event.words)
+    state = demote(state, event.code, event.words, final=event.final)
     if state.active:
         state = replace(state, starts=1)
     then = ending(state) if state.phase in RESTING else (Report(),)
@@ -335,6 +341,8 @@ def _passed(state: SlotState, event: ProbationPassed) -> Step:
         # after a return to the previous bundle the two have changed places
         previous=state.active,
         trial=None,
+        lost=None,
+        revivals=0,
         floors=raise_floor(state.floors, trial.name, trial.security_version),
         attempts=0,
         starts=0,
@@ -350,6 +358,14 @@ def _passed(state: SlotState, event: ProbationPassed) -> Step:
 
 def _tripped(state: SlotState, event: ProbationTripped) -> Step:
     return fall_back(state, event.code, event.words)
+
+
+def _revived(state: SlotState, _: Revived) -> Step:
+    wish = lost_wish(state)
+    if wish is None:
+        return Step(state)
+    blocked = tuple(one for one in state.blocked if one != wish.ref.digest)
+    return begin(replace(state, revivals=state.revivals + 1, blocked=blocked), wish)
 
 
 def _announced(state: SlotState, _: Announced) -> Step:
@@ -382,6 +398,7 @@ _ROWS: tuple[tuple[frozenset[Phase], type[Event], Handler], ...] = (
     (frozenset({Phase.PROBATION}), ProbationPassed, _passed),
     (frozenset({Phase.PROBATION}), ProbationTripped, _tripped),
     (RESTING, Announced, _announced),
+    (RESTING, Revived, _revived),
     (RESTING, Recalled, _recalled),
 )
 

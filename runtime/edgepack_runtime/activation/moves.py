@@ -161,15 +161,20 @@ def fall_back(state: SlotState, code: str, words: str, *, serve: bool = True) ->
     return Step(state, (*effects, *ending(state)))
 
 
-def demote(state: SlotState, code: str, words: str) -> SlotState:
-    """The good model does not load any more: the one before it takes its place."""
-    lost = state.active.digest if state.active else ""
+def demote(state: SlotState, code: str, words: str, *, final: bool = False) -> SlotState:
+    """The good model does not load any more: the one before it takes its place.
+
+    Without one before it, it is kept to be tried again, unless that is ``final``: a machine that
+    was short of memory for a minute must not be without a model from then on.
+    """
+    bad = state.active
     state = replace(
         state,
         active=state.previous,
         previous=None,
+        lost=bad if state.previous is None and not final else state.lost,
         starts=0,
-        blocked=block(state.blocked, lost),
+        blocked=block(state.blocked, bad.digest if bad else ""),
     )
     if state.phase not in RESTING:
         return state

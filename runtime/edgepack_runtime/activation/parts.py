@@ -35,9 +35,13 @@ class SlotParts:
     factory: Path | None = None
 
 
+_MOST_DOUBLED = 30
+"""Past any longest wait, and no overflow after a year of tries."""
+
+
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """How often and how long to wait for a source: seconds, doubled each time, spread by half."""
+    """How often to try and how long to wait: seconds, doubled each time, spread by half."""
 
     tries: int = 8
     first: float = 1.0
@@ -45,13 +49,16 @@ class Backoff:
 
     def delay(self, tried: int, rng: random.Random) -> float:
         """Seconds to wait after ``tried`` tries."""
-        return min(self.longest, self.first * 2.0 ** (tried - 1)) * rng.uniform(0.5, 1.5)
+        doubled = self.first * 2.0 ** min(tried - 1, _MOST_DOUBLED)
+        return min(self.longest, doubled) * rng.uniform(0.5, 1.5)
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
     """How a slot waits.
 
+    ``backoff`` is for a source that does not answer, ``revival`` for what worked last, while
+    nothing does; its tries have no end.
     ``watching`` and ``idle`` are the seconds between two looks at a probation, and at nothing in
     particular, ``unwritten`` those until an order that found no room is tried again. ``clock``
     gives monotonic seconds, ``now_ms`` milliseconds since 1970 UTC; ``rng`` spreads the retries of
@@ -60,6 +67,7 @@ class Timing:
     """
 
     backoff: Backoff = field(default_factory=Backoff)
+    revival: Backoff = field(default_factory=lambda: Backoff(first=60.0, longest=3600.0))
     watching: float = 0.25
     idle: float = 60.0
     unwritten: float = 5.0

@@ -56,6 +56,8 @@ class SlotState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     ``active`` and ``previous`` are good: each has passed a probation (or is the first to be tried
     again). ``trial`` is the bundle under way; it becomes ``active`` when its probation passes and
     is forgotten when it does not, so that a fallback needs no decision, only forgetting.
+    ``lost`` was the last good one and did not load at a start; while there is no other, it is kept
+    and tried again, ``revivals`` times so far.
 
     ``install`` numbers the installs: what was begun for an earlier one no longer counts.
     ``alternative`` is the place of the variant under way among the ``alternatives`` that this
@@ -76,6 +78,8 @@ class SlotState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     active: Installed | None = None
     previous: Installed | None = None
     trial: Installed | None = None
+    lost: Installed | None = None
+    revivals: int = 0
     wanted: Wish | None = None
     pending: Wish | None = None
     install: int = 0
@@ -104,7 +108,8 @@ class SlotState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @property
     def keep(self) -> frozenset[str]:
         """The digests whose files must stay in the store."""
-        good = {one.digest for one in (self.active, self.previous, self.trial) if one}
+        known = (self.active, self.previous, self.trial, self.lost)
+        good = {one.digest for one in known if one}
         if self.phase in PREPARING and self.wanted:
             good.add(self.wanted.ref.digest)
         return frozenset(good)

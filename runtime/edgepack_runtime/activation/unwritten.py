@@ -13,6 +13,7 @@ from edgepack_runtime.activation.events import (
     ProbationPassed,
     Probed,
     ProbeFailed,
+    Revived,
     Started,
     Verified,
     Wished,
@@ -33,7 +34,7 @@ def instead_of(event: Event, after: SlotState, error: DeviceError) -> Event | No
     """
     code, words = error.code, str(error)
     match event:
-        case Wished() | ProbationPassed():
+        case Wished() | Revived() | ProbationPassed():
             return None
         case Downloaded() | Verified() | Probed() | ProbeFailed():
             return Failed(event.install, code, words)

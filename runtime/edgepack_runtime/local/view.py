@@ -51,6 +51,8 @@ class SlotView(msgspec.Struct, frozen=True, kw_only=True):
     trial: BundleView | None = None
     wanted: BundleView | None = None
     pending: BundleView | None = None
+    lost: BundleView | None = None
+    revivals: int = 0
     candidate: CandidateReported | None = None
     blocked: list[str] = []
     floors: dict[str, int] = {}
@@ -149,6 +151,8 @@ def slot_view(
         serving=next((_bundle(one) for one in bundles if one.digest == running), None),
         active=_bundle(state.active),
         previous=_bundle(state.previous),
+        lost=_bundle(state.lost),
+        revivals=state.revivals,
         trial=_bundle(state.trial),
         wanted=_wish(state.wanted, bundles),
         pending=_wish(state.pending, bundles),

@@ -100,7 +100,7 @@ def _phase(slot: SlotView) -> tuple[list[str], list[str], list[str]]:
             verb = "refused" if slot.phase == Phase.REJECTED else "not installed"
             so = [f"{named(slot.wanted)} was {verb}: {reason}."]
             so.append(f"{named(slot.active)} was not touched." if slot.active else _NOTHING)
-            return so, ["a newer order of the fleet is tried at once."], remedies
+            return so, ["a newer order of the fleet is tried at once.", *_revival(slot)], remedies
         case Phase.FELL_BACK:
             so = [f"the newer bundle misbehaved, so {named(slot.active)} answers again: {reason}."]
             remedies.append(f"once the cause is found: {_RETRY.format(slot=slot.name)}")
@@ -108,12 +108,20 @@ def _phase(slot: SlotView) -> tuple[list[str], list[str], list[str]]:
         case Phase.SAFE_MODE:
             so = [f"safe mode: no bundle of this slot works, so it answers 503: {reason}."]
             remedies.append(f"edgepack local install FILE --slot {slot.name}")
-            return so, ["a newer order, or a factory bundle that works, ends it."], remedies
+            ends = ["a newer order, or a factory bundle that works, ends it."]
+            return so, [*ends, *_revival(slot)], remedies
         case _:
             return _under_way(slot, reason)
 
 
 _NOTHING = "the slot has nothing that answers."
+
+
+def _revival(slot: SlotView) -> list[str]:
+    if slot.lost is None:
+        return []
+    tried = f", {slot.revivals} times so far" if slot.revivals else ""
+    return [f"{named(slot.lost)}, which worked last, is tried again from time to time{tried}."]
 
 
 def _idle(slot: SlotView) -> tuple[list[str], list[str], list[str]]:

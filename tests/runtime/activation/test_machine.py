@@ -95,6 +95,7 @@ EVENTS = {
     ev.ProbationTripped: ev.ProbationTripped(5, "errors", "w"),
     ev.Announced: ev.Announced(5),
     ev.Recalled: ev.Recalled(5),
+    ev.Revived: ev.Revived(),
 }
 
 # One letter a phase, in the order of Phase: where the event leads, or "-" where it is a bug.
@@ -118,6 +119,7 @@ EXPECTED = {
     ev.ProbationTripped:   "- - - - - B - - - - -",
     ev.Announced:          "I - - - - - S F B R M",
     ev.Recalled:           "I - - - - - S F B R M",
+    ev.Revived:            "I - - - - - S F B R M",
 }  # fmt: skip
 LETTERS = dict(zip("IDVPATSFBRM", Phase, strict=True))
 ROWS = [

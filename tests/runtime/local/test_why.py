@@ -64,10 +64,12 @@ def test_every_phase_has_something_to_say(phase):
          ["misbehaved, so churn 1.0.0", "bbbbbbbbbbbb last", "retry_blocked releases it"]),
         (SlotState(phase=Phase.SAFE_MODE, code="crash-loop", words="ended 3 times"),
          ["answers 503: ended 3 times [crash-loop]", "install FILE --slot main"]),
+        (SlotState(phase=Phase.SAFE_MODE, code="load-failed", lost=GOOD, revivals=2),
+         ["churn 1.0.0", "which worked last, is tried again from time to time, 2 times so far"]),
         (replace(RUNS, phase=Phase.PROBATION, trial=NEW, active=None),
          ["if it fails, the slot is in safe mode"]),
     ],
-    ids=["new", "emptied", "fetching", "probing", "full", "blocked", "fell-back", "safe", "first"],
+    ids=["new", "emptied", "fetching", "probing", "full", "blocked", "fell-back", "safe", "lost", "first"],
 )  # fmt: skip
 def test_why(state, sentences):
     words = told(state)

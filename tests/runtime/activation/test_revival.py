@@ -1,0 +1,160 @@
+"""What worked last is tried again while nothing works: after a minute, and ever more rarely."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+import pytest
+from msgspec.structs import replace
+from slot_world import World, bundle
+
+from edgepack_contract.states import Phase
+from edgepack_runtime.activation.guard import Counters
+from edgepack_runtime.activation.machine import MAX_ATTEMPTS
+from edgepack_runtime.activation.parts import Timing
+
+A, B = bundle("1.0.0"), bundle("1.1.0")
+
+
+@pytest.fixture
+def lost(world) -> World:
+    """A slot whose only model would not load at the last start."""
+    world.start()
+    world.install(A)
+    world.stop()
+    world.temper.load_failures[A.digest] = MAX_ATTEMPTS
+    world.start()
+    assert (world.state.phase, world.host.serving) == (Phase.SAFE_MODE, None)
+    return world
+
+
+def wait(world: World, seconds: float) -> None:
+    """Let the slot's thread attend to what comes for so long."""
+    until = world.now + seconds
+    while world.now < until:
+        world.agent.turn()
+
+
+def test_a_model_that_does_not_load_for_a_moment_comes_back(lost):
+    lost.temper.source_failures = 100
+    wait(lost, 150)
+    lost.settle()
+    assert (lost.state.phase, lost.host.serving) == (Phase.SUCCEEDED, A.digest)
+    assert (lost.state.lost, lost.state.revivals, lost.state.blocked) == (None, 0, ())
+    assert lost.host.events[-1] == ("installed", A.digest, "")
+    assert lost.probed[-1] == "generic", "a child tries it first"
+
+
+def test_it_is_kept_while_nothing_works(lost):
+    assert lost.store.has(A.digest)
+    assert lost.state.lost.digest == A.digest
+
+
+def test_one_that_never_loads_is_tried_ever_more_rarely(lost):
+    lost.temper.load_failures[A.digest] = 10**9
+    tries = []
+    for _ in range(10):
+        done = lost.state.revivals
+        while lost.state.revivals == done:
+            lost.agent.turn()
+        tries.append(lost.now)
+        lost.settle()
+        assert (lost.state.phase, lost.host.serving) == (Phase.SAFE_MODE, None)
+    waits = [later - before for before, later in pairwise(tries)]
+    assert 60 <= waits[0] <= 300
+    assert all(1800 <= wait <= 5460 for wait in waits[-3:])
+
+
+def test_one_that_does_badly_in_the_child_never_gets_to_the_daemon(lost):
+    lost.temper.probe_codes[A.digest] = ["golden-mismatch"] * 3
+    served = lost.host.served.copy()
+    wait(lost, 600)
+    lost.settle()
+    assert lost.host.served == served
+    assert lost.state.lost is not None
+    wait(lost, 3 * 3600)
+    lost.settle()
+    assert (lost.state.phase, lost.host.serving) == (Phase.SUCCEEDED, A.digest)
+
+
+def test_a_model_that_ended_the_process_at_each_start_is_kept_as_well(world):
+    world.start()
+    world.install(A)
+    state = replace(world.state, starts=MAX_ATTEMPTS, clean=False)
+    world.agent._parts.journal.save(state)
+    world.start()
+    assert (world.state.phase, world.state.code) == (Phase.SAFE_MODE, "crash-loop")
+    wait(world, 150)
+    world.settle()
+    assert world.host.serving == A.digest
+
+
+def test_a_restart_goes_on_waiting(lost):
+    lost.stop()
+    lost.start()
+    assert lost.state.phase == Phase.SAFE_MODE
+    wait(lost, 150)
+    lost.settle()
+    assert lost.host.serving == A.digest
+
+
+def test_a_newer_order_goes_first_and_its_success_ends_it(lost):
+    lost.install(B)
+    assert (lost.state.lost, lost.store.has(A.digest)) == (None, False)
+    wait(lost, 600)
+    assert lost.host.serving == B.digest
+
+
+def test_an_order_that_fails_does_not_end_it(lost):
+    lost.temper.counters[B.digest] = Counters(requests=100, errors=50)
+    lost.wish(B)
+    lost.settle()
+    assert lost.state.phase == Phase.SAFE_MODE
+    wait(lost, 600)
+    lost.settle()
+    assert lost.host.serving == A.digest
+    assert lost.state.blocked == (B.digest,)
+
+
+def test_what_has_a_model_before_it_falls_back_to_that(world):
+    world.start()
+    world.install(A)
+    world.install(B)
+    world.stop()
+    world.temper.load_failures[B.digest] = MAX_ATTEMPTS
+    world.start()
+    assert (world.state.phase, world.host.serving) == (Phase.FELL_BACK, A.digest)
+    assert world.state.lost is None
+    assert world.state.blocked == (B.digest,)
+
+
+def test_one_that_is_revoked_is_not_tried_again(lost):
+    lost.keyring = replace(lost.keyring, revoked_digests=[A.digest])
+    wait(lost, 150)
+    lost.settle()
+    assert (lost.state.phase, lost.state.code) == (Phase.REJECTED, "revoked-digest")
+    assert lost.state.lost is None
+    assert not lost.store.has(A.digest)
+
+
+def test_a_slot_that_is_emptied_forgets_it(lost):
+    lost.agent.empty()
+    lost.settle()
+    assert (lost.state.phase, lost.state.lost) == (Phase.IDLE, None)
+    assert not lost.store.has(A.digest)
+
+
+def test_without_room_for_the_record_it_waits(lost):
+    lost.calls.full = True
+    wait(lost, 600)
+    assert (lost.state.phase, lost.state.revivals) == (Phase.SAFE_MODE, 0)
+    lost.calls.full = False
+    wait(lost, 3600)
+    lost.settle()
+    assert lost.host.serving == A.digest
+
+
+def test_the_waits_have_a_bound_however_often_it_was_tried():
+    rng = random.Random(1)
+    assert all(Timing().revival.delay(tried, rng) <= 5400 for tried in (1, 50, 10**6))
