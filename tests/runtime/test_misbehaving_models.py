@@ -230,7 +230,8 @@ def test_what_misbehaves_while_it_answers_is_left_again(pi, bundles, version):
         pi.topic(Kind.EVENT, "fallback"), Event, lambda said: said.digest == digest
     )
     assert event.code == code
-    assert event.evidence["requests"] > 0
+    # what takes too much memory is left while its first request still runs
+    assert event.evidence["requests"] > 0 or code == "memory"
     assert pi.version() == "1.0.0"
 
 
