@@ -232,8 +232,9 @@ def open_session(
             f"{model_path.name}: out of memory: {error}", code="out-of-memory"
         ) from error
     except _ORT_ERRORS as error:
+        words = _first_line(error).replace(str(model_path), model_path.name)
         raise ModelLoadError(
-            f"{model_path.name} does not load: {_first_line(error)}", code=_allocation_code(error)
+            f"{model_path.name} does not load: {words}", code=_allocation_code(error)
         ) from error
     # without this a failing run is retried on a rebuilt session, in the middle of a request
     session.disable_fallback()
