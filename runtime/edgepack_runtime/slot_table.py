@@ -19,9 +19,10 @@ from edgepack_runtime import machine_state
 from edgepack_runtime.activation.agent import SlotAgent
 from edgepack_runtime.activation.factory import SUFFIX
 from edgepack_runtime.activation.history import History
-from edgepack_runtime.activation.installer import REVOKED, Installer
+from edgepack_runtime.activation.installer import Installer
 from edgepack_runtime.activation.journal import Journal
 from edgepack_runtime.activation.parts import SlotParts
+from edgepack_runtime.activation.state import REVOKED
 from edgepack_runtime.candidate_runtime import FOLDER, CandidateRuntime
 from edgepack_runtime.capture.recorder import Recorder
 from edgepack_runtime.config import RuntimeConfig

@@ -35,11 +35,11 @@ from edgepack_runtime.activation.events import (
 from edgepack_runtime.activation.factory import PROBATION, is_due, lacks_model
 from edgepack_runtime.activation.history import figures_of, record_of
 from edgepack_runtime.activation.inbox import Inbox
-from edgepack_runtime.activation.installer import REVOKED
 from edgepack_runtime.activation.machine import step
 from edgepack_runtime.activation.parts import SlotParts, Timing
 from edgepack_runtime.activation.revival import lost_wish
 from edgepack_runtime.activation.state import (
+    REVOKED,
     TRIAL,
     Installed,
     SlotState,
@@ -355,20 +355,19 @@ class SlotAgent:
         outcome = self._runner.look()
         if outcome:
             self._advance(outcome)
+        self._plan_revival()
         if self._revival is not None and self._timing.clock() >= self._revival:
             self._revival = None
             self._advance(Revived())
-        self._plan_revival()
 
     def _plan_revival(self) -> None:
         """Set the time at which what worked last is tried again, if nothing works."""
-        if lost_wish(self._state) is None:
+        lost, timing = self._state.lost, self._timing
+        if lost is None or lost_wish(self._state) is None:
             self._revival = None
         elif self._revival is None:
-            tries = self._state.revivals + 1
-            self._revival = self._timing.clock() + self._timing.revival.delay(
-                tries, self._timing.rng
-            )
+            wait = timing.revival.delay(lost.tries + 1, timing.rng)
+            self._revival = timing.clock() + wait
 
     def _advance(self, event: Event) -> None:
         before, taken = self._state, step(self._state, event)

@@ -14,7 +14,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from edgepack_contract.errors import BundleError, EdgepackError
+from edgepack_contract.errors import BundleError, EdgepackError, MalformedBundleError
 from edgepack_contract.messages import SlotReported
 from edgepack_runtime.activation.events import (
     Announce,
@@ -161,7 +161,7 @@ class EffectRunner:
         except InterruptedInstallError:
             return Interrupted(effect.install)
         except BundleError as error:
-            return Refused(effect.install, error.code, str(error))
+            return _refusal(effect, error)
         except EdgepackError as error:
             return Failed(effect.install, error.code, str(error))
 
@@ -227,7 +227,7 @@ class EffectRunner:
         try:
             self._installer.verify(effect.ref)
         except BundleError as error:
-            return Refused(effect.install, error.code, str(error))
+            return _refusal(effect, error)
         except EdgepackError as error:
             return Failed(effect.install, error.code, str(error))
         self._proven.add(effect.ref.digest)
@@ -341,6 +341,11 @@ class EffectRunner:
             evidence=self.evidence(effect.digest),
         )
         return Announced(effect.install)
+
+
+def _refusal(effect: Download | Verify, error: BundleError) -> Refused:
+    damaged = isinstance(error, MalformedBundleError)
+    return Refused(effect.install, error.code, str(error), damaged)
 
 
 def _mishap(effect: Effect, error: Exception) -> Outcome | None:

@@ -93,10 +93,14 @@ class ProbeFailed(InstallEvent):
 
 @dataclass(frozen=True, slots=True)
 class Refused(InstallEvent):
-    """The bundle must not be installed: not genuine, revoked, or not for this machine."""
+    """The bundle must not be installed: not genuine, revoked, or not for this machine.
+
+    With ``damaged`` other bytes of it may still be good.
+    """
 
     code: str
     words: str
+    damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,13 +32,12 @@ from edgepack_contract.trusted import TrustedBundle, TrustedVariant
 from edgepack_contract.variants import Variant, alternatives
 from edgepack_runtime.activation.figures import carry_tried
 from edgepack_runtime.activation.layers import LayerFetch, file_size
-from edgepack_runtime.activation.state import Installed
+from edgepack_runtime.activation.state import REVOKED, Installed
 from edgepack_runtime.errors import TransientSourceError
 from edgepack_runtime.sources.archive import ArchiveSource
 from edgepack_runtime.sources.source import Source
 from edgepack_runtime.storage.store import Store, StoredSource, proof_name
 
-REVOKED = "revoked-digest"
 MAX_ALTERNATIVES = 8
 """More variants of one bundle are not tried, however many it ranks."""
 

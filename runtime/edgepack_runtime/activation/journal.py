@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from edgepack_contract.canonical import canonical_json
 from edgepack_contract.instructions import Obeyed
 from edgepack_contract.states import Phase
-from edgepack_runtime.activation.state import RESTING, VERSION, Installed, SlotState
+from edgepack_runtime.activation.state import RESTING, VERSION, Installed, Lost, SlotState
 from edgepack_runtime.errors import DeviceError, JournalError
 from edgepack_runtime.storage.fsio import DurableFS
 
@@ -154,6 +154,7 @@ def _salvage(body: bytes) -> SlotState:
     return SlotState(
         phase=Phase.FELL_BACK if active else Phase.SAFE_MODE,
         active=active,
+        lost=None if active else _field(plain, "lost", Lost),
         seq=_field(plain, "seq", int) or 0,
         install=_field(plain, "install", int) or 0,
         blocked=_field(plain, "blocked", tuple[str, ...]) or (),

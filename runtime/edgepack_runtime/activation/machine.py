@@ -215,10 +215,9 @@ def _empty(state: SlotState, *, code: str) -> Step:
         wanted=None,
         pending=None,
         trial=None,
+        lost=None,
         active=None,
         previous=None,
-        lost=None,
-        revivals=0,
         install=state.install + 1,
         announced=True,
         code=code,
@@ -265,7 +264,11 @@ def _interrupted(state: SlotState, _: Interrupted) -> Step:
 
 
 def _verified(state: SlotState, _: Verified) -> Step:
-    state = replace(state, phase=Phase.PROBING)
+    lost = state.lost
+    if lost and lost.bundle.digest == trial_digest(state):
+        # the files that have just been read are good ones
+        lost = replace(lost, damaged=False)
+    state = replace(state, phase=Phase.PROBING, lost=lost)
     return Step(state, (Report(), Probe(state.install, trial_digest(state))))
 
 
@@ -286,8 +289,9 @@ def _probe_failed(state: SlotState, event: ProbeFailed) -> Step:
 
 
 def _refused(state: SlotState, event: Refused) -> Step:
-    if state.lost and state.lost.digest == state.wanted_digest:
-        state = replace(state, lost=None, revivals=0)
+    lost = state.lost
+    if lost and lost.bundle.digest == state.wanted_digest:
+        state = replace(state, lost=replace(lost, damaged=True) if event.damaged else None)
     return give_up(state, Phase.REJECTED, event.code, add_words(state, event.words))
 
 
@@ -324,7 +328,7 @@ def _active_failed(state: SlotState, event: LoadFailed) -> Step:
     if not event.final and state.starts < MAX_ATTEMPTS:
         state = replace(state, starts=state.starts + 1)
         return Step(state, serve_active(state, resumed=event.resumed))
-    state = demote(state, event.code, event.words, final=event.final)
+    state = demote(state, event.code, event.words)
     if state.active:
         state = replace(state, starts=1)
     then = ending(state) if state.phase in RESTING else (Report(),)
@@ -342,7 +346,6 @@ def _passed(state: SlotState, event: ProbationPassed) -> Step:
         previous=state.active,
         trial=None,
         lost=None,
-        revivals=0,
         floors=raise_floor(state.floors, trial.name, trial.security_version),
         attempts=0,
         starts=0,
@@ -362,10 +365,11 @@ def _tripped(state: SlotState, event: ProbationTripped) -> Step:
 
 def _revived(state: SlotState, _: Revived) -> Step:
     wish = lost_wish(state)
-    if wish is None:
+    if wish is None or state.lost is None:
         return Step(state)
     blocked = tuple(one for one in state.blocked if one != wish.ref.digest)
-    return begin(replace(state, revivals=state.revivals + 1, blocked=blocked), wish)
+    lost = replace(state.lost, tries=state.lost.tries + 1)
+    return begin(replace(state, lost=lost, blocked=blocked), wish)
 
 
 def _announced(state: SlotState, _: Announced) -> Step:

@@ -24,7 +24,9 @@ from edgepack_runtime.activation.events import (
 from edgepack_runtime.activation.state import (
     MAX_WORDS,
     RESTING,
+    REVOKED,
     TRIAL,
+    Lost,
     SlotState,
     Wish,
     block,
@@ -60,13 +62,14 @@ def resume_download(state: SlotState) -> Step:
 
 def _fetch(state: SlotState) -> Download:
     ref = wanted(state).ref
-    # the previous model is what a fallback may need: its files are used as they are
-    place = None if _is_previous(state, ref.digest) else state.alternative
+    place = None if _is_proven(state, ref.digest) else state.alternative
     return Download(state.install, ref, place)
 
 
-def _is_previous(state: SlotState, digest: str) -> bool:
-    return state.previous is not None and state.previous.digest == digest
+def _is_proven(state: SlotState, digest: str) -> bool:
+    """Whether a bundle worked here and its files may be all there is: they are used as they are."""
+    lost = state.lost.bundle if state.lost and not state.lost.damaged else None
+    return digest in {one.digest for one in (state.previous, lost) if one}
 
 
 def try_next(state: SlotState, words: str) -> Step | None:
@@ -76,7 +79,7 @@ def try_next(state: SlotState, words: str) -> Step | None:
         None when there is no other.
     """
     last = state.alternative + 1 >= state.alternatives
-    if last or _is_previous(state, wanted(state).ref.digest):
+    if last or _is_proven(state, wanted(state).ref.digest):
         return None
     tried = add_words(state, words)
     return download(
@@ -161,18 +164,18 @@ def fall_back(state: SlotState, code: str, words: str, *, serve: bool = True) ->
     return Step(state, (*effects, *ending(state)))
 
 
-def demote(state: SlotState, code: str, words: str, *, final: bool = False) -> SlotState:
+def demote(state: SlotState, code: str, words: str) -> SlotState:
     """The good model does not load any more: the one before it takes its place.
 
-    Without one before it, it is kept to be tried again, unless that is ``final``: a machine that
-    was short of memory for a minute must not be without a model from then on.
+    Without one before it, it is tried again later, unless it is revoked: a machine that was short
+    of memory for a minute must not be without a model from then on.
     """
     bad = state.active
     state = replace(
         state,
         active=state.previous,
         previous=None,
-        lost=bad if state.previous is None and not final else state.lost,
+        lost=Lost(bundle=bad) if bad and not state.previous and code != REVOKED else None,
         starts=0,
         blocked=block(state.blocked, bad.digest if bad else ""),
     )

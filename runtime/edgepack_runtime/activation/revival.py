@@ -2,7 +2,8 @@
 
 A model that would not load at a start may have met a machine that was short of memory for a minute.
 So its files are kept, and at growing intervals it goes the way of every bundle, through a child
-process first; a newer order or a factory bundle goes before it.
+process first; a newer order or a factory bundle goes before it. Files that are damaged are read a
+second time, and then fetched again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ def lost_wish(state: SlotState) -> Wish | None:
     lost = state.lost
     if lost is None or not lacks_model(state):
         return None
-    if state.wanted and state.wanted_digest == lost.digest:
-        return state.wanted
-    # its files are in the store
-    return Wish(ref=Ref(name=lost.name, digest=lost.digest, sources=[]), probation=PROBATION)
+    wish = state.wanted
+    if wish is None or wish.ref.digest != lost.bundle.digest:
+        ref = Ref(name=lost.bundle.name, digest=lost.bundle.digest, sources=[])
+        wish = Wish(ref=ref, probation=PROBATION)
+    return None if lost.damaged and not wish.ref.sources else wish

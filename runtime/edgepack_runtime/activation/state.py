@@ -12,6 +12,9 @@ from edgepack_contract.messages import Probation, Ref
 from edgepack_contract.states import Phase
 
 VERSION = 1
+REVOKED = "revoked-digest"
+"""The code of a bundle that the owner has revoked."""
+
 MAX_BLOCKED = 16
 MAX_SOURCES = 2
 MAX_SOURCE_CHARS = 148
@@ -43,6 +46,17 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     security_version: int
 
 
+class Lost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The last good model, which did not load at a start; ``tries`` counts those since.
+
+    The files of one that is ``damaged`` are of no use, and need not stay.
+    """
+
+    bundle: Installed
+    tries: int = 0
+    damaged: bool = False
+
+
 class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A bundle to run, and how long to watch it."""
 
@@ -56,8 +70,7 @@ class SlotState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     ``active`` and ``previous`` are good: each has passed a probation (or is the first to be tried
     again). ``trial`` is the bundle under way; it becomes ``active`` when its probation passes and
     is forgotten when it does not, so that a fallback needs no decision, only forgetting.
-    ``lost`` was the last good one and did not load at a start; while there is no other, it is kept
-    and tried again, ``revivals`` times so far.
+    ``lost`` was the last good one; while there is no other, it is kept and tried again.
 
     ``install`` numbers the installs: what was begun for an earlier one no longer counts.
     ``alternative`` is the place of the variant under way among the ``alternatives`` that this
@@ -78,8 +91,7 @@ class SlotState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     active: Installed | None = None
     previous: Installed | None = None
     trial: Installed | None = None
-    lost: Installed | None = None
-    revivals: int = 0
+    lost: Lost | None = None
     wanted: Wish | None = None
     pending: Wish | None = None
     install: int = 0
@@ -108,7 +120,8 @@ class SlotState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @property
     def keep(self) -> frozenset[str]:
         """The digests whose files must stay in the store."""
-        known = (self.active, self.previous, self.trial, self.lost)
+        lost = self.lost.bundle if self.lost and not self.lost.damaged else None
+        known = (self.active, self.previous, self.trial, lost)
         good = {one.digest for one in known if one}
         if self.phase in PREPARING and self.wanted:
             good.add(self.wanted.ref.digest)

@@ -7,6 +7,7 @@ import json
 import zlib
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from edgepack_runtime.activation.state import (
     MAX_SOURCES,
     MAX_WORDS,
     Installed,
+    Lost,
     SlotState,
     Wish,
     raise_floor,
@@ -166,6 +168,14 @@ def test_the_longest_state_fits_one_block_of_the_disk():
         boot_id="0" * 36, code="c" * 32, words="w" * MAX_WORDS,
     )  # fmt: skip
     assert len(encode(longest)) <= MAX_BYTES
+
+
+def test_what_worked_last_is_understood_of_another_version_too(journal):
+    lost = json.loads(msgspec.json.encode(Lost(bundle=made("a"), tries=3)))
+    changes = {"active": None, "previous": None, "new_field": 1, "lost": lost}
+    journal.path.write_bytes(line(**changes))
+    state = reopened(journal).load().state
+    assert (state.phase, state.lost) == (Phase.SAFE_MODE, Lost(bundle=made("a"), tries=3))
 
 
 def test_a_state_that_does_not_fit_is_refused_before_it_is_written(journal):

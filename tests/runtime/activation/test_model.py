@@ -14,6 +14,8 @@ from slot_world import World, bundle, ranked
 
 from edgepack_contract.states import Phase
 from edgepack_runtime.activation.guard import Counters
+from edgepack_runtime.activation.machine import MAX_ATTEMPTS
+from edgepack_runtime.activation.state import RESTING
 
 SIZE = 2000
 FINE = (bundle("1.0.0", size=SIZE), bundle("1.1.0", size=SIZE), bundle("1.2.0", size=SIZE))
@@ -68,6 +70,16 @@ class SlotLife(RuleBasedStateMachine):
         self.world.stop()
         self.world.start()
 
+    @precondition(lambda self: self.world.state.phase in RESTING)
+    @rule()
+    def restart_short_of_memory(self):
+        """Nothing loads at this start, all of it again when the machine has been left alone."""
+        self._deliver()
+        self.world.stop()
+        self.world.temper.load_failures.update(dict.fromkeys(GOOD, MAX_ATTEMPTS))
+        self.world.start()
+        self.world.temper.load_failures.update(dict.fromkeys(GOOD, 0))
+
     @rule()
     def fill_disk(self):
         self._deliver()
@@ -83,6 +95,7 @@ class SlotLife(RuleBasedStateMachine):
     @rule()
     def settle(self):
         self.world.settle()
+        self._wait_for_what_is_lost()
         state, serving = self.world.state, self.world.host.serving
         if serving is not None:
             assert (state.active and state.active.digest) == serving
@@ -101,9 +114,8 @@ class SlotLife(RuleBasedStateMachine):
     def some_model_answers_once_one_has_succeeded(self):
         state = self.world.state
         self.proven = self.proven or state.active is not None
-        assert (
-            self.world.host.serving is not None or not self.proven or not GOOD - set(state.blocked)
-        )
+        none_left = state.lost is not None or not GOOD - set(state.blocked)
+        assert self.world.host.serving is not None or not self.proven or none_left
 
     @invariant()
     def nothing_bad_becomes_the_good_model(self):
@@ -130,6 +142,13 @@ class SlotLife(RuleBasedStateMachine):
         if not self.world.calls.full:
             assert state.seq >= self.seq
             self.seq = state.seq
+
+    def _wait_for_what_is_lost(self):
+        until = self.world.now + 4 * 3600
+        while self.world.state.lost is not None and self.world.now < until:
+            self.world.agent.turn()
+        assert self.world.state.lost is None
+        self.world.settle()
 
     def _deliver(self):
         """A wish that waits in memory is gone with the process; the fleet would say it again."""

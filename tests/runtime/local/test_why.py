@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from edgepack_contract.messages import CandidateReported, Ref
 from edgepack_contract.states import Phase
-from edgepack_runtime.activation.state import Installed, SlotState, Wish
+from edgepack_runtime.activation.state import Installed, Lost, SlotState, Wish
 from edgepack_runtime.local.view import (
     BrokerView,
     CaptureView,
@@ -64,12 +64,13 @@ def test_every_phase_has_something_to_say(phase):
          ["misbehaved, so churn 1.0.0", "bbbbbbbbbbbb last", "retry_blocked releases it"]),
         (SlotState(phase=Phase.SAFE_MODE, code="crash-loop", words="ended 3 times"),
          ["answers 503: ended 3 times [crash-loop]", "install FILE --slot main"]),
-        (SlotState(phase=Phase.SAFE_MODE, code="load-failed", lost=GOOD, revivals=2),
+        (SlotState(phase=Phase.SAFE_MODE, code="load-failed", lost=Lost(bundle=GOOD, tries=2)),
          ["churn 1.0.0", "which worked last, is tried again from time to time, 2 times so far"]),
         (replace(RUNS, phase=Phase.PROBATION, trial=NEW, active=None),
          ["if it fails, the slot is in safe mode"]),
     ],
-    ids=["new", "emptied", "fetching", "probing", "full", "blocked", "fell-back", "safe", "lost", "first"],
+    ids=["new", "emptied", "fetching", "probing", "full", "blocked", "fell-back", "safe", "lost",
+         "first"],
 )  # fmt: skip
 def test_why(state, sentences):
     words = told(state)
