@@ -25,6 +25,7 @@ from slot_world import Crash, Sample, World, bundle, ranked
 
 from edgepack_contract.states import Phase
 from edgepack_runtime.activation.guard import Counters
+from edgepack_runtime.activation.machine import MAX_ATTEMPTS
 from edgepack_runtime.activation.state import SlotState
 from edgepack_runtime.process import next_session
 from edgepack_runtime.storage.fsio import DurableFS
@@ -105,12 +106,11 @@ class Scenario:
         self._kept(agent.state, promise)
         self._whole(root)
         agent.begin()
-        if self.before and world.host.serving is None:
-            raise LostError(f"nothing answers: {world.state}")
+        self._answers(world)
         world.settle()
         world.generation = len(self.before)
         world.wish(self.wish)
-        world.settle()
+        self._come_to_rest(world)
         phase, sample = self.ends
         if (world.state.phase, world.host.serving) != (phase, sample.digest):
             raise LostError(f"the install does not end well: {world.state}")
@@ -139,8 +139,14 @@ class Scenario:
         if agent.state.seq < promise.seq - 1:
             raise LostError(f"the copy of the record is lost: {agent.state}")
         agent.begin()
+        self._answers(world)
+
+    def _answers(self, world: World) -> None:
         if self.before and world.host.serving is None:
-            raise LostError(f"nothing answers by the copy: {world.state}")
+            raise LostError(f"nothing answers: {world.state}")
+
+    def _come_to_rest(self, world: World) -> None:
+        world.settle()
 
     def _kept(self, state: SlotState, promise: object) -> None:
         if not isinstance(promise, SlotState):
@@ -185,6 +191,47 @@ class _PromisingWorld(World):
 
         journal.save = promising
         return agent
+
+
+@dataclass(frozen=True)
+class Revival(Scenario):
+    """The only model did not load at a start; it is tried again while the power may go.
+
+    Attributes:
+        rotten: Whether its files are damaged.
+    """
+
+    rotten: bool = False
+
+    def prepare(self, root: Path) -> Tree:
+        """The disk after that start."""
+        super().prepare(root)
+        world = self.world(root, boot=1)
+        world.temper.load_failures[self.wish.digest] = 0 if self.rotten else MAX_ATTEMPTS
+        if self.rotten:
+            world.start()
+            path = world.store.model(self.wish.digest) / "model.onnx"
+            path.write_bytes(path.read_bytes()[::-1])
+        world.start()
+        if self.rotten:
+            world.run_to(Phase.REJECTED)
+        world.stop()
+        assert world.state.lost is not None
+        assert world.state.lost.damaged == self.rotten
+        return snapshot(root)
+
+    def world(self, root: Path, *, boot: int, calls: RecordingCalls | None = None) -> World:
+        """A device that reaches its fleet only where it has to."""
+        world = super().world(root, boot=boot, calls=calls)
+        world.temper.source_failures = 0 if self.rotten else 10**9
+        return world
+
+    def _answers(self, world: World) -> None:
+        if world.host.serving is None and world.state.lost is None and world.state.trial is None:
+            raise LostError(f"nothing answers or will: {world.state}")
+
+    def _come_to_rest(self, world: World) -> None:
+        _revive(world)
 
 
 class SessionScenario:
@@ -253,6 +300,19 @@ def _interrupted(world: World, wish: Sample) -> None:
     world.settle()
 
 
+def _revive(world: World) -> None:
+    """What worked last is tried until it works."""
+    until = world.now + 4 * 3600
+    while world.state.lost is not None and world.now < until:
+        world.agent.turn()
+    world.settle()
+
+
+def _start_and_revive(world: World, _wish: Sample) -> None:
+    world.start()
+    _revive(world)
+
+
 SUCCEEDED, FELL_BACK = Phase.SUCCEEDED, Phase.FELL_BACK
 SCENARIOS = {
     one.name: one
@@ -264,6 +324,8 @@ SCENARIOS = {
         Scenario("third-install", (A, B), _install, C, (SUCCEEDED, C)),
         Scenario("resume", (A,), _interrupted, LONG, (SUCCEEDED, LONG)),
         Scenario("alternatives", (A,), _install, RANKED, (SUCCEEDED, RANKED), refused=("fast",)),
+        Revival("revival", (A,), _start_and_revive, A, (SUCCEEDED, A)),
+        Revival("fetched-anew", (A,), _start_and_revive, A, (SUCCEEDED, A), rotten=True),
         SessionScenario(),
     )
 }
