@@ -20,6 +20,7 @@ from edgepack_runtime.activation.effects import EffectRunner, Surroundings
 from edgepack_runtime.activation.events import (
     Announce,
     Announced,
+    Collect,
     Effect,
     Event,
     Loaded,
@@ -103,6 +104,7 @@ class SlotAgent:
             waiting=lambda: self._inbox.waiting,
             wait=self._wait,
             state=lambda: self._state,
+            keep=lambda: self._state.keep | self._written.keep,
             status=self.status,
         )
         self._runner = EffectRunner(parts, self._timing, around)
@@ -110,7 +112,7 @@ class SlotAgent:
         self._trouble: DeviceError | None = None
         self._unwritten: Wished | None = None
         self._revival: float | None = None
-        self._state = SlotState()
+        self._state = self._written = SlotState()
         self.factory_trouble = ""
         self.attended = 0
         self._thread: threading.Thread | None = None
@@ -139,6 +141,7 @@ class SlotAgent:
         """
         found = self._parts.journal.load()
         self._parts.store.prepare()
+        self._written = found.state
         self._state = belonging(found.state, owner=self._owner, enrolment=self._enrolment)
         self._runner.suspicious = not found.fresh and not found.state.clean
 
@@ -393,17 +396,19 @@ class SlotAgent:
 
     def _write(self, state: SlotState) -> None:
         if state != self._state:
-            self._state = self._parts.journal.save(state)
+            self._state = self._written = self._parts.journal.save(state)
             self._trouble = None
 
     def _write_again(self) -> None:
         try:
-            self._state = self._parts.journal.save(self._state)
+            self._state = self._written = self._parts.journal.save(self._state)
         except DeviceError as error:
             self._trouble = error
         else:
             self._trouble = None
             self._runner.perform(Report())
+            # until now a restart would have needed what the slot has left behind
+            self._runner.perform(Collect())
 
     def _do(self, effects: tuple[Effect, ...], before: SlotState) -> None:
         if self._state.phase != Phase.PROBATION:

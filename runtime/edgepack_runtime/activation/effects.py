@@ -69,12 +69,14 @@ class Surroundings:
     """What the slot's thread lends to an effect.
 
     ``waiting`` says whether something newer has come, ``wait`` waits for that at most some seconds
-    and says the same. ``state`` and ``status`` are how the slot is now, inside and to the outside.
+    and says the same. ``state`` and ``status`` are how the slot is now, inside and to the outside;
+    ``keep`` are the digests that this state needs, and the one that is on the disk.
     """
 
     waiting: Callable[[], bool]
     wait: Callable[[float], bool]
     state: Callable[[], SlotState]
+    keep: Callable[[], frozenset[str]]
     status: Callable[[], SlotReported]
 
 
@@ -326,7 +328,7 @@ class EffectRunner:
 
     def _collect(self) -> list[str]:
         """Remove every bundle that is not needed; the digests of what went."""
-        gone = self._store.collect(self._around.state().keep)
+        gone = self._store.collect(self._around.keep())
         for digest in gone:
             self._proven.discard(digest)
             self.local.pop(digest, None)

@@ -237,6 +237,25 @@ def test_a_bad_model_is_not_kept_by_a_disk_that_takes_no_more(running, trouble):
     assert running.state.blocked == (B.digest,)
 
 
+def test_what_the_record_needs_stays_until_another_one_is_written(running):
+    running.install(B)
+    running.stop()
+    running.calls.full = True
+    running.temper.load_failures[B.digest] = 3
+    running.start()
+    assert (running.state.phase, running.host.serving) == (Phase.FELL_BACK, A.digest)
+    assert running.store.has(B.digest)
+    # the next process knows nothing of the fallback
+    running.start()
+    assert running.host.serving == B.digest
+    running.temper.load_failures[B.digest] = 3
+    running.start()
+    running.calls.full = False
+    running.agent.turn()
+    assert running.host.serving == A.digest
+    assert not running.store.has(B.digest)
+
+
 @pytest.mark.parametrize("trouble", ["full", "broken"])
 def test_a_trial_whose_attempt_cannot_be_counted_is_not_loaded(running, trouble):
     running.wish(B)
