@@ -31,6 +31,7 @@ import skops.io
 from onnx import helper
 from sklearn.linear_model import LogisticRegression
 
+from edgepack_cli.demo.ports import free_port
 from edgepack_contract.bundle import BundleFile
 from edgepack_contract.description import TensorSpec
 from edgepack_contract.layout import sign_bundle, unpack
@@ -406,13 +407,6 @@ def _ratio(title: str, ours: float, who: str, theirs: float, goal: str) -> str:
 
 def _over(title: str, ours: float, bare: float, goal: str) -> str:
     return f"| {title} | {ours:.2f} | `session.run`: {bare:.2f} | {ours - bare:.2f} over | {goal} |"
-
-
-def free_port() -> int:
-    """A port on loopback that nothing uses."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

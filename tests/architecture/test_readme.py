@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tomllib
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from edgepack_cli.demo.ports import free_port
 from edgepack_cli.main import COMMANDS as COMMAND_NAMES
 
 ROOT = Path(__file__).parents[2]
@@ -39,11 +39,6 @@ COMMANDS = [command for block in blocks(README) for command in commands(block)]
 LOCAL = [command for command in COMMANDS if not command.startswith("make ")]
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return str(server.getsockname()[1])
-
-
 def script(lines):
     """One bash session; ``+ `` on stderr says which command is next."""
     told = [f"echo {'+ ' + line!r} >&2\n{line}" for line in lines]
@@ -63,7 +58,7 @@ def test_the_commands_run_in_order(tmp_path):
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     # Port 8000 may be taken where the tests run; nothing else is changed.
     port = free_port()
-    lines = [re.sub(rf"\b{PORT}\b", port, line) for line in LOCAL]
+    lines = [re.sub(rf"\b{PORT}\b", str(port), line) for line in LOCAL]
     asks = [line for line in lines if line.startswith("curl ")]
     if shutil.which("curl") is None:
         lines = [line for line in lines if line not in asks]

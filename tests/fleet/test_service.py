@@ -17,11 +17,12 @@ from collections import Counter
 
 import msgspec
 import pytest
-from broker_process import SECONDS, Broker, Peer, free_port, wait_for
+from broker_process import SECONDS, Broker, Peer, wait_for
 from bundle_samples import PUBLISHER, fixed_key, one_variant
 from fleet_devices import FakeDevice
 from world_waiting import eventually
 
+from edgepack_cli.demo.ports import free_port
 from edgepack_contract.certificates import Authority
 from edgepack_contract.keyring import Publisher, make_keyring
 from edgepack_contract.keys import PrivateKey, write_private_key

@@ -11,12 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
-from broker_process import free_port, wait_listening
+from broker_process import wait_listening
 from world_bundles import MODEL, tiny_bundle
 from world_device import DAY_MS, FLEET, Device, keyring_file, make_home
 from world_registry import Registry
 from world_waiting import eventually
 
+from edgepack_cli.demo.ports import free_port
 from edgepack_contract.certificates import Authority
 from edgepack_contract.clock import BUILT_MS
 from edgepack_contract.keys import PrivateKey, read_private_key, write_private_key

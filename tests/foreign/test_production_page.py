@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from broker_process import free_port
+
+from edgepack_cli.demo.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "production.md").read_text(encoding="utf-8")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from world_bundles import tiny_bundle
 
+from edgepack_cli.demo.ports import free_port
 from edgepack_cli.main import COMMANDS
 from edgepack_contract.benchmark import read_benchmark
 
@@ -39,11 +40,6 @@ Host *
   GlobalKnownHostsFile /dev/null
   StrictHostKeyChecking yes
 """
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def answers(port):

@@ -10,12 +10,12 @@ import threading
 import time
 
 import pytest
-from broker_process import free_port
 from world_bundles import MODEL, ROW, tiny_bundle
 from world_device import make_home
 from world_process import Process, ask, run_to_end, running
 from world_waiting import SECONDS, eventually
 
+from edgepack_cli.demo.ports import free_port
 from edgepack_runtime.config import load_config, to_toml
 
 pytestmark = pytest.mark.e2e

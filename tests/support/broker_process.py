@@ -19,6 +19,7 @@ import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
+from edgepack_cli.demo.ports import free_port
 from edgepack_contract.messages import FleetState
 from edgepack_contract.topics import fleet_state_topic
 
@@ -79,11 +80,6 @@ class Mosquitto(Broker):
             [program, "-c", config], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         wait_listening(self.port)
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def wait_listening(port):

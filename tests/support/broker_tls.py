@@ -17,9 +17,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import paho.mqtt.client as mqtt
-from broker_process import SECONDS, Broker, free_port
+from broker_process import SECONDS, Broker
 from paho.mqtt.enums import CallbackAPIVersion
 
+from edgepack_cli.demo.ports import free_port
 from edgepack_contract.certificates import Authority, Issued
 from edgepack_contract.keys import PrivateKey, write_private_key
 from edgepack_contract.tls import FreshHandshake, client_context, read_authorities

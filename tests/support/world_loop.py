@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from bad_way import BadWay
-from broker_process import Broker, free_port
+from broker_process import Broker
 from world_bundles import MODEL, tiny_bundle
 from world_device import Device
 from world_process import Answer, Process, ask, run_to_end
 
+from edgepack_cli.demo.ports import free_port
 from edgepack_contract.keys import PrivateKey, read_private_key, read_public_key
 
 DEVICE = "pi-1"

@@ -10,13 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from broker_process import free_port
 from broker_tls import HOST, Mosquitto
 from world_bundles import MODEL, ROW
 from world_loop import Loop
 from world_process import Process, ask
 from world_waiting import SECONDS
 
+from edgepack_cli.demo.ports import free_port
 from edgepack_contract.keys import read_public_key
 
 DEVICE = "pi-1"

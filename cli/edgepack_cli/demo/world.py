@@ -20,6 +20,7 @@ from pathlib import Path
 from edgepack_cli.client import FleetClient
 from edgepack_cli.demo.clients import DeviceClient, UnixConnection
 from edgepack_cli.demo.data import Digits, Release
+from edgepack_cli.demo.ports import free_port
 from edgepack_cli.demo.supervisor import Child, Supervisor
 from edgepack_cli.errors import Exit
 from edgepack_cli.main import run
@@ -215,13 +216,6 @@ def command(*arguments: str) -> str:
     if code != 0:
         raise DemoFailedError(f"edgepack {' '.join(arguments)} ended with {code}: {err.getvalue()}")
     return out.getvalue()
-
-
-def free_port() -> int:
-    """A TCP port on loopback that nothing uses at this moment."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 def _output(*arguments: str) -> str:

@@ -12,7 +12,6 @@ import threading
 import grpc
 import numpy as np
 import pytest
-from broker_process import free_port
 from certificate_files import make_token
 from tritonclient import grpc as triton
 from tritonclient.grpc import service_pb2
@@ -21,6 +20,8 @@ from world_bundles import MODEL, ROW, tiny_bundle
 from world_device import make_home
 from world_process import ask, run_to_end, running
 from world_waiting import eventually
+
+from edgepack_cli.demo.ports import free_port
 
 pytestmark = pytest.mark.e2e
 
