@@ -26,8 +26,11 @@ from edgepack_contract.small_files import read_configured
 from edgepack_runtime import interpreter, logs
 from edgepack_runtime.config import LogConfig, OpsConfig, ServeConfig, load_config, to_toml
 from edgepack_runtime.errors import FleetError, FleetUntrustedError, StillPendingError
+from edgepack_runtime.event_loop import new_event_loop
 from edgepack_runtime.inference.errors import ModelError
 from edgepack_runtime.notify import Notifier, notifier
+
+Work = Coroutine[None, None, None]
 
 EXIT_INTERNAL = 1
 EXIT_BAD_INPUT = 3
@@ -50,9 +53,10 @@ def main() -> int:
             return 0
         logs.configure(LogConfig(), sys.stderr)
         serve = _serve_bundle if arguments.bundle else _serve_device
-        work = serve(arguments, manager)
+        listen, work = serve(arguments, manager)
         interpreter.settle()
-        asyncio.run(work)
+        with asyncio.Runner(loop_factory=partial(new_event_loop, listen.busy_poll_us)) as runner:
+            runner.run(work)
     except EdgepackError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the outermost boundary
         return exit_code(error)
@@ -96,16 +100,17 @@ def exit_code(error: EdgepackError) -> int:
             return EXIT_INTERNAL
 
 
-def _serve_device(arguments: argparse.Namespace, manager: Notifier) -> Coroutine[None, None, None]:
+def _serve_device(arguments: argparse.Namespace, manager: Notifier) -> tuple[ServeConfig, Work]:
     # what is imported stays in memory, so neither daemon imports the other
     from edgepack_runtime.process import run_device  # noqa: PLC0415
 
     reread = partial(load_config, arguments.config, os.environ)
-    logs.configure(reread().log, sys.stderr)
-    return run_device(reread, manager, os.environ.get(REASON_VARIABLE))
+    config = reread()
+    logs.configure(config.log, sys.stderr)
+    return config.serve, run_device(reread, manager, os.environ.get(REASON_VARIABLE))
 
 
-def _serve_bundle(arguments: argparse.Namespace, manager: Notifier) -> Coroutine[None, None, None]:
+def _serve_bundle(arguments: argparse.Namespace, manager: Notifier) -> tuple[ServeConfig, Work]:
     from edgepack_runtime.standalone import run_bundle  # noqa: PLC0415
 
     keyring = None
@@ -123,7 +128,8 @@ def _serve_bundle(arguments: argparse.Namespace, manager: Notifier) -> Coroutine
     )
     ops = OpsConfig(host=arguments.ops_host, port=arguments.ops_port)
     reason = os.environ.get(REASON_VARIABLE)
-    return run_bundle(arguments.bundle, listen, keyring, ops=ops, notifier=manager, reason=reason)
+    work = run_bundle(arguments.bundle, listen, keyring, ops=ops, notifier=manager, reason=reason)
+    return listen, work
 
 
 def _arguments() -> argparse.Namespace:

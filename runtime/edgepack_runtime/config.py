@@ -45,6 +45,8 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ``drain_seconds`` for load balancers that look only now and then, and then gives what is in
     flight ``grace_seconds``. With ``grpc_port`` the protocol is answered by gRPC too, on the same
     host and behind the same certificate and token; it takes the extra ``edgepack[grpc]``.
+    Where the next request came within ``busy_poll_us`` microseconds, the one after it is waited for
+    awake for so long; 0 always sleeps.
     """
 
     host: str = "127.0.0.1"
@@ -60,6 +62,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     waiting: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64
     drain_seconds: Annotated[float, msgspec.Meta(ge=0.0, le=600.0)] = 0.0
     grace_seconds: Annotated[int, msgspec.Meta(ge=0, le=600)] = 5
+    busy_poll_us: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 100
 
 
 class BatchingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
