@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 import sys
 
 import pytest
+from world_device import make_home
 
 from edgepack_contract.errors import (
     ConfigError,
@@ -35,6 +37,30 @@ from edgepack_runtime.logs import JsonFormatter
 )  # fmt: skip
 def test_the_exit_code_says_who_is_to_blame(error, code):
     assert exit_code(error("words")) == code
+
+
+LOOP = """
+import asyncio, os, sys
+import edgepack_runtime.process as process
+os.cpu_count = lambda: 2
+async def run_device(*_):
+    selector = asyncio.get_running_loop()._selector
+    print(type(selector).__name__, selector._seconds)
+process.run_device = run_device
+from edgepack_runtime.__main__ import main
+sys.exit(main())
+"""
+
+
+def test_the_loop_waits_awake_for_as_long_as_is_settled(tmp_path):
+    make_home(tmp_path / "pi", "pi", 1883)
+    config = tmp_path / "pi" / "device.toml"
+    config.write_text(config.read_text().replace("[serve]", "[serve]\nbusy_poll_us = 500"))
+    done = subprocess.run(
+        [sys.executable, "-c", LOOP, "--config", config],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "AwakeSelector 0.0005\n"), done.stderr
 
 
 def record(**changes):
