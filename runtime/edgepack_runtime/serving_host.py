@@ -89,6 +89,10 @@ class ServingHost:
         keep_previous = self._make_room(folder) and keep_previous
         self._load(folder, digest, keep_previous=keep_previous)
 
+    def wants(self, _digest: str) -> bool:
+        """What worked last is better than nothing."""
+        return True
+
     def make_room(self, _folder: Path) -> bool:
         """Nothing gives way for a model that is only tried."""
         return False
@@ -297,10 +301,14 @@ class CandidateHost(ServingHost):
 
     def serve(self, folder: Path, digest: str, *, keep_previous: bool) -> None:
         """Load the candidate; one from before that its agent would fall back to stays away."""
-        if digest != self._wanted():
+        if not self.wants(digest):
             self.unserve()
             return
         super().serve(folder, digest, keep_previous=keep_previous)
+
+    def wants(self, digest: str) -> bool:
+        """Nobody misses a candidate from before."""
+        return digest == self._wanted()
 
     def event(
         self,

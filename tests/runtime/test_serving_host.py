@@ -238,6 +238,11 @@ def test_a_candidate_that_is_no_longer_wanted_stays_away(here, one, two):
     assert here.slot.candidate.active is None
 
 
+def test_a_candidate_comes_back_by_itself_only_while_it_is_wanted(here):
+    assert (here.beside.wants(TWO), here.beside.wants(ONE)) == (True, False)
+    assert here.host.wants(ONE)
+
+
 def test_the_share_of_a_split_that_fails_goes_back_to_the_active_model(here, one, two):
     here.host.serve(one, ONE, keep_previous=True)
     here.call(lambda: here.slot.candidate.settle(CandidateMode.SPLIT, 1.0))

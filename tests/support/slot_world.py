@@ -194,6 +194,9 @@ class RecordingHost:
         self.serving = digest
         self.served.append(digest)
 
+    def wants(self, digest):
+        return digest not in self.temper.unwanted
+
     def make_room(self, folder):
         if self.serving is None or not self.temper.memory_short:
             return False
@@ -239,6 +242,7 @@ class Temper:
     probe_codes: dict[str, list[str]] = field(default_factory=dict)
     counters: dict[str | None, Counters] = field(default_factory=dict)
     golden_wrong: set[str] = field(default_factory=set)
+    unwanted: set[str] = field(default_factory=set)
     source_failures: int = 0
     throttled: bool = False
     memory_short: bool = False

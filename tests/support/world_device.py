@@ -113,7 +113,11 @@ class Device:
         return self._process
 
     def start(self) -> None:
-        """Start the daemon, once more or for the first time; it answers when this returns."""
+        """Start the daemon, once more or for the first time; it answers when this returns.
+
+        What the one before it said is forgotten: nobody must take that for the new one's word.
+        """
+        self.forget()
         config = self.home / "device.toml"
         self._process = Process(
             self.home / "daemon.log", "edgepack_cli", "run", "--config", config, **self.environ

@@ -366,7 +366,8 @@ class SlotAgent:
     def _plan_revival(self) -> None:
         """Set the time at which what worked last is tried again, if nothing works."""
         lost, timing = self._state.lost, self._timing
-        if lost is None or lost_wish(self._state) is None:
+        due = lost_wish(self._state) is not None
+        if lost is None or not due or not self._parts.host.wants(lost.bundle.digest):
             self._revival = None
         elif self._revival is None:
             wait = timing.revival.delay(lost.tries + 1, timing.rng)

@@ -24,6 +24,10 @@ class SlotHost(Protocol):
         """
         ...
 
+    def wants(self, digest: str) -> bool:
+        """Whether a bundle that worked here, and is lost, may come back by itself."""
+        ...
+
     def make_room(self, folder: Path) -> bool:
         """Let the model that answers go when memory is too short to try ``folder`` beside it.
 

@@ -241,9 +241,8 @@ def _decline(state: SlotState, wish: Wish, code: str, words: str) -> Step:
 
 def _downloaded(state: SlotState, event: Downloaded) -> Step:
     bundle = event.bundle
-    recorded = state.previous and state.previous.digest == bundle.digest
     floor = max(event.floor, state.floor(bundle.name))
-    if bundle.security_version < floor and not recorded:
+    if bundle.security_version < floor and bundle.digest not in state.recorded:
         words = (
             f"{bundle.version} has security version {bundle.security_version}, but this device has "
             f"run {bundle.name} of {floor}; only a new epoch of the keyring lets it go back"

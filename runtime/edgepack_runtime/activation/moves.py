@@ -68,8 +68,8 @@ def _fetch(state: SlotState) -> Download:
 
 def _is_proven(state: SlotState, digest: str) -> bool:
     """Whether a bundle worked here and its files may be all there is: they are used as they are."""
-    lost = state.lost.bundle if state.lost and not state.lost.damaged else None
-    return digest in {one.digest for one in (state.previous, lost) if one}
+    damaged = state.lost is not None and state.lost.damaged
+    return digest in state.recorded and not damaged
 
 
 def try_next(state: SlotState, words: str) -> Step | None:

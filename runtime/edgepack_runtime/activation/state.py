@@ -128,6 +128,12 @@ class SlotState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return frozenset(good)
 
     @property
+    def recorded(self) -> frozenset[str]:
+        """The digests of what worked here before what is active now, or last."""
+        lost = self.lost.bundle if self.lost else None
+        return frozenset(one.digest for one in (self.previous, lost) if one)
+
+    @property
     def name(self) -> str | None:
         """The bundle name that the slot is bound to; an empty slot is bound to none."""
         if self.active:

@@ -208,6 +208,20 @@ def test_damaged_files_that_nobody_has_are_not_asked_for(rotten):
     assert (rotten.state.phase, rotten.state.install) == (Phase.SAFE_MODE, installs)
 
 
+def test_one_that_nobody_wants_stays_away(lost):
+    lost.temper.unwanted.add(A.digest)
+    installs = lost.state.install
+    wait(lost, 7200)
+    assert (lost.state.phase, lost.state.install) == (Phase.SAFE_MODE, installs)
+
+
+def test_a_floor_does_not_hold_it_back(lost):
+    lost.agent._runner._floor_elsewhere = lambda name: {"digits": 99}[name]
+    wait(lost, 150)
+    lost.settle()
+    assert (lost.state.phase, lost.host.serving) == (Phase.SUCCEEDED, A.digest)
+
+
 def test_a_slot_that_is_emptied_forgets_it(lost):
     lost.agent.empty()
     lost.settle()
