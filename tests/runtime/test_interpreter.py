@@ -12,7 +12,10 @@ import edgepack_runtime.daemon
 from edgepack_runtime import __main__, interpreter
 
 seen = []
-__main__.asyncio.run = lambda work: (work.close(), seen.append(sys.getswitchinterval()))
+def run(_, work):
+    work.close()
+    seen.append(sys.getswitchinterval())
+__main__.asyncio.Runner.run = run
 sys.argv = ["edgepack run", "--bundle", "none.edgepack"]
 before = len(gc.get_objects())
 assert __main__.main() == 0

@@ -69,6 +69,9 @@ def test_every_schedule_ends_in_the_right_bytes_or_a_clean_error(device, registr
     device.agent._parts.installer.verify(A.ref())
 
 
+CUT_AFTER, HEADS_AND_DOCUMENTS = 60_000, 12_000
+
+
 @pytest.mark.parametrize("kind", [Kind.CUT, Kind.RESET, Kind.STALL, Kind.HALF_OPEN])
 def test_nothing_is_sent_twice(device, registry, kind):
     """A download that is cut every 60,000 bytes costs its bytes once, and its heads."""
@@ -80,14 +83,15 @@ def test_nothing_is_sent_twice(device, registry, kind):
             tries += 1
             assert tries < 20
             # no document is as large as that
-            proxy.toxics = [Toxic(kind, 60_000)] * 40
+            proxy.toxics = [Toxic(kind, CUT_AFTER)] * 40
             try:
                 fetch(device, proxy.address)
             except TransientSourceError:
                 continue
         assert tries > 4
-        heads_and_documents = 12_000
-        assert proxy.passed < whole + tries * heads_and_documents
+        # a reset throws away what has come and was not read yet, which a slow machine has more of
+        thrown_away = CUT_AFTER if kind is Kind.RESET else 0
+        assert proxy.passed < whole + tries * (HEADS_AND_DOCUMENTS + thrown_away)
     device.agent._parts.installer.verify(A.ref())
 
 
