@@ -45,8 +45,8 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ``drain_seconds`` for load balancers that look only now and then, and then gives what is in
     flight ``grace_seconds``. With ``grpc_port`` the protocol is answered by gRPC too, on the same
     host and behind the same certificate and token; it takes the extra ``edgepack[grpc]``.
-    Where the next request came within ``busy_poll_us`` microseconds, the one after it is waited for
-    awake for so long; 0 always sleeps.
+    Where requests come within ``busy_poll_us`` microseconds of the wait for them, the next one is
+    waited for awake for so long; 0 always sleeps.
     """
 
     host: str = "127.0.0.1"

@@ -3,18 +3,20 @@
 A process that sleeps until the next request has to be woken for it, and comes back to caches that
 others have used: together longer than all else that a small request takes. So a wait begins with
 looking again and again, as busy polling of sockets does (``SO_BUSY_POLL``, socket(7)), but only
-where the wait before it was as short: the forecast of Linux's haltpoll governor. A daemon whose
+where the waits before it were as short: the forecast of Linux's haltpoll governor. A daemon whose
 callers pause for longer sleeps as ever.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import selectors
 import time
 from collections.abc import Callable
+
+SHORT_WAITS = 2
+"""So many in a row make another one likely. One does not: a body often follows its head."""
 
 
 class AwakeSelector(selectors.DefaultSelector):
@@ -28,18 +30,18 @@ class AwakeSelector(selectors.DefaultSelector):
     def __init__(self, seconds: float, clock: Callable[[], float] = time.perf_counter) -> None:
         super().__init__()
         self._seconds, self._clock = seconds, clock
-        self._waited = math.inf
+        self._short = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """See :meth:`selectors.BaseSelector.select`."""
         if timeout is not None and timeout <= 0:
             return super().select(timeout)
         begun = self._clock()
-        ready = self._look(begun, timeout) if self._waited < self._seconds else []
+        ready = self._look(begun, timeout) if self._short >= SHORT_WAITS else []
         if not ready:
             left = None if timeout is None else max(0.0, timeout - (self._clock() - begun))
             ready = super().select(left)
-        self._waited = self._clock() - begun
+        self._short = self._short + 1 if self._clock() - begun < self._seconds else 0
         return ready
 
     def _look(self, begun: float, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
