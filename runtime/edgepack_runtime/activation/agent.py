@@ -325,9 +325,10 @@ class SlotAgent:
         runner, timing = self._runner, self._timing
         if runner.watch is not None or runner.shadow_ends is not None:
             return timing.watching
-        if self._revival is not None:
-            return min(timing.idle, max(0.0, self._revival - timing.clock()))
-        return timing.unwritten if self._unwritten else timing.idle
+        most = timing.unwritten if self._unwritten else timing.idle
+        return (
+            most if self._revival is None else min(most, max(0.0, self._revival - timing.clock()))
+        )
 
     def _take_factory(self) -> bool:
         """Ask for the factory bundle when nothing works and it may; whether that was done."""

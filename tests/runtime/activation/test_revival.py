@@ -113,6 +113,15 @@ def test_an_order_that_comes_as_its_time_does_goes_first(lost):
     assert lost.host.serving == B.digest
 
 
+def test_an_order_that_waits_for_room_is_tried_as_often_as_ever(lost):
+    lost.calls.full = True
+    lost.wish(B)
+    lost.agent.turn()
+    before = lost.now
+    lost.agent.turn()
+    assert lost.now - before == Timing().unwritten
+
+
 def test_an_order_that_fails_does_not_end_it(lost):
     lost.temper.counters[B.digest] = Counters(requests=100, errors=50)
     lost.wish(B)
